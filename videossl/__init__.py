@@ -1,0 +1,18 @@
+"""videossl learns video representations without labels and scores them by tracking.
+
+Importing the package loads nothing heavy: torch comes with the first attribute that needs it.
+"""
+
+from typing import Any
+
+from videossl.version import __version__
+
+__all__ = ["__version__", "load_encoder"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_encoder":
+        from videossl.engine.checkpoint import load_encoder
+
+        return load_encoder
+    raise AttributeError(f"module 'videossl' has no attribute {name!r}")

@@ -1,0 +1,63 @@
+"""`videossl COMMAND ...`, the same as `python -m videossl` and `torchrun ... -m videossl`.
+
+Each file in `videossl/commands/` is one command: HELP, add_arguments(parser), run(args). Only the command asked for
+is imported, so that `scan` never waits for torch.
+"""
+
+import argparse
+import importlib
+import logging
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from videossl import commands
+from videossl.errors import UserError
+from videossl.version import __version__
+
+COMMANDS = {
+    "scan": "list the videos of folders in a manifest: size, rate, length, sound or broken",
+    "train": "train an encoder on pretext tasks, on one process or under torchrun",
+    "track": "propagate first-frame masks with an encoder and score J and F",
+    "score": "score mask PNGs of any method: J, F, mean, recall, decay",
+    "synthesize": "render the embedded synthetic videos and a DAVIS-layout tree",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0 done, 2 the user's input must change."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="videossl",
+        description="Learn video representations without labels; score them by tracking.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    available = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    for name, help_text in COMMANDS.items():
+        if name not in available:
+            continue
+        subparser = subparsers.add_parser(
+            name,
+            help=help_text,
+            description=help_text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if arguments[:1] == [name]:
+            module = importlib.import_module(f"videossl.commands.{name}")
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    namespace = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return namespace.run(namespace) or 0
+    except UserError as error:
+        print(f"videossl {namespace.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"videossl {namespace.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""RGB to CIE Lab, and the one input form of every encoder here.
+
+Encoders see Lab normalised so that each channel is about unit range: L to (L - 45) / 24 and a, b to / 20, L in [0, 100].
+A grey input is the same tensor with a and b zeroed, and hiding one chroma channel (MAST, Lai et al. CVPR 2020) is
+zeroing it: all tasks share one stem, and a view can be proved to carry no colour.
+"""
+
+import torch
+from torch import Tensor
+
+LAB_OFFSET = (45.0, 0.0, 0.0)
+LAB_SCALE = (24.0, 20.0, 20.0)
+
+# IEC 61966-2-1 (sRGB, D65): linear RGB to XYZ, each row divided by the white point.
+_RGB_TO_XYZ = (
+    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
+)
+
+
+def rgb_to_lab(rgb: Tensor, dim: int = -3) -> Tensor:
+    """CIE Lab (D65) of sRGB in [0, 1], channels on axis `dim`: L in [0, 100], a and b about [-128, 127], float."""
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+    red, green, blue = linear.unbind(dim)
+    xyz = [row[0] * red + row[1] * green + row[2] * blue for row in _RGB_TO_XYZ]
+    threshold = (6 / 29) ** 3
+    fx, fy, fz = (
+        torch.where(
+            v > threshold, v.clamp_min(threshold) ** (1 / 3), v / (3 * (6 / 29) ** 2) + 4 / 29
+        )
+        for v in xyz
+    )
+    return torch.stack((116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)), dim)
+
+
+def normalize_lab(lab: Tensor, dim: int = -3) -> Tensor:
+    """Lab to the encoders' input form, same shape."""
+    shape = [1] * lab.ndim
+    shape[dim] = 3
+    offset = lab.new_tensor(LAB_OFFSET).view(shape)
+    scale = lab.new_tensor(LAB_SCALE).view(shape)
+    return (lab - offset) / scale
+
+
+def encoder_input(rgb_uint8: Tensor, dim: int = -3) -> Tensor:
+    """uint8 RGB in [0, 255], channels on axis `dim`, to the normalised Lab that encoders read, float32, same shape."""
+    return normalize_lab(rgb_to_lab(rgb_uint8.float() / 255, dim), dim)
