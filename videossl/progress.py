@@ -1,7 +1,7 @@
 """Progress of a long loop: a bar on a terminal, a plain line every tenth of the way elsewhere (logs, pipes, CI)."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TextIO, TypeVar
 
 from rich.console import Console
@@ -23,7 +23,7 @@ def track(
     `total` is taken from `len(iterable)` where that exists. Without it the terminal shows a count and plain output says
     only the number at the end.
     """
-    if total is None and hasattr(iterable, "__len__"):
+    if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     stream = sys.stderr if stream is None else stream
     if stream.isatty():
