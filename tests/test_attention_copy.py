@@ -1,0 +1,196 @@
+"""attention_copy against a slow dense loop, its gradient, and where the pointer goes."""
+
+import itertools
+import resource
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from videossl.models.attention_copy import attention_copy
+
+
+def dense_loop(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    temperature: float,
+    radius: int | None,
+    mask: str,
+    top_k: int | None,
+    unmasked_frames: int,
+) -> Tensor:
+    """The definition, one query cell at a time."""
+    num_rows, num_frames, num_values, height, width = values.shape
+    out = torch.zeros(num_rows, num_values, height, width, dtype=query.dtype)
+    for n, y, x in itertools.product(range(num_rows), range(height), range(width)):
+        logits, read = [], []
+        similarity = torch.einsum("d,mdij->mij", query[n, :, y, x], keys[n]) / temperature
+        for m, i, j in itertools.product(range(num_frames), range(height), range(width)):
+            if radius is not None and m >= unmasked_frames:
+                if mask == "square" and max(abs(i - y), abs(j - x)) > radius:
+                    continue
+                if mask == "circle" and (i - y) ** 2 + (j - x) ** 2 >= radius**2:
+                    continue
+            logits.append(similarity[m, i, j])
+            read.append(values[n, m, :, i, j])
+        weights, cells = torch.stack(logits), torch.stack(read)
+        if top_k is not None and top_k < len(weights):
+            weights, order = weights.topk(top_k)
+            cells = cells[order]
+        out[n, :, y, x] = weights.softmax(0) @ cells
+    return out
+
+
+def random_inputs(
+    num_rows: int = 2,
+    num_frames: int = 3,
+    dim: int = 5,
+    num_values: int = 2,
+    height: int = 7,
+    width: int = 8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(num_rows, dim, height, width, generator=generator)
+    keys = torch.randn(num_rows, num_frames, dim, height, width, generator=generator)
+    values = torch.randn(num_rows, num_frames, num_values, height, width, generator=generator)
+    return query, keys, values
+
+
+@pytest.mark.parametrize("max_bytes", [2**27, 1])
+@pytest.mark.parametrize("top_k", [None, 1, 4, 1000])
+@pytest.mark.parametrize(
+    ("radius", "mask", "unmasked_frames"),
+    [
+        (None, "square", 0),
+        (0, "square", 0),
+        (2, "square", 0),
+        (3, "circle", 0),
+        (2, "square", 1),
+        (2, "circle", 1),
+    ],
+)
+def test_equals_the_dense_loop(
+    radius: int | None, mask: str, unmasked_frames: int, top_k: int | None, max_bytes: int
+) -> None:
+    query, keys, values = random_inputs()
+    expected = dense_loop(query, keys, values, 0.3, radius, mask, top_k, unmasked_frames)
+    got = attention_copy(
+        query,
+        keys,
+        values,
+        temperature=0.3,
+        radius=radius,
+        mask=mask,
+        top_k=top_k,
+        unmasked_frames=unmasked_frames,
+        max_bytes=max_bytes,
+    )
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(3, 4), (1, 17), (9, 19), (7, 6)])
+def test_any_frame_size_equals_the_dense_loop(size: tuple[int, int]) -> None:
+    query, keys, values = random_inputs(num_rows=1, num_frames=2, height=size[0], width=size[1])
+    expected = dense_loop(query, keys, values, 0.5, 4, "square", 6, 0)
+    got = attention_copy(query, keys, values, temperature=0.5, radius=4, top_k=6)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_bytes", [2**27, 64])
+@pytest.mark.parametrize(
+    ("radius", "top_k", "unmasked_frames"), [(None, None, 0), (2, None, 1), (1, 3, 0), (1, 3, 1)]
+)
+def test_gradient_is_exact(
+    radius: int | None, top_k: int | None, unmasked_frames: int, max_bytes: int
+) -> None:
+    inputs = [t.double().requires_grad_() for t in random_inputs(1, 2, 3, 2, 3, 7)]
+    assert torch.autograd.gradcheck(
+        lambda q, k, v: attention_copy(
+            q,
+            k,
+            v,
+            temperature=0.7,
+            radius=radius,
+            top_k=top_k,
+            unmasked_frames=unmasked_frames,
+            max_bytes=max_bytes,
+        ),
+        inputs,
+        fast_mode=True,
+    )
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (2, -1), (-3, 3)])
+def test_pointer_follows_shifted_features(shift: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = functional.normalize(torch.randn(1, 32, 20, 24, generator=generator), dim=1)
+    moved = features.roll(shift, (2, 3))
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    place = torch.stack((y, x))[None, None]
+    pointer = attention_copy(moved, features[:, None], place, temperature=0.01, radius=4)
+    inner = pointer[0, :, 4:-4, 4:-4] - place[0, 0, :, 4:-4, 4:-4]
+    expected = -torch.tensor(shift, dtype=torch.float32)[:, None, None].expand_as(inner)
+    torch.testing.assert_close(inner, expected, atol=1e-3, rtol=0)
+
+
+def test_moves_beyond_the_radius_are_not_found() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = functional.normalize(torch.randn(1, 32, 20, 24, generator=generator), dim=1)
+    places = torch.arange(480.0).view(1, 1, 1, 20, 24)
+    copied = attention_copy(
+        features.roll(6, 3), features[:, None], places, temperature=0.01, radius=5, top_k=1
+    )
+    found = copied[0, 0, 6:-6, 6:-6] == places[0, 0, 0].roll(6, 1)[6:-6, 6:-6]
+    assert not found.any()
+
+
+def test_top_k_is_taken_over_the_whole_memory() -> None:
+    query = torch.ones(1, 1, 1, 1)
+    keys = torch.tensor([3.0, 2.0, 1.0]).view(1, 3, 1, 1, 1)
+    values = torch.eye(3).view(1, 3, 3, 1, 1)
+    copied = attention_copy(query, keys, values, temperature=1.0, radius=1, top_k=2).flatten()
+    assert copied[2] == 0
+    torch.testing.assert_close(copied[:2], torch.tensor([3.0, 2.0]).softmax(0))
+
+
+def test_bfloat16_features_are_compared_in_float32() -> None:
+    query, keys, values = (t.bfloat16() for t in random_inputs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = attention_copy(query, keys, values, temperature=0.05, radius=2)
+    expected = attention_copy(
+        query.float(), keys.float(), values.float(), temperature=0.05, radius=2
+    )
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"radius": -1}, "radius"),
+        ({"mask": "star"}, "square or circle"),
+        ({"top_k": 0}, "top_k"),
+    ],
+)
+def test_settings_out_of_range_fail(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention_copy(*random_inputs(), **{"temperature": 1.0, **change})
+
+
+def test_values_of_another_size_fail() -> None:
+    query, keys, values = random_inputs()
+    with pytest.raises(ValueError, match="values must be"):
+        attention_copy(query, keys, values[:, :, :, 1:], temperature=1.0)
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="needs getrusage")
+def test_peak_memory_stays_far_below_the_dense_matrix() -> None:
+    query, keys, values = random_inputs(1, 8, 64, 2, 60, 106)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        attention_copy(query, keys, values, temperature=0.05, radius=12, top_k=10)
+    grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown_bytes < 400e6  # the dense matrix alone is 1.3 GB
