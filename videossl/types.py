@@ -7,6 +7,7 @@ D embedding, M memory frames, O objects.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -117,17 +118,48 @@ class Views:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's answer on its rows: a scalar loss with gradient, and detached scalar metrics on the device.
+    """A task's answer on its rows: a scalar loss with gradient, and detached tallies on the device.
 
-    Each metric is a mean over the local rows; `chance` is what guessing without looking scores on `accuracy`.
+    A tally is (2, G): sums and counts per group, made by `tally`. Adding tallies over batches and ranks and then taking
+    `tally_value` gives the exact mean over all of them. `accuracy` and `chance` are always among them: chance is what
+    the best guess that does not look at the input scores on `accuracy`.
     """
 
     loss: Tensor
-    metrics: dict[str, Tensor]
-    chance: float
+    tallies: dict[str, Tensor]
 
     def __post_init__(self) -> None:
         if self.loss.ndim != 0:
             raise ValueError(f"a task's loss must be a scalar, got shape {tuple(self.loss.shape)}")
-        if any(metric.requires_grad for metric in self.metrics.values()):
-            raise ValueError("a task's metrics must be detached: they would keep the graph alive")
+        for name, value in self.tallies.items():
+            if value.requires_grad or value.ndim != 2 or len(value) != 2:
+                raise ValueError(
+                    f"tally {name!r} must be detached and (2, G), got {tuple(value.shape)}"
+                )
+        if missing := {"accuracy", "chance"} - self.tallies.keys():
+            raise ValueError(f"a task must tally {sorted(missing)}")
+
+
+def tally(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(2, 1): the weighted sum of `values` and the sum of the weights (1 each if not given)."""
+    values = values.detach().float()
+    weights = (
+        torch.ones_like(values) if weights is None else weights.detach().float().expand_as(values)
+    )
+    return torch.stack([(values * weights).sum(), weights.sum()]).unsqueeze(1)
+
+
+def tally_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """(2, num_classes): sums and counts of `values` by class; its `tally_value` weighs every class alike."""
+    values, classes = values.detach().float().flatten(), classes.flatten()
+    sums = values.new_zeros(2, num_classes)
+    sums[0].index_add_(0, classes, values)
+    sums[1].index_add_(0, classes, torch.ones_like(values))
+    return sums
+
+
+def tally_value(tallied: Tensor) -> float:
+    """The mean over the groups that were seen of sum / count; nan if none was."""
+    sums, counts = tallied.double().cpu()
+    seen = counts > 0
+    return float((sums[seen] / counts[seen]).mean()) if bool(seen.any()) else float("nan")

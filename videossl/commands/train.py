@@ -1,0 +1,43 @@
+"""`videossl train --config C key=value ...`, alone or under torchrun."""
+
+import argparse
+import logging
+import os
+
+EXAMPLE = """examples:
+  videossl train --config configs/demo.yaml data.manifest=videos.parquet out=runs/first
+  torchrun --nproc_per_node=8 -m videossl train --config configs/real_small.yaml data.manifest=videos.parquet out=runs/a
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--config", required=True, help="a file of configs/, or your own")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
+    )
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains to the config's last step; an existing run of the same config is resumed."""
+    import torch
+
+    from videossl.config import load_config
+    from videossl.distributed import launched_world
+    from videossl.engine.trainer import Trainer
+
+    config = load_config(args.config, args.overrides)
+    with launched_world(config.device) as world:
+        if not world.is_main:
+            logging.getLogger("videossl").setLevel(logging.WARNING)
+        if world.device.type == "cpu":
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            cores = (
+                len(os.sched_getaffinity(0))
+                if hasattr(os, "sched_getaffinity")
+                else os.cpu_count() or 1
+            )
+            torch.set_num_threads(config.train.threads_per_process or max(1, cores // processes))
+        Trainer(config, world).run()
+    return 0

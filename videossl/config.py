@@ -1,0 +1,188 @@
+"""Every knob on one page: strict models, YAML files and key.path=value overrides.
+
+Unknown keys are errors that name the path and the nearest key; a task's own settings are checked by the task's Config.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from videossl.errors import UserError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderSection(Section):
+    name: str = Field(
+        "tiny", description="tiny, slow_r50, x3d_s, csn_r101, r3d_18, r2plus1d_18 or s3d"
+    )
+    keep_time: bool = Field(
+        True, description="temporal stride 1 everywhere: features for each frame"
+    )
+    max_stride: Literal[4, 8, 16, 32] | None = Field(
+        None, description="pixels per cell at most; null: as published"
+    )
+
+
+class DecodeSection(Section):
+    backend: Literal["auto", "torchcodec", "pyav", "decord"] = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+class DataSection(Section):
+    manifest: str | None = Field(None, description="written by `videossl scan`")
+    short_side: int = Field(144, ge=16, description="pixels: frames are decoded at this size")
+    videos_per_step: int = Field(
+        8, ge=1, description="global batch: over all processes, before accumulation"
+    )
+    num_workers: int = Field(
+        2, ge=0, description="decoding processes (threads with decode.device=cuda) per rank"
+    )
+    holdout_fraction: float = Field(
+        0.15, ge=0, lt=1, description="share of source groups never trained on"
+    )
+    max_bad_fraction: float = Field(
+        0.1, ge=0, le=1, description="of videos that fail to decode before the run stops"
+    )
+    timeout_seconds: float = Field(300, gt=0, description="without a batch before the run stops")
+
+
+class AugmentSection(Section):
+    border: float = Field(0.04, ge=0, lt=0.4)
+    min_scale: float = Field(0.6, gt=0, le=1)
+    flip: bool = True
+    clip_shift: float = Field(0.05, ge=0, lt=0.5)
+    brightness: float = Field(8.0, ge=0)
+    contrast: float = Field(0.2, ge=0, lt=1)
+    saturation: float = Field(0.2, ge=0, lt=1)
+    hue_degrees: float = Field(8.0, ge=0, le=180)
+
+
+class OptimSection(Section):
+    lr: float = Field(1e-3, gt=0, description="peak; not scaled by the batch")
+    weight_decay: float = Field(1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup_steps: int = Field(50, ge=0)
+    final_lr_share: float = Field(
+        0.0, ge=0, le=1, description="of the peak, at the end of the cosine"
+    )
+    clip_norm: float = Field(5.0, gt=0)
+
+
+class TrainSection(Section):
+    steps: int = Field(300, ge=1)
+    accumulate: int = Field(1, ge=1, description="batches per optimiser step")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 on GPUs, fp32 on CPUs"
+    )
+    sync_batchnorm: bool = Field(False, description="share batch statistics over GPUs")
+    log_every: int = Field(10, ge=1)
+    save_every: int = Field(100, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+    evaluate_every: int = Field(100, ge=1)
+    evaluate_batches: int = Field(8, ge=1, description="of videos_per_step held-out clips each")
+    threads_per_process: int | None = Field(
+        None, ge=1, description="of torch on CPUs; null: cores / processes"
+    )
+
+
+class Config(Section):
+    out: str = Field(description="folder of the run")
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    encoder: EncoderSection = EncoderSection()
+    decode: DecodeSection = DecodeSection()
+    data: DataSection = DataSection()
+    augment: AugmentSection = AugmentSection()
+    tasks: dict[str, dict[str, Any]] = Field(
+        min_length=1, description="task name: its own settings"
+    )
+    optim: OptimSection = OptimSection()
+    train: TrainSection = TrainSection()
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """A config file with `key.path=value` overrides applied; raises UserError naming path, value and remedy."""
+    return validate(Config, with_overrides(read_yaml(path), overrides))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping of a YAML file; raises UserError if it is missing or is none."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise UserError(f"config {path} cannot be read: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(
+            f"config {path} must hold sections such as `tasks:`, got {type(values).__name__}"
+        )
+    return values
+
+
+def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `values` with each `key.path=value` set, values read as YAML (`tasks.x=null` removes the task x)."""
+    result: dict[str, Any] = yaml.safe_load(yaml.safe_dump(dict(values)))
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path:
+            raise UserError(
+                f"override {override!r} must be key.path=value, for example train.steps=100"
+            )
+        *parents, leaf = path.split(".")
+        section = result
+        for parent in parents:
+            if section.get(parent) is None:
+                section[parent] = {}
+            section = section[parent]
+            if not isinstance(section, dict):
+                raise UserError(f"override {override!r}: {parent} is a value, not a section")
+        if parents == ["tasks"] and yaml.safe_load(text) is None:
+            section.pop(leaf, None)
+        else:
+            section[leaf] = yaml.safe_load(text)
+    return result
+
+
+def validate(model: type[Model], values: Mapping[str, Any], path: str = "") -> Model:
+    """`model` of these values; raises a UserError of one line that names the first bad path.to.key, what was got, what is
+    allowed, and for an unknown key the nearest one."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(model, error, path)) from error
+
+
+def _explain(model: type[BaseModel], error: ValidationError, path: str) -> str:
+    details = error.errors()
+    first = details[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join([path, *location] if path else location)
+    if first["type"] == "extra_forbidden":
+        known = sorted(_section_at(model, location[:-1]).model_fields)
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
+        text = f"{key} is not a setting; {hint}"
+    elif first["type"] == "missing":
+        text = f"{key} is not set and has no default; pass {key}=... or write it into the config"
+    else:
+        text = f"{key}: got {first['input']!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
+    return text + (f" (and {len(details) - 1} more)" if len(details) > 1 else "")
+
+
+def _section_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+    return model

@@ -1,0 +1,106 @@
+"""From a Config to modules and data: the one place where names become objects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from videossl.config import Config, validate
+from videossl.data.dataset import ClipDataset
+from videossl.data.manifest import VideoEntry, read_manifest
+from videossl.data.transforms import Augmentation
+from videossl.engine.multitask import MultiTask
+from videossl.errors import UserError
+from videossl.models.encoder import STAGES, Encoder, EncoderSpec
+from videossl.pretext import load
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import fold
+
+
+def task_configs(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskConfig]:
+    """Each task's settings checked by its own Config; raises UserError naming tasks.<name>.<key>."""
+    configs = {
+        name: validate(load(name).Config, settings or {}, f"tasks.{name}")
+        for name, settings in tasks.items()
+    }
+    for name, config in configs.items():
+        if config.stage not in STAGES:
+            raise UserError(
+                f"tasks.{name}.stage: got {config.stage!r}; allowed: {', '.join(STAGES)}"
+            )
+    return configs
+
+
+def build_model(config: Config) -> MultiTask:
+    """The encoder, up to the deepest stage that a task reads, and the tasks; torch's global seed must be set before."""
+    configs = task_configs(config.tasks)
+    deepest = max((c.stage for c in configs.values()), key=STAGES.index)
+    spec = EncoderSpec(
+        config.encoder.name, deepest, config.encoder.keep_time, config.encoder.max_stride
+    )
+    tracking = [configs[name].stage for name in configs if load(name).wants_tracking]
+    encoder = Encoder(spec, track_stage=tracking[0] if tracking else None)
+    tasks: dict[str, PretextTask] = {}
+    for name, task_config in configs.items():
+        try:
+            tasks[name] = load(name)(task_config, encoder.stages)
+        except ValueError as error:
+            raise UserError(f"tasks.{name}: {error}") from error
+    return MultiTask(encoder, tasks, {name: c.weight for name, c in configs.items()})
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out videos of one manifest; whole source groups are on one side."""
+
+    train: list[VideoEntry]
+    heldout: list[VideoEntry]
+
+
+def split_by_group(entries: list[VideoEntry], fraction: float, seed: int) -> Split:
+    """Holds out the groups that come first in a keyed order until `fraction` of the videos is reached."""
+    groups: dict[str, list[VideoEntry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
+    train: list[VideoEntry] = []
+    heldout: list[VideoEntry] = []
+    for group in sorted(groups, key=lambda g: fold(seed, "holdout", g)):
+        held = len(heldout) + len(groups[group]) <= fraction * len(entries)
+        (heldout if held else train).extend(groups[group])
+    return Split(train, heldout)
+
+
+def build_datasets(config: Config, model: MultiTask) -> tuple[ClipDataset, ClipDataset | None]:
+    """The training and the held-out dataset (None without holdout) of the config's manifest."""
+    if config.data.manifest is None:
+        raise UserError(
+            "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
+        )
+    split = split_by_group(
+        read_manifest(Path(config.data.manifest)), config.data.holdout_fraction, config.seed
+    )
+    if config.data.holdout_fraction > 0 and not split.heldout:
+        raise UserError(
+            f"data.holdout_fraction {config.data.holdout_fraction:g} holds out no whole source group of "
+            f"{config.data.manifest}: add videos, raise it, or set it to 0 to go without held-out metrics"
+        )
+    specs = [task.clip_spec for _, task in model.named_tasks()]
+
+    def dataset(entries: list[VideoEntry], *, shuffle: bool) -> ClipDataset:
+        return ClipDataset(
+            entries,
+            specs,
+            seed=config.seed,
+            short_side=config.data.short_side,
+            backend=config.decode.backend,
+            device=config.decode.device,
+            shuffle=shuffle,
+        )
+
+    heldout = dataset(split.heldout, shuffle=False) if split.heldout else None
+    return dataset(split.train, shuffle=True), heldout
+
+
+def build_augmentation(config: Config) -> Augmentation:
+    """The augment section as the transforms want it."""
+    return Augmentation(**config.augment.model_dump())

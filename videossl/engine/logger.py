@@ -1,0 +1,104 @@
+"""What a run says: lines on the log and in train.log, metrics.jsonl, TensorBoard, and a bar on a terminal.
+
+Only the main rank writes. A line is written every `log_every` steps: nothing is read from the device in between.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger("videossl")
+
+
+class RunLogger:
+    """Writes a run's folder; on ranks other than the main one it does nothing."""
+
+    def __init__(self, out: Path, *, is_main: bool, first_step: int, total_steps: int) -> None:
+        self.is_main = is_main
+        self._bar: Progress | None = None
+        if not is_main:
+            return
+        self._jsonl = (out / "metrics.jsonl").open("a", buffering=1)
+        self._file = logging.FileHandler(out / "train.log")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(self._file)
+        self._tensorboard = SummaryWriter(str(out / "tb"), purge_step=first_step)
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("train"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(file=sys.stderr))
+            self._bar_task = self._bar.add_task("train", total=total_steps, completed=first_step)
+            self._bar.start()
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar_task, completed=step)
+
+    def write(self, step: int, line: str, values: Mapping[str, Any], prefix: str = "") -> None:
+        """One line for people, one JSON object for programs, one point per number for TensorBoard."""
+        if not self.is_main:
+            return
+        self.say(line)
+        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in flatten(values):
+            self._tensorboard.add_scalar(prefix + name, value, step)
+
+    def say(self, line: str) -> None:
+        """A line for people only."""
+        if not self.is_main:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+            self._file.handle(log.makeRecord("videossl", logging.INFO, "", 0, line, (), None))
+        else:
+            log.info(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self.is_main:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+        self._jsonl.close()
+        self._tensorboard.close()
+        log.removeHandler(self._file)
+        self._file.close()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers of nested mappings with their path: {"a": {"b": 1}} to [("a/b", 1.0)]."""
+    flat: list[tuple[str, float]] = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.extend(flatten(value, f"{prefix}{name}/"))
+        elif isinstance(value, int | float):
+            flat.append((prefix + name, float(value)))
+    return flat
+
+
+def describe_tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
+    """`order_verification loss 0.693 acc 0.51 (chance 0.50)  arrow_of_time ...`."""
+    return "  ".join(
+        f"{name} loss {m['loss']:.3f} acc {m['accuracy']:.3f} (chance {m['chance']:.2f})"
+        for name, m in tasks.items()
+    )

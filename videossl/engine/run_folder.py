@@ -1,0 +1,120 @@
+"""The folder of a run: made once, resumed when the config agrees, refused with the options spelled out when not."""
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from videossl.config import Config, read_yaml
+from videossl.engine.checkpoint import checkpoints
+from videossl.errors import UserError
+from videossl.version import __version__
+
+# What may change between a run and its continuation without changing what is learned. `steps` is not among them: the
+# learning rate depends on it.
+FREE_KEYS = (
+    ("out",),
+    ("device",),
+    ("decode", "backend"),
+    ("decode", "device"),
+    ("data", "num_workers"),
+    ("data", "timeout_seconds"),
+    ("data", "max_bad_fraction"),
+    ("train", "log_every"),
+    ("train", "save_every"),
+    ("train", "keep_checkpoints"),
+    ("train", "evaluate_every"),
+    ("train", "evaluate_batches"),
+    ("train", "threads_per_process"),
+)
+PACKAGES = ("torch", "torchvision", "torchcodec", "av", "decord", "pytorchvideo", "numpy")
+
+
+def open_run_folder(config: Config, *, is_main: bool) -> Path | None:
+    """Makes the run's folder, or returns the newest checkpoint of a folder whose config agrees.
+
+    Raises UserError if the folder holds something else, saying which setting differs and what can be done.
+    """
+    out = Path(config.out)
+    existing = out / "config.yaml"
+    if out.exists() and not out.is_dir():
+        raise UserError(f"out={out} is a file: name a folder")
+    if existing.exists():
+        _refuse_other_config(out, config, read_yaml(existing))
+        found = checkpoints(out / "checkpoints")
+        return found[-1] if found else None
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"out={out} is not empty and holds no run: name a new folder, or empty it")
+    if is_main:
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        existing.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        (out / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
+    return None
+
+
+def _refuse_other_config(out: Path, config: Config, saved: dict[str, Any]) -> None:
+    current = config.model_dump(mode="json")
+    differing = [
+        f"{'.'.join(path)} was {_at(saved, path)!r}, is {_at(current, path)!r}"
+        for path in sorted({*_paths(saved), *_paths(current)})
+        if path not in FREE_KEYS and _at(saved, path) != _at(current, path)
+    ]
+    if differing:
+        shown = "; ".join(differing[:3]) + (
+            f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        )
+        raise UserError(
+            f"out={out} holds a run with another config ({shown}): name a new folder with out=..., or delete this one "
+            "to start again, or take its config.yaml to resume it"
+        )
+
+
+def _paths(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    paths = []
+    for key, value in values.items():
+        nested = isinstance(value, dict) and value
+        paths.extend(_paths(value, (*prefix, key)) if nested else [(*prefix, key)])
+    return paths
+
+
+def _at(values: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and revision: what is needed to explain a number later."""
+    packages: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "videossl": __version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "gpus": gpus,
+        "packages": packages,
+    }
+
+
+def _revision() -> str | None:
+    """The git revision of a checkout; None for an installed package."""
+    folder = Path(__file__).parent
+    try:
+        result = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,38 @@
+"""Sums of task results over batches and ranks: read from the device only when somebody looks."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from videossl.distributed import sum_over_ranks
+from videossl.types import TaskResult, tally, tally_value
+
+
+class Tallies:
+    """Adds up losses and tallies per task; `values()` gives exact means over all that was added, on all ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, str], Tensor] = {}
+
+    def add(self, results: Mapping[str, TaskResult]) -> None:
+        """Adds one batch; no transfer from the device."""
+        for task, result in results.items():
+            for name, value in {"loss": tally(result.loss), **result.tallies}.items():
+                key = (task, name)
+                self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """{task: {metric: mean}} over all ranks, one transfer; every rank must call it."""
+        if not self._sums:
+            return {}
+        flat = sum_over_ranks(
+            torch.cat([value.double().flatten() for value in self._sums.values()])
+        ).cpu()
+        values: dict[str, dict[str, float]] = {}
+        start = 0
+        for (task, name), tallied in self._sums.items():
+            summed = flat[start : start + tallied.numel()].view_as(tallied)
+            start += tallied.numel()
+            values.setdefault(task, {})[name] = tally_value(summed)
+        return values

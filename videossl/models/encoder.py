@@ -1,0 +1,194 @@
+"""3D-CNN encoders by name: normalised Lab clips in, one feature map per named stage out.
+
+Stages are called res2..res5 as in pytorchvideo. An encoder is built only up to the deepest stage that someone reads:
+parameters without a gradient break DistributedDataParallel at its second step. Weights start random; none are fetched.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from videossl.errors import UserError
+from videossl.models import zoo
+from videossl.types import FeatureMaps
+
+STAGES = ("res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """What a stage gives: channels, input frames per feature frame, pixels per cell."""
+
+    channels: int
+    temporal_stride: int
+    spatial_stride: int
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """All that is needed to build an encoder again: stored in every checkpoint.
+
+    `keep_time` sets every temporal stride to 1, so that each frame has its own features. `max_stride` caps the spatial
+    stride (in pixels per cell) by setting later strides to 1; None keeps the published ones.
+    """
+
+    name: str
+    deepest_stage: str = "res5"
+    keep_time: bool = True
+    max_stride: int | None = None
+
+
+class Encoder(nn.Module):
+    """A named 3D-CNN cut after `spec.deepest_stage`.
+
+    `encoder(x)` takes (N, 3, T, H, W) and returns a FeatureMaps per stage; H and W should be multiples of the deepest
+    stage's spatial stride. `track_stage` is the stage whose features correspond best, if a task was trained for that.
+
+    Raises UserError for an unknown name or stage and for a `max_stride` the architecture cannot meet.
+    """
+
+    def __init__(self, spec: EncoderSpec, *, track_stage: str | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.track_stage = track_stage
+        if spec.name not in ENCODERS:
+            raise UserError(
+                f"encoder {spec.name!r} is unknown; allowed: {', '.join(sorted(ENCODERS))}"
+            )
+        if spec.deepest_stage not in STAGES:
+            raise UserError(
+                f"stage {spec.deepest_stage!r} is unknown; allowed: {', '.join(STAGES)}"
+            )
+        build, natural = ENCODERS[spec.name]
+        stem, blocks = build()
+        names = STAGES[: STAGES.index(spec.deepest_stage) + 1]
+        self.stem = stem
+        self.blocks = nn.ModuleDict({name: blocks[name] for name in names})
+        infos = {name: StageInfo(*natural[name]) for name in names}
+        if spec.keep_time:
+            _limit_stride([self.stem, *self.blocks.values()], axes=(0,), limit=1)
+            infos = {n: StageInfo(i.channels, 1, i.spatial_stride) for n, i in infos.items()}
+        if spec.max_stride is not None:
+            reached = _limit_stride(
+                [self.stem, *self.blocks.values()], axes=(1, 2), limit=spec.max_stride
+            )
+            if reached > spec.max_stride:
+                raise UserError(
+                    f"{spec.name} cannot have max_stride {spec.max_stride}: its stem alone has {reached}"
+                )
+            infos = {
+                n: StageInfo(i.channels, i.temporal_stride, min(i.spatial_stride, spec.max_stride))
+                for n, i in infos.items()
+            }
+        self.stages: dict[str, StageInfo] = infos
+
+    def forward(
+        self, x: Tensor, rows_per_stage: Mapping[str, int] | None = None
+    ) -> dict[str, FeatureMaps]:
+        """(N, 3, T, H, W) to {stage: FeatureMaps}.
+
+        `rows_per_stage[stage]` keeps only the leading rows from that stage on, so rows ordered by the deepest stage that
+        reads them do no work that nobody looks at. A stage with 0 rows ends the pass.
+        """
+        features: dict[str, FeatureMaps] = {}
+        x = self.stem(x)
+        for name, block in self.blocks.items():
+            if rows_per_stage is not None:
+                if rows_per_stage[name] == 0:
+                    break
+                x = x[: rows_per_stage[name]]
+            x = block(x)
+            info = self.stages[name]
+            features[name] = FeatureMaps(x, info.temporal_stride, info.spatial_stride)
+        return features
+
+    def describe(self) -> dict[str, object]:
+        """Plain types for a checkpoint, from which `Encoder(EncoderSpec(**...), track_stage=...)` builds it again."""
+        return {"spec": asdict(self.spec), "track_stage": self.track_stage}
+
+
+Builder = Callable[[], tuple[nn.Module, dict[str, nn.Module]]]
+Natural = dict[str, tuple[int, int, int]]  # channels, temporal stride, spatial stride
+
+# Channels and strides of the published architectures; test_encoder.py holds them against real shapes.
+ENCODERS: dict[str, tuple[Builder, Natural]] = {
+    "tiny": (
+        zoo.tiny,
+        {"res2": (48, 1, 4), "res3": (64, 1, 4), "res4": (96, 1, 8), "res5": (128, 1, 16)},
+    ),
+    "slow_r50": (
+        zoo.slow_r50,
+        {"res2": (256, 1, 4), "res3": (512, 1, 8), "res4": (1024, 1, 16), "res5": (2048, 1, 32)},
+    ),
+    "x3d_s": (
+        zoo.x3d_s,
+        {"res2": (24, 1, 4), "res3": (48, 1, 8), "res4": (96, 1, 16), "res5": (192, 1, 32)},
+    ),
+    "csn_r101": (
+        zoo.csn_r101,
+        {"res2": (256, 1, 4), "res3": (512, 2, 8), "res4": (1024, 4, 16), "res5": (2048, 8, 32)},
+    ),
+    "r3d_18": (
+        zoo.r3d_18,
+        {"res2": (64, 1, 2), "res3": (128, 2, 4), "res4": (256, 4, 8), "res5": (512, 8, 16)},
+    ),
+    "r2plus1d_18": (
+        zoo.r2plus1d_18,
+        {"res2": (64, 1, 2), "res3": (128, 2, 4), "res4": (256, 4, 8), "res5": (512, 8, 16)},
+    ),
+    "s3d": (
+        zoo.s3d,
+        {"res2": (192, 2, 4), "res3": (480, 2, 8), "res4": (832, 4, 16), "res5": (1024, 8, 32)},
+    ),
+}
+
+
+def _limit_stride(modules: list[nn.Module], *, axes: tuple[int, ...], limit: int) -> int:
+    """Sets to 1 every stride along `axes` of (T, H, W) that would pass `limit`; returns the stride reached.
+
+    `modules` is the stem, whose strided layers follow each other, then the stages, whose strided layers are the parallel
+    branches of one downsampling (s3d's stages hold a single pool). A spatial stride inside a stem stays.
+    """
+    reached = 1
+    for position, module in enumerate(modules):
+        layers = [m for m in module.modules() if isinstance(m, nn.Conv3d | nn.MaxPool3d)]
+        steps = {m: max(_triple(m.stride)[axis] for axis in axes) for m in layers}
+        steps = {layer: step for layer, step in steps.items() if step > 1}
+        is_stem = position == 0
+        step = math.prod(steps.values()) if is_stem else max(steps.values(), default=1)
+        if reached * step <= limit or (is_stem and limit > 1):
+            reached *= step
+            continue
+        for layer in steps:
+            _unstride(layer, axes)
+    return reached
+
+
+def _unstride(layer: nn.Conv3d | nn.MaxPool3d, axes: tuple[int, ...]) -> None:
+    """Stride 1 along `axes`; an unpadded pool also loses its extent there, or it would eat the border."""
+    stride, kernel = list(_triple(layer.stride)), list(_triple(layer.kernel_size))
+    padding = _triple(layer.padding)
+    for axis in axes:
+        stride[axis] = 1
+        if isinstance(layer, nn.MaxPool3d) and padding[axis] == 0:
+            kernel[axis] = 1
+    layer.stride = tuple(stride)
+    if isinstance(layer, nn.MaxPool3d):
+        layer.kernel_size = tuple(kernel)
+
+
+def _triple(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return (value,) * 3 if isinstance(value, int) else tuple(value)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def pooled(features: FeatureMaps) -> Tensor:
+    """(N, C): the mean over time and space of a stage."""
+    return torch.mean(features.data, dim=(2, 3, 4))

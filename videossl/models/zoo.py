@@ -1,0 +1,113 @@
+"""The architectures, each as (stem, {res2..res5}) of plain modules: pytorchvideo, torchvision, and `tiny` of its blocks.
+
+Only `pytorchvideo.models` is imported: `pytorchvideo.transforms` does not load with a torchvision of today.
+"""
+
+from collections import OrderedDict
+
+import torch
+import torchvision.models.video as torchvision_video
+from pytorchvideo.models.csn import create_csn
+from pytorchvideo.models.resnet import ResBlock, create_resnet
+from pytorchvideo.models.stem import create_res_basic_stem
+from pytorchvideo.models.x3d import create_x3d
+from torch import nn
+
+Stages = tuple[nn.Module, dict[str, nn.Module]]
+
+
+def slow_r50() -> Stages:
+    """Slow pathway of SlowFast, ResNet-50 (Feichtenhofer et al., ICCV 2019): 3D kernels in res4 and res5 only."""
+    return _of_blocks(
+        create_resnet(
+            stem_conv_kernel_size=(1, 7, 7),
+            stage_conv_a_kernel_size=((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 1, 1)),
+            model_num_class=1,
+        )
+    )
+
+
+def x3d_s() -> Stages:
+    """X3D-S (Feichtenhofer, CVPR 2020)."""
+    return _of_blocks(create_x3d(input_clip_length=13, input_crop_size=160, model_num_class=1))
+
+
+def csn_r101() -> Stages:
+    """ir-CSN ResNet-101 (Tran et al., ICCV 2019): depthwise 3x3x3 kernels."""
+    return _of_blocks(create_csn(model_depth=101, stem_pool=nn.MaxPool3d, model_num_class=1))
+
+
+def r3d_18() -> Stages:
+    """R3D-18 (Tran et al., CVPR 2018)."""
+    return _of_video_resnet(torchvision_video.r3d_18(weights=None))
+
+
+def r2plus1d_18() -> Stages:
+    """R(2+1)D-18 (Tran et al., CVPR 2018)."""
+    return _of_video_resnet(torchvision_video.r2plus1d_18(weights=None))
+
+
+def s3d() -> Stages:
+    """S3D (Xie et al., ECCV 2018), its 16 layers grouped at the pools."""
+    layers = list(torchvision_video.s3d(weights=None).features)
+    stem = nn.Sequential(*layers[:2])  # convolution and pool: stride (2, 4, 4)
+    blocks = {
+        "res2": nn.Sequential(*layers[2:4]),
+        "res3": nn.Sequential(*layers[4:7]),
+        "res4": nn.Sequential(*layers[7:13]),
+        "res5": nn.Sequential(*layers[13:]),
+    }
+    return stem, blocks
+
+
+def tiny() -> Stages:
+    """A narrow residual network that trains on a CPU: frame-wise at stride 4 up to res3, 3D kernels in res4 and res5.
+
+    The division of labour of slow_r50: what tracks is a frame's own appearance at stride 4, what tells order sees time.
+    """
+    stem = create_res_basic_stem(
+        in_channels=3,
+        out_channels=32,
+        conv_kernel_size=(1, 7, 7),
+        conv_stride=(1, 2, 2),
+        conv_padding=(0, 3, 3),
+        pool_kernel_size=(1, 3, 3),
+        pool_stride=(1, 2, 2),
+        pool_padding=(0, 1, 1),
+    )
+    return stem, {
+        "res2": nn.Sequential(_basic_block(32, 48), _basic_block(48, 48)),
+        "res3": nn.Sequential(_basic_block(48, 64), _basic_block(64, 64)),
+        "res4": nn.Sequential(_basic_block(64, 96, frames=3, stride=2)),
+        "res5": nn.Sequential(_basic_block(96, 128, frames=3, stride=2)),
+    }
+
+
+def _basic_block(dim_in: int, dim_out: int, *, frames: int = 1, stride: int = 1) -> ResBlock:
+    """Two 3x3 convolutions, the first `frames` deep in time (He et al., CVPR 2016, figure 5 left)."""
+    strides = (1, stride, stride)
+    branch = OrderedDict(
+        conv_a=nn.Conv3d(dim_in, dim_out, (frames, 3, 3), strides, (frames // 2, 1, 1), bias=False),
+        norm_a=nn.BatchNorm3d(dim_out),
+        act_a=nn.ReLU(inplace=True),
+        conv_b=nn.Conv3d(dim_out, dim_out, (1, 3, 3), 1, (0, 1, 1), bias=False),
+        norm_b=nn.BatchNorm3d(dim_out),
+    )
+    shape_changes = dim_in != dim_out or stride != 1
+    return ResBlock(
+        branch1_conv=nn.Conv3d(dim_in, dim_out, 1, strides, bias=False) if shape_changes else None,
+        branch1_norm=nn.BatchNorm3d(dim_out) if shape_changes else None,
+        branch2=nn.Sequential(branch),
+        activation=nn.ReLU(inplace=True),
+        branch_fusion=torch.add,
+    )
+
+
+def _of_blocks(net: nn.Module) -> Stages:
+    """pytorchvideo's Net: blocks[0] is the stem, blocks[1..4] the stages, the last one the head."""
+    blocks = list(net.blocks)
+    return blocks[0], {f"res{i + 1}": blocks[i] for i in range(1, 5)}
+
+
+def _of_video_resnet(net: nn.Module) -> Stages:
+    return net.stem, {f"res{i + 1}": getattr(net, f"layer{i}") for i in range(1, 5)}

@@ -1,0 +1,75 @@
+"""Arrow of time: does the clip run forward or backward? Wei, Lim, Zisserman, Freeman, CVPR 2018.
+
+Departures: RGB (here Lab) clips through a 3D-CNN instead of optical flow through T-CAM, the later practice for 3D-CNNs.
+Against cheats: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
+so that content, border, codec path and augmentation cannot tell them apart; clips never start at a file's first frame nor
+reach its end (data/sampling.py), frame borders are cut (data/transforms.py), and clips without motion are left out.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from videossl.models.encoder import StageInfo, pooled
+from videossl.models.heads import mlp
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom
+from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+
+
+class Config(TaskConfig):
+    num_frames: int = Field(8, ge=2)
+    seconds_between_frames: float = Field(1 / 15, gt=0)
+    crop_size: int = Field(112, ge=16, description="pixels, square")
+    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    dropout: float = Field(0.5, ge=0, lt=1)
+    min_motion: float = Field(
+        0.02,
+        ge=0,
+        description="mean |difference| of neighbouring frames (normalised L) below which a clip is left out",
+    )
+
+
+class Task(PretextTask):
+    """Scores a clip: positive means forward. The loss is logistic over the clip and its reversal."""
+
+    Config = Config
+
+    def __init__(self, config: Config, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.clip_spec = ClipSpec(
+            1, config.num_frames, config.seconds_between_frames, config.crop_size
+        )
+        self.min_motion = config.min_motion
+        self.head = mlp(stages[config.stage].channels, config.hidden, 1, dropout=config.dropout)
+
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        clip = batch.clips[self.clip_spec][:, 0]  # (B, 3, T, H, W)
+        lightness = clip[:, 0]
+        motion = (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
+        moving = (motion >= self.min_motion).float()
+        return Views({"forward": clip, "backward": clip.flip(2)}, {"moving": moving})
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        forward_score = self.head(pooled(features["forward"])).squeeze(1).float()  # (B,)
+        backward_score = self.head(pooled(features["backward"])).squeeze(1).float()
+        moving = targets["moving"]
+        per_clip = F.softplus(-forward_score) + F.softplus(backward_score)
+        # A fixed denominator keeps the mean over ranks equal to the mean over the whole batch.
+        loss = (per_clip * moving).mean() / 2
+        right = torch.stack([forward_score > 0, backward_score < 0]).float().mean(0)
+        pairwise = (forward_score > backward_score).float() + 0.5 * (
+            forward_score == backward_score
+        ).float()
+        return TaskResult(
+            loss,
+            {
+                "accuracy": tally(right, moving),
+                "chance": tally(torch.full_like(right, 0.5)),
+                "pairwise_accuracy": tally(pairwise, moving),
+                "moving_share": tally(moving),
+            },
+        )

@@ -1,0 +1,223 @@
+"""Colorization by copying from reference frames; tracking emerges from it. Vondrick et al., ECCV 2018, arXiv:1806.09594.
+
+`hide: both` (Vondrick): every frame enters grey, and the target's colour is copied from the references.
+`hide: one` (channel dropout in Lab: CorrFlow, Lai & Xie, BMVC 2019; MAST, Lai et al., CVPR 2020): one of a and b, drawn per
+video, is hidden in all frames and copied; the other is doubled.
+What is copied is `predict: classes` (one-hot k-means classes of the hidden colour, cross-entropy) or `values` (smooth L1).
+
+Departures: cosine similarity with a low temperature instead of raw products, random reversal, and each frame's own crop
+offset. Against cheats: a frame never carries a hidden channel into the encoder (the gradient with respect to it is exactly
+0, whatever the temporal kernels); the offsets make "the same cell" the wrong answer; and the report sets beside the accuracy
+what copying the same cell scores, on all cells and on those that moved.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from pydantic import Field
+from scipy.cluster.vq import kmeans2
+from torch import Tensor, nn
+
+from videossl.models.attention_copy import attention_copy
+from videossl.models.encoder import StageInfo
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom, fold
+from videossl.types import (
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    TaskResult,
+    Views,
+    tally,
+    tally_by_class,
+)
+
+CHROMA = slice(1, 3)  # of normalised Lab
+KMEANS_SAMPLES = 50_000  # Vondrick et al., section 3.3
+
+
+class Config(TaskConfig):
+    stage: str = Field("res3", description="a stage that keeps time; its cells are what is matched")
+    hide: Literal["both", "one"] = "both"
+    predict: Literal["classes", "values"] = "classes"
+    num_references: int = Field(3, ge=1)
+    frame_gaps: tuple[int, ...] = Field(
+        (1,), min_length=1, description="frames between neighbours, one drawn per video"
+    )
+    seconds_between_frames: float = Field(
+        1 / 6, gt=0, description="the paper samples 6 frames a second"
+    )
+    crop_size: int = Field(256, ge=16, description="pixels, square, of what the encoder sees")
+    frame_shift: int = Field(
+        16, ge=0, description="each frame's crop is moved by up to this many pixels"
+    )
+    num_classes: int = Field(16, ge=2)
+    embedding: int = Field(64, ge=1, description="channels of the features compared")
+    temperature: float = Field(0.07, gt=0, description="of the cosine similarity")
+    radius: int | None = Field(
+        None, ge=1, description="cells a pointer may move; null sees the whole frame"
+    )
+    moving_difference: float = Field(
+        0.2,
+        ge=0,
+        description="|difference| to the last reference (normalised L) from which a cell counts as moving",
+    )
+
+
+class Task(PretextTask):
+    """Predicts the hidden colours of the last frame of a clip from the frames before it."""
+
+    Config = Config
+    wants_tracking: ClassVar[bool] = True
+
+    def __init__(self, config: Config, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.config = config
+        info = stages[config.stage]
+        if info.temporal_stride != 1:
+            raise ValueError(
+                f"colorization needs every frame's own features, but {config.stage} has temporal stride "
+                f"{info.temporal_stride}: set encoder.keep_time=true or read an earlier stage"
+            )
+        if config.crop_size % info.spatial_stride:
+            raise ValueError(
+                f"crop_size {config.crop_size} must be a multiple of {config.stage}'s stride {info.spatial_stride}"
+            )
+        self.clip_spec = ClipSpec(
+            num_clips=1,
+            num_frames=config.num_references * max(config.frame_gaps) + 1,
+            seconds_between_frames=config.seconds_between_frames,
+            crop_size=config.crop_size + 2 * config.frame_shift,
+        )
+        self.spatial_stride = info.spatial_stride
+        self.head = nn.Conv3d(info.channels, config.embedding, 1)
+        # One table of classes over (a, b), or one over a and one over b: (tables, classes, hidden channels).
+        tables, hidden = (1, 2) if config.hide == "both" else (2, 1)
+        self.register_buffer("centroids", torch.zeros(tables, config.num_classes, hidden))
+        self.centroids: Tensor
+
+    def prepare(self, batch: ClipBatch, seed: int) -> None:
+        """Fits the colour classes by k-means on the chroma of cells of these clips."""
+        chroma = batch.clips[self.clip_spec][:, 0, CHROMA]
+        cells = F.adaptive_avg_pool3d(chroma, (chroma.shape[2], 32, 32))
+        samples = rearrange(cells, "b c t h w -> (b t h w) c").double().cpu().numpy()
+        chooser = np.random.default_rng(fold(seed, "colour classes") % 2**32)
+        samples = chooser.choice(samples, min(KMEANS_SAMPLES, len(samples)), replace=False)
+        columns = [samples] if self.config.hide == "both" else [samples[:, :1], samples[:, 1:]]
+        for table, values in zip(self.centroids, columns, strict=True):
+            centroids, _ = kmeans2(
+                values, self.config.num_classes, minit="++", rng=chooser, missing="warn"
+            )
+            table.copy_(torch.from_numpy(centroids))
+
+    @torch.no_grad()
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        clip = self._choose_frames(batch.clips[self.clip_spec][:, 0], rng)
+        clip = self._shift_frames(clip, rng)  # (B, 3, T, H, W), target last
+        hidden_channel = rng.integers(high=2)  # (B,): 0 hides a, 1 hides b
+        colours = F.avg_pool3d(clip, (1, self.spatial_stride, self.spatial_stride))
+        lightness, chroma = colours[:, 0], colours[:, CHROMA]
+        if self.config.hide == "both":
+            hidden = chroma
+            view = torch.cat([clip[:, :1], torch.zeros_like(clip[:, CHROMA])], 1)
+            table = torch.zeros_like(hidden_channel)
+        else:
+            rows = torch.arange(len(clip), device=clip.device)
+            hidden = chroma[rows, hidden_channel].unsqueeze(1)
+            kept = F.one_hot(1 - hidden_channel, 2).to(clip.dtype)[:, :, None, None, None]
+            view = torch.cat([clip[:, :1], 2 * kept * clip[:, CHROMA]], 1)
+            table = hidden_channel
+        moved = (lightness[:, -1] - lightness[:, -2]).abs() >= self.config.moving_difference
+        targets = {
+            "hidden": hidden,
+            "classes": self._classify(hidden, table),
+            "table": table,
+            "moved": moved,
+        }
+        return Views({"frames": view}, targets)
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        embedded = F.normalize(self.head(features["frames"].data).float(), dim=1)
+        embedded = rearrange(embedded, "b d t h w -> b t d h w")
+        classes, hidden = targets["classes"], targets["hidden"]  # (B, T, h, w), (B, V, T, h, w)
+        if self.config.predict == "classes":
+            values = rearrange(
+                F.one_hot(classes, self.config.num_classes).float(), "b t h w n -> b t n h w"
+            )
+        else:
+            values = rearrange(hidden.float(), "b v t h w -> b t v h w")
+        copied = attention_copy(
+            embedded[:, -1],
+            embedded[:, :-1],
+            values[:, :-1],
+            temperature=self.config.temperature,
+            radius=self.config.radius,
+        )
+        if self.config.predict == "classes":
+            loss = F.nll_loss((copied + 1e-6).log(), classes[:, -1])
+            predicted = copied.argmax(1)
+        else:
+            loss = F.smooth_l1_loss(copied, values[:, -1])
+            predicted = self._classify(copied.unsqueeze(2), targets["table"])[:, 0]
+        return TaskResult(loss, self._tallies(predicted.detach(), classes, targets))
+
+    def _tallies(
+        self, predicted: Tensor, classes: Tensor, targets: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        truth, same_cell = classes[:, -1], classes[:, -2]
+        right, copied = (predicted == truth).float(), (same_cell == truth).float()
+        moved = targets["moved"].float()
+        # Each of the tables' classes is a class of its own.
+        label = truth + self.config.num_classes * targets["table"][:, None, None]
+        num_labels = self.config.num_classes * len(self.centroids)
+        # The share of the batch's most frequent class: no guess made before looking can score more.
+        shares = torch.bincount(label.flatten(), minlength=num_labels).view(len(self.centroids), -1)
+        majority = shares.amax(1).sum() / label.numel()
+        return {
+            "accuracy": tally(right),
+            "chance": tally(majority.expand_as(right)),
+            "identity_accuracy": tally(copied),
+            "balanced_accuracy": tally_by_class(right, label, num_labels),
+            "balanced_identity_accuracy": tally_by_class(copied, label, num_labels),
+            "moving_accuracy": tally(right, moved),
+            "moving_identity_accuracy": tally(copied, moved),
+        }
+
+    def _choose_frames(self, clip: Tensor, rng: RowRandom) -> Tensor:
+        """(B, 3, T, H, W): references and target of each row, at its drawn gap; backward in time for half the rows."""
+        gaps = torch.tensor(self.config.frame_gaps, device=clip.device)
+        gap = gaps[rng.integers(high=len(gaps))]
+        steps = torch.arange(self.config.num_references + 1, device=clip.device)
+        reverse = rng.integers(high=2).bool() & self.training
+        steps = torch.where(reverse[:, None], steps.flip(0), steps)  # (B, T)
+        index = repeat(
+            steps * gap[:, None], "b t -> b c t h w", c=3, h=clip.shape[3], w=clip.shape[4]
+        )
+        return clip.gather(2, index)
+
+    def _shift_frames(self, clip: Tensor, rng: RowRandom) -> Tensor:
+        """Cuts `crop_size` out of each frame at an offset of its own; the centre in evaluation."""
+        size, slack = self.config.crop_size, 2 * self.config.frame_shift
+        num_frames = clip.shape[2]
+        offsets = rng.integers(num_frames, 2, high=slack + 1)  # (B, T, 2)
+        if not self.training:
+            offsets = torch.full_like(offsets, self.config.frame_shift)
+        span = torch.arange(size, device=clip.device)
+        rows, columns = (offsets[..., axis, None] + span for axis in (0, 1))  # (B, T, size)
+        videos = torch.arange(len(clip), device=clip.device)[:, None, None, None]
+        frames = torch.arange(num_frames, device=clip.device)[None, :, None, None]
+        cut = clip.movedim(1, -1)[
+            videos, frames, rows[..., None], columns[:, :, None]
+        ]  # (B, T, size, size, 3)
+        return cut.movedim(-1, 1)
+
+    def _classify(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """(B, V, T, h, w) hidden colours to the index of the nearest class of each row's table, (B, T, h, w)."""
+        centroids = self.centroids[table]  # (B, classes, V)
+        flat = rearrange(hidden.float(), "b v t h w -> b (t h w) v")
+        nearest = torch.cdist(flat, centroids).argmin(-1)
+        return nearest.view(hidden.shape[0], *hidden.shape[2:])

@@ -1,0 +1,147 @@
+"""Frame order: Shuffle and Learn (Misra, Zitnick, Hebert, ECCV 2016) and VCOP (Xu et al., CVPR 2019).
+
+`mode: verification`: five sub-clips a < b < c < d < e of a window; (b, c, d) and its reverse are in order, (b, a, d),
+(b, e, d) and their reverses are not: positives and negatives share their first and last element. `mode: permutation`: three
+clips in one of 3! = 6 orders, which one? Tuples are formed of *features*: each sub-clip is encoded once, and all tuples of
+a window are judged, so that no label depends on a draw.
+
+Departures: short sub-clips through a 3D-CNN instead of single frames through AlexNet; all tuples instead of one.
+Against cheats: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn where the
+video moves (data/sampling.py); sub-clips are shifted and photometrically jittered independently (data/transforms.py);
+tuples whose outsider looks like the middle are left out, as in the paper.
+"""
+
+from collections.abc import Mapping
+from itertools import permutations
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+
+from videossl.models.encoder import StageInfo, pooled
+from videossl.models.heads import mlp
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom
+from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+
+A, B, C, D, E = range(5)
+IN_ORDER = ((B, C, D), (D, C, B))
+OUT_OF_ORDER = ((B, A, D), (D, A, B), (B, E, D), (D, E, B))
+ORDERS = tuple(permutations(range(3)))
+
+
+class Config(TaskConfig):
+    mode: Literal["verification", "permutation"] = "verification"
+    num_frames: int = Field(4, ge=1, description="frames of a sub-clip")
+    seconds_between_frames: float = Field(1 / 15, gt=0)
+    min_gap_seconds: float = Field(
+        0.3, gt=0, description="between the starts of neighbouring sub-clips"
+    )
+    window_seconds: float = Field(
+        2.4, gt=0, description="all sub-clips lie inside; the paper's 60 frames and more"
+    )
+    crop_size: int = Field(112, ge=16, description="pixels, square")
+    positive_share: float = Field(
+        0.5, gt=0, lt=1, description="weight of ordered tuples; the paper's best is 0.25"
+    )
+    min_difference: float = Field(
+        0.05,
+        ge=0,
+        description="mean |difference| (normalised L, 8x8) of outsider and middle below which a tuple is left out",
+    )
+    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+class Task(PretextTask):
+    """Judges whether three sub-clips are in order (verification), or in which order they are (permutation)."""
+
+    Config = Config
+
+    def __init__(self, config: Config, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.config = config
+        self.clip_spec = ClipSpec(
+            num_clips=5 if config.mode == "verification" else 3,
+            num_frames=config.num_frames,
+            seconds_between_frames=config.seconds_between_frames,
+            crop_size=config.crop_size,
+            min_gap_seconds=config.min_gap_seconds,
+            window_seconds=config.window_seconds,
+        )
+        channels = stages[config.stage].channels
+        num_answers = 2 if config.mode == "verification" else len(ORDERS)
+        # Pairwise features first, as in VCOP: the relation of two clips is easier than that of three.
+        self.pair = torch.nn.Linear(2 * channels, config.hidden)
+        self.head = mlp(3 * config.hidden, config.hidden, num_answers, dropout=config.dropout)
+
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        clips = batch.clips[self.clip_spec]  # (B, K, 3, T, H, W)
+        middle = clips[:, :, 0, self.config.num_frames // 2]  # (B, K, H, W), lightness
+        targets = {"thumbnails": F.adaptive_avg_pool2d(middle, 8)}
+        return Views({"clips": rearrange(clips, "b k c t h w -> (b k) c t h w")}, targets)
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        vectors = rearrange(
+            pooled(features["clips"]), "(b k) c -> b k c", k=self.clip_spec.num_clips
+        )
+        if self.config.mode == "verification":
+            return self._verify(vectors, targets["thumbnails"])
+        return self._sort(vectors)
+
+    def _logits(self, vectors: Tensor, tuples: tuple[tuple[int, ...], ...]) -> Tensor:
+        """(B, K, C) features to (B, len(tuples), answers)."""
+        index = torch.tensor(tuples, device=vectors.device)  # (tuples, 3)
+        x = vectors[:, index]  # (B, tuples, 3, C)
+        pairs = torch.stack(
+            [torch.cat([x[:, :, i], x[:, :, j]], -1) for i, j in ((0, 1), (1, 2), (0, 2))], 2
+        )
+        logits: Tensor = self.head(F.relu(self.pair(pairs)).flatten(2))
+        return logits.float()
+
+    def _verify(self, vectors: Tensor, thumbnails: Tensor) -> TaskResult:
+        logits = self._logits(vectors, IN_ORDER + OUT_OF_ORDER)  # (B, 6, 2)
+        labels = torch.tensor(
+            [1] * len(IN_ORDER) + [0] * len(OUT_OF_ORDER), device=logits.device
+        ).expand(len(logits), -1)
+        to_a, to_e = (
+            (thumbnails[:, C] - thumbnails[:, outsider]).abs().mean(dim=(1, 2))
+            >= self.config.min_difference
+            for outsider in (A, E)
+        )
+        keep_positive = (to_a | to_e)[:, None].expand(-1, 2)
+        keep = torch.cat(
+            [keep_positive, to_a[:, None].expand(-1, 2), to_e[:, None].expand(-1, 2)], 1
+        ).float()
+        share = self.config.positive_share
+        balance = torch.where(labels == 1, share / len(IN_ORDER), (1 - share) / len(OUT_OF_ORDER))
+        per_tuple = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="none"
+        ).view_as(keep)
+        loss = (per_tuple * keep * balance).sum(1).mean()
+        right = (logits.argmax(-1) == labels).float()
+        recalls = [tally(right[:, :2], keep[:, :2]), tally(right[:, 2:], keep[:, 2:])]
+        # Both classes weigh alike, so guessing scores one half whatever their shares are.
+        return TaskResult(
+            loss,
+            {
+                "accuracy": torch.cat(recalls, 1),
+                "chance": tally(torch.full_like(right, 0.5)),
+                "recall_in_order": recalls[0],
+                "recall_out_of_order": recalls[1],
+                "kept_share": tally(keep),
+            },
+        )
+
+    def _sort(self, vectors: Tensor) -> TaskResult:
+        logits = self._logits(vectors, ORDERS)  # (B, 6, 6)
+        labels = torch.arange(len(ORDERS), device=logits.device).expand(len(logits), -1)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        right = (logits.argmax(-1) == labels).float()
+        return TaskResult(
+            loss,
+            {"accuracy": tally(right), "chance": tally(torch.full_like(right, 1 / len(ORDERS)))},
+        )

@@ -1,0 +1,57 @@
+"""The contract of a pretext task: (x, y) = split(t), the lecture's definition of self-supervision.
+
+`t` is a ClipBatch, `split` is `make_views`: inputs to encode and targets, made from the clips alone. `forward` judges the
+encoded views. A task is one file with a `Config` and a class `Task(PretextTask)`; nothing else names it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from videossl.models.encoder import StageInfo
+from videossl.rng import RowRandom
+from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views
+
+
+class TaskConfig(BaseModel):
+    """What every task's configuration has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(1.0, gt=0, description="factor of this task's loss in the sum")
+    stage: str = Field("res5", description="encoder stage whose features the task reads")
+
+
+class PretextTask(nn.Module, ABC):
+    """One self-supervised question about clips.
+
+    `clip_spec` says what must be decoded, `stage` which encoder stage is read. Sub-classes set both in `__init__`.
+    """
+
+    Config: ClassVar[type[TaskConfig]]
+    clip_spec: ClipSpec
+    stage: str
+    wants_tracking: ClassVar[bool] = (
+        False  # its stage is the one whose features correspond between frames
+    )
+
+    def __init__(self, config: TaskConfig, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__()
+        self.stage = config.stage
+
+    def prepare(self, batch: ClipBatch, seed: int) -> None:
+        """Fits what must be known of the data before training (colour classes); the same on every rank. Default: nothing."""
+
+    @abstractmethod
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        """Inputs to encode and targets, without gradient, on the batch's device.
+
+        All randomness comes from `rng`, whose rows are the batch's videos.
+        """
+
+    @abstractmethod
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        """Head, loss and tallies from the features of each view of `make_views`, at `stage`."""
