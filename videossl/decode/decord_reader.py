@@ -1,0 +1,160 @@
+"""Decodes with decord, for comparison with work that used it; nobody maintains it, and it errs on many files.
+
+What was measured against PyAV and FFmpeg is refused or corrected here: see `refusal` and CODECS_READ_FROM_START.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videossl.decode.info import VideoDecodeError, VideoIndex, read_index
+from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
+from videossl.errors import UserError
+
+EXACT_CONTAINERS = frozenset({"mov", "matroska", "flv"})  # in AVI and MPEG-PS it mixes frames up
+EXACT_PIXEL_FORMATS = frozenset(
+    {"yuv420p", "yuvj420p"}
+)  # 10-bit files come out up to 173 of 255 wrong
+# Its seeks return frames of another time in HEVC (6 of 10 wrong on one file); reading on from the start does not.
+CODECS_READ_FROM_START = frozenset({"hevc"})
+PTS_TOLERANCE_SECONDS = 2e-3  # it keeps times in float32: about 1 ms after two hours
+
+
+def load_error() -> str:
+    """Why decord does not load, or an empty string."""
+    try:
+        import decord  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def refusal(index: VideoIndex) -> str:
+    """What decord would get wrong in this file, or an empty string."""
+    info = index.info
+    if info.container not in EXACT_CONTAINERS or index.times_by_order:
+        return f"it mixes up frames in {info.container} files"
+    if info.pixel_format not in EXACT_PIXEL_FORMATS:
+        return f"it gets the colours of {info.pixel_format} wrong"
+    if info.width % 2 or info.height % 2:
+        return f"it gets the colours of odd sizes wrong, and this is {info.width}x{info.height}"
+    return ""
+
+
+class DecordReader:
+    """A `VideoReader` on the processor, of one thread."""
+
+    backend = "decord"
+
+    def __init__(self, path: str, *, device: str = "cpu", short_side: int | None = None) -> None:
+        """Raises VideoDecodeError for a broken or refused file, UserError where decord is missing."""
+        reason = load_error()
+        if reason:
+            raise UserError(f"the decord backend does not load: {reason}")
+        if torch.device(device).type != "cpu":
+            raise UserError(f"the decord backend decodes on the cpu only, not on {device}")
+        self.path = str(path)
+        self._index = read_index(path)
+        info = self._index.info
+        if reason := refusal(self._index):
+            self._fail(f"{reason}; use backend=pyav or auto")
+        self.num_frames = info.num_frames
+        self.height, self.width = resized_shape(info.height, info.width, short_side)
+        self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
+        self._reader = self._open()
+        self._check_times()
+
+    def frames_at(self, indices: Sequence[int]) -> FrameBatch:
+        """See `VideoReader.frames_at`."""
+        return gather_frames(self._decode, indices, self.pts_seconds)
+
+    def frames_shown_at(self, seconds: Sequence[float]) -> FrameBatch:
+        """See `VideoReader.frames_shown_at`."""
+        end = self._index.info.end_seconds
+        return gather_frames(
+            self._decode, indices_shown_at(self.pts_seconds, seconds, end), self.pts_seconds
+        )
+
+    def close(self) -> None:
+        """Frees the file and the decoder."""
+        self._reader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        import decord
+
+        decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's notes on each file
+        info = self._index.info
+        native = (self.height, self.width) == (info.height, info.width)
+        size = {} if native else {"width": self.width, "height": self.height}
+        try:
+            return decord.VideoReader(self.path, num_threads=1, **size)
+        except (decord.DECORDError, RuntimeError) as error:
+            self._fail(f"{_cause(error)}; use backend=pyav or auto")
+
+    def _check_times(self) -> None:
+        """decord counts its seconds from the first frame; more may not differ."""
+        if len(self._reader) != self.num_frames:
+            self._fail(
+                f"it counts {len(self._reader)} frames, the packets hold {self.num_frames}; use backend=pyav or auto"
+            )
+        starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0]
+        expected = (self.pts_seconds - self.pts_seconds[0]).numpy()
+        error_seconds = float(np.abs(starts - starts[0] - expected).max())
+        if not error_seconds <= PTS_TOLERANCE_SECONDS:
+            self._fail(
+                f"its time stamps are {error_seconds:g} s away from the packets'; use backend=pyav or auto"
+            )
+
+    def _decode(self, indices: list[int]) -> Tensor:
+        """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
+        import decord
+
+        if not indices:
+            return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
+        try:
+            if self._index.info.codec in CODECS_READ_FROM_START:
+                frames = self._read_from_start(indices)
+            else:
+                frames = _to_numpy(self._reader.get_batch(indices))
+        except (decord.DECORDError, RuntimeError, IndexError, StopIteration) as error:
+            self._fail(_cause(error))
+        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+    def _read_from_start(self, indices: list[int]) -> np.ndarray:
+        reader = self._open()  # its seek to frame 0 keeps frames of before in flight
+        frames, at = [], 0
+        for index in indices:
+            if index > at:
+                reader.skip_frames(index - at)
+            frames.append(_to_numpy(reader.next()))
+            at = index + 1
+        return np.stack(frames)
+
+    def _fail(self, cause: str) -> NoReturn:
+        raise VideoDecodeError(self.path, "decord", cause)
+
+
+def _to_numpy(frames: Any) -> np.ndarray:
+    """decord hands out its own arrays, or another library's where the caller has set a bridge."""
+    return frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)
+
+
+def _cause(error: Exception) -> str:
+    """decord's messages carry a clock, a source line and a C++ stack trace."""
+    lines = str(error).strip().splitlines()
+    return lines[0].split("Check failed:")[-1].strip() if lines else type(error).__name__

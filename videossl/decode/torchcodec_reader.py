@@ -1,0 +1,141 @@
+"""Decodes with torchcodec: the fastest of the three, and the only one that can decode on a GPU (NVDEC).
+
+It needs a system FFmpeg. What it decodes is held to the packet list of `videossl.decode.info`.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import Tensor
+
+from videossl.decode.info import VideoDecodeError, read_index
+from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
+from videossl.errors import UserError
+
+# Measured: in AVI it returned wrong frames (pixels up to 255 away on B-frames) and in MPEG-PS its seeks run off the end.
+# The containers listed store presentation times, and gave the right frames.
+EXACT_CONTAINERS = frozenset({"mov", "matroska", "flv", "gif"})
+PTS_TOLERANCE_SECONDS = 1e-4  # ten times finer than the coarsest clock in use, a millisecond
+
+
+def load_error() -> str:
+    """Why torchcodec does not load, or an empty string."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        # A missing FFmpeg is a RuntimeError whose message is pages long, with the loader's trace of every version.
+        if "FFmpeg" in str(error):
+            return "torchcodec finds no FFmpeg libraries (install FFmpeg 4 to 9, e.g. `apt install ffmpeg`)"
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return ""
+
+
+def cuda_error(device: str) -> str:
+    """Why this machine cannot decode on `device`, or an empty string."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    index = torch.device(device).index or 0
+    if index >= torch.cuda.device_count():
+        return (
+            f"torch sees {torch.cuda.device_count()} CUDA devices, cuda:{index} is not among them"
+        )
+    return ""
+
+
+class TorchcodecReader:
+    """A `VideoReader` on the processor or on a CUDA device, of one FFmpeg thread."""
+
+    backend = "torchcodec"
+
+    def __init__(self, path: str, *, device: str = "cpu", short_side: int | None = None) -> None:
+        """Raises VideoDecodeError for a broken or refused file, UserError where torchcodec or the device is missing."""
+        reason = load_error()
+        if reason:
+            raise UserError(f"the torchcodec backend does not load: {reason}")
+        if torch.device(device).type == "cuda" and (reason := cuda_error(device)):
+            raise UserError(f"cannot decode on {device}: {reason}")
+        self.path = str(path)
+        self._index = read_index(path)
+        info = self._index.info
+        if info.container not in EXACT_CONTAINERS or self._index.times_by_order:
+            self._fail(
+                f"its seeks are not exact in {info.container} files with these time stamps; use backend=pyav or auto"
+            )
+        self.num_frames = info.num_frames
+        self.height, self.width = resized_shape(info.height, info.width, short_side)
+        self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
+        self._decoder = self._open(device)
+        if len(self._decoder) != self.num_frames:
+            self._fail(
+                f"it counts {len(self._decoder)} frames, the packets hold {self.num_frames}; use backend=pyav or auto"
+            )
+
+    def frames_at(self, indices: Sequence[int]) -> FrameBatch:
+        """See `VideoReader.frames_at`."""
+        return gather_frames(self._decode, indices, self.pts_seconds)
+
+    def frames_shown_at(self, seconds: Sequence[float]) -> FrameBatch:
+        """See `VideoReader.frames_shown_at`."""
+        end = self._index.info.end_seconds
+        return gather_frames(
+            self._decode, indices_shown_at(self.pts_seconds, seconds, end), self.pts_seconds
+        )
+
+    def close(self) -> None:
+        """Frees the file and the decoder."""
+        self._decoder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self, device: str) -> Any:
+        from torchcodec.decoders import VideoDecoder
+        from torchcodec.transforms import Resize
+
+        info = self._index.info
+        size = (self.height, self.width)
+        try:
+            decoder = VideoDecoder(
+                self.path,
+                stream_index=self._index.stream_index,
+                dimension_order="NCHW",
+                num_ffmpeg_threads=1,
+                device=device,
+                seek_mode="exact",
+                transforms=[] if size == (info.height, info.width) else [Resize(size)],
+            )
+        except (RuntimeError, ValueError) as error:
+            self._fail(_first_line(error))
+        if device != "cpu" and decoder.cpu_fallback:
+            self._fail(f"{decoder.cpu_fallback}; decode this file with device=cpu")
+        return decoder
+
+    def _decode(self, indices: list[int]) -> Tensor:
+        """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
+        if not indices:
+            return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
+        try:
+            batch = self._decoder.get_frames_at(indices)
+        except (RuntimeError, IndexError, ValueError) as error:
+            self._fail(_first_line(error))
+        error_seconds = float((batch.pts_seconds.cpu() - self.pts_seconds[indices]).abs().max())
+        if error_seconds > PTS_TOLERANCE_SECONDS:
+            self._fail(f"its frames are {error_seconds:g} s away from the times of the packets")
+        return batch.data
+
+    def _fail(self, cause: str) -> NoReturn:
+        raise VideoDecodeError(self.path, "torchcodec", cause)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
