@@ -1,0 +1,103 @@
+"""Who may import whom: read from the source, so that a wall cannot be moved by accident."""
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "videossl"
+FLOOR_ONE = {
+    "config",
+    "types",
+    "rng",
+    "distributed",
+    "errors",
+    "color",
+    "progress",
+    "masks",
+    "video_writer",
+    "version",
+}
+ALLOWED = {
+    "decode": {"decode", "types", "errors"},
+    "models": {"models", "types", "errors"},
+    "data": {
+        "data",
+        "decode",
+        "types",
+        "rng",
+        "distributed",
+        "errors",
+        "color",
+        "progress",
+        "masks",
+        "video_writer",
+    },
+    "eval": {
+        "eval",
+        "models",
+        "decode",
+        "types",
+        "errors",
+        "color",
+        "progress",
+        "masks",
+        "video_writer",
+        "version",
+    },
+    "pretext": {"pretext", "models", "types", "rng", "errors", "color"},
+    "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
+}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")
+    }
+
+
+def imported_from(path: Path) -> set[str]:
+    """The videossl modules a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    known = modules()
+    return {
+        name.removeprefix("videossl.")
+        for name in names
+        if name.removeprefix("videossl.") in known and name != "videossl"
+    } | ({"commands"} if any(name.startswith("videossl.commands") for name in names) else set())
+
+
+def test_imports_stay_on_their_floor():
+    problems = []
+    for module, path in modules().items():
+        area = module.split(".")[0]
+        if area in ("__init__", "__main__", "commands"):
+            continue
+        allowed = ALLOWED.get(area, FLOOR_ONE - {"config"})
+        problems += [
+            f"{module} imports {other}"
+            for other in imported_from(path)
+            if other.split(".")[0] not in allowed
+        ]
+    assert problems == []
+
+
+def test_modules_form_no_circle():
+    graph = {
+        name: {o for o in imported_from(path) if o != name} for name, path in modules().items()
+    }
+    done: set[str] = set()
+    while ready := {
+        name for name, others in graph.items() if name not in done and others & graph.keys() <= done
+    }:
+        done |= ready
+    assert graph.keys() == done
+
+
+def test_no_module_is_named_after_nothing():
+    assert not {"utils", "helpers", "common", "misc", "base"} & {
+        m.split(".")[-1] for m in modules()
+    }

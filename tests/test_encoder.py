@@ -1,0 +1,77 @@
+import pytest
+import torch
+
+from videossl.errors import UserError
+from videossl.models.encoder import ENCODERS, Encoder, EncoderSpec, count_parameters
+
+SIZE, FRAMES = 32, 8
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keep_time": False}, {"keep_time": True}, {"max_stride": 8}, {"max_stride": 4}],
+    ids=str,
+)
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_advertised_shapes_are_the_real_ones(name, options):
+    encoder = Encoder(EncoderSpec(name, **options)).eval()
+    with torch.no_grad():
+        features = encoder(torch.randn(1, 3, FRAMES, SIZE, SIZE))
+    assert list(features) == ["res2", "res3", "res4", "res5"]
+    for stage, maps in features.items():
+        info = encoder.stages[stage]
+        cells = SIZE // info.spatial_stride
+        assert maps.data.shape == (
+            1,
+            info.channels,
+            FRAMES // info.temporal_stride,
+            cells,
+            cells,
+        ), stage
+        assert (maps.temporal_stride, maps.spatial_stride) == (
+            info.temporal_stride,
+            info.spatial_stride,
+        )
+
+
+def test_every_parameter_of_a_cut_encoder_gets_a_gradient():
+    encoder = Encoder(EncoderSpec("tiny", deepest_stage="res3"))
+    encoder(torch.randn(2, 3, 2, 32, 32))["res3"].data.sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+
+
+def test_deeper_stages_hold_more_parameters():
+    counts = [
+        count_parameters(Encoder(EncoderSpec("tiny", deepest_stage=s)))
+        for s in ("res2", "res3", "res4", "res5")
+    ]
+    assert counts == sorted(set(counts))
+
+
+def test_tiny_is_framewise_up_to_res3_and_sees_time_in_res5():
+    encoder = Encoder(EncoderSpec("tiny")).eval()
+    x = torch.randn(1, 3, 4, 64, 64, requires_grad=True)
+    features = encoder(x)
+    (gradient,) = torch.autograd.grad(features["res3"].data[:, :, 1].sum(), x, retain_graph=True)
+    assert gradient[:, :, [0, 2, 3]].abs().max() == 0
+    (gradient,) = torch.autograd.grad(features["res5"].data[:, :, 1].sum(), x)
+    assert gradient[:, :, 0].abs().max() > 0
+
+
+def test_rows_that_leave_early_change_nothing_for_the_others():
+    encoder = Encoder(EncoderSpec("tiny")).eval()
+    x = torch.randn(3, 3, 2, 32, 32)
+    whole = encoder(x)
+    cut = encoder(x, {"res2": 3, "res3": 3, "res4": 1, "res5": 1})
+    assert torch.equal(cut["res3"].data, whole["res3"].data)
+    torch.testing.assert_close(cut["res5"].data, whole["res5"].data[:1], rtol=0, atol=1e-6)
+
+
+def test_unknown_encoder_fails():
+    with pytest.raises(UserError, match=r"'resnet' is unknown; allowed: csn_r101, .*tiny"):
+        Encoder(EncoderSpec("resnet"))
+
+
+def test_unknown_stage_fails():
+    with pytest.raises(UserError, match="'res9' is unknown; allowed: res2"):
+        Encoder(EncoderSpec("tiny", deepest_stage="res9"))
