@@ -1,0 +1,230 @@
+"""Sequences in the DAVIS layout: a folder tree in, frame paths and first masks out, and masks back as palette PNGs.
+
+Both published forms are read. 2016 (Perazzi et al., CVPR 2016): grey masks, 0 and 255, one object. 2017 (Pont-Tuset et
+al., arXiv:1704.00675): palette masks of object ids, 255 = void. The form is decided by the first mask of a sequence
+alone, so that later masks need not exist to track.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from videossl.errors import UserError
+
+Form = Literal["2016", "2017"]
+IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
+
+VOID = 255
+RESOLUTION = "480p"
+YEARS = ("2016", "2017")
+
+_log = logging.getLogger("videossl")
+
+
+@dataclass(frozen=True)
+class DavisSequence:
+    """One sequence: its frames, the masks that exist, and the ids of its objects (those of the first mask)."""
+
+    name: str
+    frame_names: tuple[str, ...]  # file stems, in order
+    frame_paths: tuple[Path, ...]  # empty when only masks were asked for
+    mask_paths: tuple[Path, ...]  # as many as frames if complete, else the first only
+    form: Form
+    object_ids: tuple[int, ...]
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether every frame has a mask to score against."""
+        return len(self.mask_paths) == len(self.frame_names)
+
+    def mask(self, index: int) -> IndexMask:
+        """The mask of one frame as (H, W) object ids; void counts as background."""
+        return read_mask(self.mask_paths[index], form=self.form)
+
+
+def read_tree(
+    root: Path,
+    *,
+    split: str,
+    only: Sequence[str] | None = None,
+    need_frames: bool = True,
+    need_masks: bool = False,
+) -> list[DavisSequence]:
+    """The sequences of a split, in its order, after the whole tree was checked.
+
+    `only` keeps the sequences named. Frames are not looked for when `need_frames` is false (scoring needs masks alone),
+    and masks after the first are asked for only when `need_masks`. Raises UserError that lists all problems at once.
+    """
+    annotations = root / "Annotations" / RESOLUTION
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: --davis takes the root of a DAVIS tree")
+    if not annotations.is_dir():
+        raise UserError(
+            f"{root} has no Annotations/{RESOLUTION}: a DAVIS tree with masks is needed"
+        )
+    names = _names_of_split(root, split)
+    if only is not None:
+        unknown = [name for name in only if name not in names]
+        if unknown:
+            raise UserError(
+                f"sequence {', '.join(unknown)} is not in split {split}; allowed: {', '.join(names)}"
+            )
+        names = [name for name in names if name in set(only)]
+    sequences, problems = [], []
+    for name in names:
+        try:
+            sequences.append(
+                _read_sequence(root, name, need_frames=need_frames, need_masks=need_masks)
+            )
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        complete = ", ".join(sequence.name for sequence in sequences) or "none"
+        raise UserError(
+            f"{len(problems)} of {len(names)} sequences cannot be read: {'; '.join(problems)} "
+            f"(complete: {complete}; choose with --sequences)"
+        )
+    for form in YEARS:
+        members = [sequence.name for sequence in sequences if sequence.form == form]
+        if members:
+            _log.info("%s: %d sequences with masks in the DAVIS %s form", root, len(members), form)
+    return sequences
+
+
+def _names_of_split(root: Path, split: str) -> list[str]:
+    lists = {
+        path: path.stem
+        for year in YEARS
+        for path in sorted((root / "ImageSets" / year).glob("*.txt"))
+    }
+    found = [path for path, name in lists.items() if name == split]
+    if not found:
+        allowed = ", ".join(sorted(set(lists.values()))) or f"none: {root}/ImageSets holds no list"
+        raise UserError(f"split {split!r} is unknown; allowed: {allowed}")
+    if len(found) > 1:
+        # Both years list a "val": the one that fits the masks at hand is meant.
+        first_masks = sorted((root / "Annotations" / RESOLUTION).glob("*/*.png"))[:1]
+        year = _form_of(first_masks[0]) if first_masks else "2017"
+        found = [path for path in found if path.parent.name == year]
+    _log.info("split %s: %s", split, found[0])
+    # The first release of 2016 lists frames ("/JPEGImages/480p/bear/00000.jpg ..."), later ones list sequences.
+    entries = [line.split()[0] for line in found[0].read_text().splitlines() if line.strip()]
+    names = [Path(entry).parent.name if "/" in entry else entry for entry in entries]
+    return list(dict.fromkeys(names))
+
+
+def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool) -> DavisSequence:
+    frames = sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
+    masks = sorted((root / "Annotations" / RESOLUTION / name).glob("*.png"))
+    if need_frames and not frames:
+        raise UserError(f"{name}: no JPEG frames")
+    if not masks:
+        raise UserError(f"{name}: no masks")
+    frame_names = [path.stem for path in (frames if need_frames else masks)]
+    if masks[0].stem != frame_names[0]:
+        raise UserError(f"{name}: no mask for the first frame {frame_names[0]}")
+    is_complete = [path.stem for path in masks] == frame_names
+    if need_masks and not is_complete:
+        missing = sorted(set(frame_names) - {path.stem for path in masks})
+        raise UserError(
+            f"{name}: no masks for {len(missing)} frames (first: {', '.join(missing[:1]) or 'order'})"
+        )
+    form = _form_of(masks[0])
+    if need_frames and (sizes := (_size(frames[0]), _size(masks[0])))[0] != sizes[1]:
+        raise UserError(
+            f"{name}: frames are {_times(sizes[0])} but the first mask is {_times(sizes[1])}"
+        )
+    ids = object_ids(read_mask(masks[0], form=form))
+    if not ids:
+        raise UserError(f"{name}: the first mask holds no object")
+    return DavisSequence(
+        name=name,
+        frame_names=tuple(frame_names),
+        frame_paths=tuple(frames) if need_frames else (),
+        mask_paths=tuple(masks if is_complete else masks[:1]),
+        form=form,
+        object_ids=ids,
+    )
+
+
+def read_mask(path: Path, *, form: Form | None = None) -> IndexMask:
+    """A mask PNG as (H, W) uint8 object ids; void (255) is background. Without `form` the file's own form decides.
+
+    Raises UserError if the file is missing, damaged or neither grey nor palette.
+    """
+    values, mode = _values(path)
+    if (form or _form(values, mode)) == "2016":
+        return (values > 127).astype(np.uint8)
+    return np.where(values == VOID, 0, values).astype(np.uint8)
+
+
+def object_ids(mask: IndexMask) -> tuple[int, ...]:
+    """The ids in a mask, ascending, without background."""
+    return tuple(int(value) for value in np.unique(mask) if value)
+
+
+def write_mask(path: Path, mask: IndexMask) -> None:
+    """Writes (H, W) object ids as a palette PNG in the DAVIS colours, whole or not at all."""
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    image.putpalette(PALETTE.ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image.save(partial, format="PNG")
+    partial.replace(path)
+
+
+def davis_palette() -> NDArray[np.uint8]:
+    """The 256 colours of the DAVIS (and PASCAL VOC) palette, (256, 3): bits of the id dealt to R, G, B in turn."""
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return palette
+
+
+PALETTE = davis_palette()
+
+
+def _form_of(path: Path) -> Form:
+    return _form(*_values(path))
+
+
+def _form(values: IndexMask, mode: str) -> Form:
+    is_binary = mode == "1" or (mode == "L" and not np.any((values != 0) & (values != 255)))
+    return "2016" if is_binary else "2017"
+
+
+def _values(path: Path) -> tuple[IndexMask, str]:
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("1", "L", "P"):
+                raise UserError(
+                    f"{path}: a mask must be a grey or palette PNG, got mode {image.mode}"
+                )
+            scale = 255 if image.mode == "1" else 1
+            return np.asarray(image).astype(np.uint8) * np.uint8(scale), image.mode
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such mask") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"{path}: damaged mask ({error})") from None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: damaged image ({error})") from None
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
