@@ -1,9 +1,10 @@
 """Decodes with decord, for comparison with work that used it; nobody maintains it, and it errs on many files.
 
-What was measured against PyAV and FFmpeg is refused or corrected here: see `refusal` and CODECS_READ_FROM_START.
+What was measured against PyAV and FFmpeg is refused or corrected here: see `refusal` and CODECS_OF_EXACT_SEEKS.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -19,8 +20,9 @@ EXACT_CONTAINERS = frozenset({"mov", "matroska", "flv"})  # in AVI and MPEG-PS i
 EXACT_PIXEL_FORMATS = frozenset(
     {"yuv420p", "yuvj420p"}
 )  # 10-bit files come out up to 173 of 255 wrong
-# Its seeks return frames of another time in HEVC (6 of 10 wrong on one file); reading on from the start does not.
-CODECS_READ_FROM_START = frozenset({"hevc"})
+# In HEVC and MPEG-4 with B-frames its seeks and skips return frames of another time (6 of 10 wrong on one file); reading
+# every frame from the start does not. These codecs passed in random order.
+CODECS_OF_EXACT_SEEKS = frozenset({"h264", "vp8", "vp9"})
 PTS_TOLERANCE_SECONDS = 2e-3  # it keeps times in float32: about 1 ms after two hours
 
 
@@ -58,7 +60,7 @@ class DecordReader:
         if torch.device(device).type != "cpu":
             raise UserError(f"the decord backend decodes on the cpu only, not on {device}")
         self.path = str(path)
-        self._index = read_index(path)
+        self._index = read_index(path, backend=self.backend)
         info = self._index.info
         if reason := refusal(self._index):
             self._fail(f"{reason}; use backend=pyav or auto")
@@ -99,10 +101,11 @@ class DecordReader:
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's notes on each file
         info = self._index.info
+        absolute = str(Path(self.path).absolute())  # cannot be mistaken for a protocol ("a:b.mp4")
         native = (self.height, self.width) == (info.height, info.width)
         size = {} if native else {"width": self.width, "height": self.height}
         try:
-            return decord.VideoReader(self.path, num_threads=1, **size)
+            return decord.VideoReader(absolute, num_threads=1, **size)
         except (decord.DECORDError, RuntimeError) as error:
             self._fail(f"{_cause(error)}; use backend=pyav or auto")
 
@@ -127,22 +130,22 @@ class DecordReader:
         if not indices:
             return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
         try:
-            if self._index.info.codec in CODECS_READ_FROM_START:
-                frames = self._read_from_start(indices)
-            else:
+            if self._index.info.codec in CODECS_OF_EXACT_SEEKS:
                 frames = _to_numpy(self._reader.get_batch(indices))
+            else:
+                frames = self._read_from_start(indices)
         except (decord.DECORDError, RuntimeError, IndexError, StopIteration) as error:
             self._fail(_cause(error))
         return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
     def _read_from_start(self, indices: list[int]) -> np.ndarray:
         reader = self._open()  # its seek to frame 0 keeps frames of before in flight
-        frames, at = [], 0
-        for index in indices:
-            if index > at:
-                reader.skip_frames(index - at)
-            frames.append(_to_numpy(reader.next()))
-            at = index + 1
+        wanted = set(indices)
+        frames = []
+        for index in range(indices[-1] + 1):
+            frame = reader.next()
+            if index in wanted:
+                frames.append(_to_numpy(frame))
         return np.stack(frames)
 
     def _fail(self, cause: str) -> NoReturn:

@@ -85,20 +85,17 @@ def probe(path: str | Path) -> VideoInfo:
     return read_index(path).info
 
 
-def read_index(path: str | Path) -> VideoIndex:
+def read_index(path: str | Path, *, backend: str = "pyav") -> VideoIndex:
     """Lists the packets of the best video stream (FFmpeg's choice, as in every backend) and decodes its first frame.
 
-    Packets that an edit list or the codec hides are left out. Raises VideoDecodeError for a missing, empty, truncated
-    or otherwise broken file and for one without video.
+    Packets that an edit list or the codec hides are left out. Raises VideoDecodeError, in the name of `backend`, for a
+    missing, empty, truncated or otherwise broken file and for one without video.
     """
-    check_file(path)
-    with as_decode_error(path, "PyAV"):
-        with open_container(path) as container:
-            first = _first_frame(container, str(path))
-        with open_container(path) as container:
-            stream = container.streams.best("video")
-            _check_not_truncated(container, stream, path)
-            return _index_of(container, stream, first, str(path))
+    try:
+        check_file(path)
+        return _read_index(str(path))
+    except VideoDecodeError as error:
+        raise VideoDecodeError(error.path, backend, error.cause) from error.__cause__
 
 
 def check_file(path: str | Path) -> None:
@@ -106,14 +103,14 @@ def check_file(path: str | Path) -> None:
     try:
         status = Path(path).stat()
     except FileNotFoundError:
-        raise VideoDecodeError(str(path), "PyAV", "no such file") from None
+        raise VideoDecodeError(str(path), "pyav", "no such file") from None
     except OSError as error:
-        raise VideoDecodeError(str(path), "PyAV", error.strerror or str(error)) from None
+        raise VideoDecodeError(str(path), "pyav", error.strerror or str(error)) from None
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise VideoDecodeError(str(path), "PyAV", f"it is {kind}")
+        raise VideoDecodeError(str(path), "pyav", f"it is {kind}")
     if status.st_size == 0:
-        raise VideoDecodeError(str(path), "PyAV", "the file is empty (0 bytes)")
+        raise VideoDecodeError(str(path), "pyav", "the file is empty (0 bytes)")
 
 
 def open_container(path: str | Path) -> "av.container.InputContainer":
@@ -131,6 +128,9 @@ def as_decode_error(path: str | Path, backend: str) -> Iterator[None]:
     """Turns PyAV's own exceptions into VideoDecodeError."""
     try:
         yield
+    except av.InvalidDataError as error:
+        cause = "invalid data (not a video, damaged or truncated)"
+        raise VideoDecodeError(str(path), backend, cause) from error
     except av.FFmpegError as error:
         raise VideoDecodeError(str(path), backend, error.strerror or str(error)) from error
     except (IndexError, UnicodeError, MemoryError, EOFError) as error:
@@ -153,19 +153,32 @@ def motion_of(
     return tuple(float(value) for value in totals / np.maximum(counts, 1))
 
 
+def _read_index(path: str) -> VideoIndex:
+    with as_decode_error(path, "pyav"):
+        with open_container(path) as container:
+            first = _first_frame(container, path)
+        with open_container(path) as container:
+            stream = container.streams.best("video")
+            _check_not_truncated(container, stream, path)
+            return _index_of(container, stream, first, path)
+
+
 def _first_frame(container: "av.container.InputContainer", path: str) -> "av.VideoFrame":
     stream = container.streams.best("video")
+    if not container.streams:
+        raise VideoDecodeError(path, "pyav", "it holds no stream at all (damaged or truncated)")
     if stream is None or stream.disposition & Disposition.attached_pic:  # a song with a cover
-        kinds = sorted({stream.type for stream in container.streams} - {"video"}) or ["nothing"]
-        raise VideoDecodeError(path, "PyAV", f"no video stream (it holds {', '.join(kinds)})")
+        kinds = sorted({stream.type for stream in container.streams} - {"video"})
+        what = ", ".join(kinds) or "a still picture"
+        raise VideoDecodeError(path, "pyav", f"no video stream (it holds {what})")
     frame = next(iter(container.decode(stream)), None)
     if frame is None:
-        raise VideoDecodeError(path, "PyAV", "the video stream holds no frame")
+        raise VideoDecodeError(path, "pyav", "the video stream holds no frame")
     return frame
 
 
 def _check_not_truncated(
-    container: "av.container.InputContainer", stream: "av.VideoStream", path: str | Path
+    container: "av.container.InputContainer", stream: "av.VideoStream", path: str
 ) -> None:
     if "mp4" not in container.format.name:  # other indexes do not store byte ranges of frames
         return
@@ -173,7 +186,7 @@ def _check_not_truncated(
     needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
     if needed > size:
         cause = f"truncated: its index needs {needed} bytes and the file has {size}"
-        raise VideoDecodeError(str(path), "PyAV", cause)
+        raise VideoDecodeError(str(path), "pyav", cause)
 
 
 def _index_of(
@@ -189,11 +202,11 @@ def _index_of(
         if packet.size and not packet.is_discard and not (codec == "vp8" and _is_hidden_vp8(packet))
     ]
     if not packets:
-        raise VideoDecodeError(path, "PyAV", "the video stream holds no frame")
+        raise VideoDecodeError(path, "pyav", "the video stream holds no frame")
     has_pts = all(packet[0] is not None for packet in packets)
     times = [packet[0] if has_pts else packet[1] for packet in packets]
     if any(time is None for time in times):
-        raise VideoDecodeError(path, "PyAV", "it has packets without any time stamp")
+        raise VideoDecodeError(path, "pyav", "it has packets without any time stamp")
     pts = np.array(times, dtype=np.int64)
     order = np.argsort(pts, kind="stable")
     pts = pts[order]
@@ -236,7 +249,7 @@ def _info_of(
     rotation = -first.rotation % 360  # FFmpeg counts counter-clockwise
     if rotation % 90:
         cause = f"rotated by {rotation} degrees; only multiples of 90 can be shown upright"
-        raise VideoDecodeError(path, "PyAV", cause)
+        raise VideoDecodeError(path, "pyav", cause)
     width, height = first.width, first.height
     if rotation % 180:
         width, height = height, width
@@ -268,7 +281,7 @@ def is_constant_rate(seconds: np.ndarray, tick_seconds: float) -> bool:
         return True
     grid = np.linspace(seconds[0], seconds[-1], len(seconds))
     interval = (seconds[-1] - seconds[0]) / (len(seconds) - 1)
-    tolerance = max(CONSTANT_RATE_TOLERANCE * interval, min(tick_seconds, interval / 4))
+    tolerance = max(CONSTANT_RATE_TOLERANCE * interval, min(tick_seconds, interval / 8))
     return bool(interval > 0 and np.abs(seconds - grid).max() <= tolerance + 1e-9)
 
 

@@ -35,9 +35,11 @@ class PyavReader:
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._key_positions = np.flatnonzero(self._index.is_key)
         self._position_of = {int(pts): at for at, pts in enumerate(self._index.pts)}
-        self._graph: av.filter.Graph | None = None
-        with as_decode_error(self.path, "PyAV"):
+        self._native_shape = _stored(info.height, info.width, info.rotation)
+        self._scaled_shape = _stored(self.height, self.width, info.rotation)
+        with as_decode_error(self.path, "pyav"):
             self._container = open_container(path)
+            self._graph = self._build_graph()
 
     def frames_at(self, indices: Sequence[int]) -> FrameBatch:
         """See `VideoReader.frames_at`."""
@@ -67,14 +69,15 @@ class PyavReader:
 
     def _decode(self, indices: list[int]) -> Tensor:
         """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
-        frames = torch.empty((len(indices), 3, self.height, self.width), dtype=torch.uint8)
+        # NumPy, because torch's copies wake all cores for each small frame, and readers run side by side.
+        frames = np.empty((len(indices), *self._scaled_shape, 3), dtype=np.uint8)
         done = 0
-        with as_decode_error(self.path, "PyAV"):
+        with as_decode_error(self.path, "pyav"):
             while done < len(indices):
                 start = self._key_before(indices[done])
                 for position, frame in self._frames_from(start):
                     if position == indices[done]:
-                        frames[done] = self._to_tensor(frame)
+                        frames[done] = self._to_rgb(frame)
                         done += 1
                         # A key frame between here and the next frame wanted is a shorter way than decoding on.
                         if done == len(indices) or self._key_before(indices[done]) > position:
@@ -83,7 +86,8 @@ class PyavReader:
                         self._fail(f"frame {indices[done]} never came out of the decoder")
                 else:
                     self._fail(f"the stream ends before frame {indices[done]}")
-        return frames
+        upright = np.rot90(frames, -self._index.info.rotation // 90, axes=(1, 2))
+        return torch.from_numpy(np.ascontiguousarray(upright)).permute(0, 3, 1, 2)
 
     def _key_before(self, index: int) -> int:
         """The frame from which decoding must start to show frame `index`."""
@@ -129,40 +133,38 @@ class PyavReader:
             self._fail(f"the decoder shows a frame at tick {frame.pts} that no packet announced")
         return position
 
-    def _to_tensor(self, frame: "av.VideoFrame") -> Tensor:
-        """(3, H, W) upright RGB at the size asked for."""
-        info = self._index.info
-        stored = (
-            (info.height, info.width) if info.rotation % 180 == 0 else (info.width, info.height)
-        )
-        if (frame.height, frame.width) != stored:
+    def _to_rgb(self, frame: "av.VideoFrame") -> np.ndarray:
+        """(h, w, 3) uint8, scaled but not yet upright."""
+        if (frame.height, frame.width) != self._native_shape:
+            height, width = self._native_shape
             size = f"{frame.width}x{frame.height}"
-            self._fail(
-                f"the frame size changes from {stored[1]}x{stored[0]} to {size} inside the file"
-            )
-        graph = self._graph or self._build_graph(stored)
-        graph.push(frame)
-        pixels = torch.from_numpy(graph.pull().to_ndarray())
-        return torch.rot90(pixels, -info.rotation // 90, (0, 1)).permute(2, 0, 1)
+            self._fail(f"the frame size changes from {width}x{height} to {size} inside the file")
+        self._graph.push(frame)
+        return self._graph.pull().to_ndarray()
 
-    def _build_graph(self, stored: tuple[int, int]) -> "av.filter.Graph":
+    def _build_graph(self) -> "av.filter.Graph":
         """Scales and converts to RGB as torchcodec and FFmpeg's own tool do.
 
         `VideoFrame.reformat` takes another way through swscale: up to 112 of 255 away on 10-bit and odd-sized files.
         """
-        rotated = self._index.info.rotation % 180 != 0
-        height, width = (self.width, self.height) if rotated else (self.height, self.width)
         graph = av.filter.Graph()
+        if hasattr(graph, "threads"):
+            graph.threads = 1  # more only wait for each other on frames this small
         nodes = [graph.add_buffer(template=self._container.streams[self._index.stream_index])]
         nodes.append(graph.add("format", "rgb24"))
-        if (height, width) != stored:  # after the conversion, as torchcodec does
+        if self._scaled_shape != self._native_shape:  # after the conversion, as torchcodec does
+            height, width = self._scaled_shape
             nodes.append(graph.add("scale", f"{width}:{height}:flags=bilinear"))
         nodes.append(graph.add("buffersink"))
         for source, sink in itertools.pairwise(nodes):
             source.link_to(sink)
         graph.configure()
-        self._graph = graph
         return graph
 
     def _fail(self, cause: str) -> NoReturn:
-        raise VideoDecodeError(self.path, "PyAV", cause)
+        raise VideoDecodeError(self.path, "pyav", cause)
+
+
+def _stored(height: int, width: int, rotation: int) -> tuple[int, int]:
+    """The (height, width) before the rotation of a picture shown at this size."""
+    return (width, height) if rotation % 180 else (height, width)

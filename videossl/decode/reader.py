@@ -130,4 +130,6 @@ def gather_frames(
         )
     distinct, positions = torch.unique(wanted, return_inverse=True)
     data = decode(distinct.tolist())
-    return FrameBatch(data[positions.to(data.device)], pts_seconds[wanted])
+    if not torch.equal(distinct, wanted):  # else the frames need no copy
+        data = data[positions.to(data.device)]
+    return FrameBatch(data, pts_seconds[wanted])

@@ -4,6 +4,7 @@ It needs a system FFmpeg. What it decodes is held to the packet list of `videoss
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -57,7 +58,7 @@ class TorchcodecReader:
         if torch.device(device).type == "cuda" and (reason := cuda_error(device)):
             raise UserError(f"cannot decode on {device}: {reason}")
         self.path = str(path)
-        self._index = read_index(path)
+        self._index = read_index(path, backend=self.backend)
         info = self._index.info
         if info.container not in EXACT_CONTAINERS or self._index.times_by_order:
             self._fail(
@@ -106,7 +107,7 @@ class TorchcodecReader:
         size = (self.height, self.width)
         try:
             decoder = VideoDecoder(
-                self.path,
+                str(Path(self.path).absolute()),  # cannot be mistaken for a protocol ("a:b.mp4")
                 stream_index=self._index.stream_index,
                 dimension_order="NCHW",
                 num_ffmpeg_threads=1,
