@@ -147,6 +147,8 @@ def read_manifest(path: str | Path) -> list[VideoEntry]:
     Raises UserError for a missing file, one that is not Parquet or no manifest, and one of another version.
     """
     remedy = "make one with `videossl scan DIR -o manifest.parquet`"
+    if Path(path).is_dir():  # Arrow would read the folder as one table
+        raise UserError(f"{path} is a folder: name the manifest file in it")
     try:
         table = pq.read_table(path)
     except FileNotFoundError:

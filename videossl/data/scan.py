@@ -40,23 +40,23 @@ def find_videos(sources: Iterable[str | Path]) -> FoundFiles:
     Follows links to folders, once. A folder that cannot be read is noted. Raises UserError for a source that does not
     exist and where there is no video file at all.
     """
-    sources = [Path(source) for source in sources]
+    folders = [Path(source) for source in sources]
     found = FoundFiles()
     videos: set[Path] = set()
     visited: set[tuple[int, int]] = set()
-    for source in sources:
+    for source in folders:
         if not source.exists():
             raise UserError(f"no such file or folder: {source}")
         if source.is_dir():
-            for path in _walk(source.absolute(), visited, found.unreadable):
+            for path in _walk(source.resolve(), visited, found.unreadable):
                 if path.suffix.lower() in VIDEO_EXTENSIONS:
                     videos.add(path)
                 else:
                     found.num_others += 1
         else:
-            videos.add(source.absolute())  # named by the user: never passed over for its name
+            videos.add(source.resolve())  # named by the user: never passed over for its name
     if not videos:
-        raise UserError(_nothing_found(sources, found))
+        raise UserError(_nothing_found(folders, found))
     found.videos = sorted(videos)
     return found
 

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -15,7 +16,7 @@ from videossl.decode.torchcodec_reader import TorchcodecReader
 from videossl.errors import UserError
 
 Backend = Literal["auto", "torchcodec", "pyav", "decord"]
-READERS: dict[str, type[VideoReader]] = {
+READERS: dict[str, Callable[..., VideoReader]] = {
     "torchcodec": TorchcodecReader,
     "pyav": PyavReader,
     "decord": DecordReader,
