@@ -158,7 +158,8 @@ class Task(PretextTask):
             radius=self.config.radius,
         )
         if self.config.predict == "classes":
-            loss = F.nll_loss((copied + 1e-6).log(), classes[:, -1])
+            # nll_loss over maps has no backward for permuted strides.
+            loss = F.nll_loss((copied + 1e-6).log().contiguous(), classes[:, -1])
             predicted = copied.argmax(1)
         else:
             loss = F.smooth_l1_loss(copied, values[:, -1])

@@ -1,0 +1,174 @@
+"""Every task of videossl/pretext keeps the contract; a new file is covered the moment it is there."""
+
+import textwrap
+
+import pytest
+import torch
+
+import videossl.pretext
+from videossl.config import validate
+from videossl.engine.multitask import MultiTask
+from videossl.errors import UserError
+from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.pretext import available, load
+from videossl.rng import row_random
+from videossl.types import ClipBatch, tally_value
+
+SMALL = {"crop_size": 32}
+VARIANTS = {
+    "order_verification": [
+        {"num_frames": 2},
+        {"num_frames": 2, "mode": "permutation"},
+        {"positive_share": 0.25},
+    ],
+    "colorization": [
+        {"frame_shift": 4},
+        {
+            "frame_shift": 4,
+            "hide": "one",
+            "predict": "values",
+            "num_references": 1,
+            "frame_gaps": (1, 2),
+            "radius": 3,
+        },
+        {"frame_shift": 4, "hide": "one", "predict": "classes"},
+        {"frame_shift": 0, "predict": "values"},
+    ],
+}
+CASES = [(name, variant) for name in available() for variant in VARIANTS.get(name, [{}])]
+NUM_VIDEOS = 4
+CPU = torch.device("cpu")
+
+
+def build(name: str, settings: dict) -> MultiTask:
+    torch.manual_seed(0)
+    config = validate(load(name).Config, {**SMALL, **settings})
+    encoder = Encoder(EncoderSpec("tiny", deepest_stage=config.stage))
+    return MultiTask(encoder, {name: load(name)(config, encoder.stages)}, {name: config.weight})
+
+
+def random_batch(model: MultiTask, num_videos: int = NUM_VIDEOS) -> ClipBatch:
+    generator = torch.Generator().manual_seed(1)
+    spec = next(task.clip_spec for _, task in model.named_tasks())
+    shape = (num_videos, spec.num_clips, 3, spec.num_frames, spec.crop_size, spec.crop_size)
+    clips = torch.randn(shape, generator=generator)
+    times = torch.zeros(num_videos, spec.num_clips, spec.num_frames, dtype=torch.float64)
+    return ClipBatch({spec: clips}, {spec: times}, torch.arange(num_videos))
+
+
+def rows(rank: int = 0, world_size: int = 1, num_rows: int = NUM_VIDEOS):
+    return row_random(
+        7, "views", 3, rank=rank, world_size=world_size, num_rows=num_rows, device=CPU
+    )
+
+
+def check_contract(name: str, settings: dict) -> None:
+    model = build(name, settings)
+    batch = random_batch(model)
+    task = model.tasks[name]
+    task.prepare(batch, 0)
+    views = model.make_views(batch, rows())
+
+    for inputs in views[name].inputs.values():
+        assert inputs.ndim == 5
+        assert inputs.shape[1] == 3
+        assert len(inputs) % NUM_VIDEOS == 0
+        assert not inputs.requires_grad
+
+    again = model.make_views(batch, rows())
+    for view, inputs in views[name].inputs.items():
+        assert torch.equal(inputs, again[name].inputs[view]), (
+            "views must be a function of the batch and the draws"
+        )
+
+    half = ClipBatch(
+        {spec: clip[2:] for spec, clip in batch.clips.items()},
+        {spec: times[2:] for spec, times in batch.pts_seconds.items()},
+        batch.video_ids[2:],
+    )
+    of_rank_one = model.make_views(half, rows(rank=1, world_size=2, num_rows=2))
+    for view, inputs in views[name].inputs.items():
+        assert torch.equal(inputs[len(inputs) // 2 :], of_rank_one[name].inputs[view]), (
+            "a rank draws its own rows"
+        )
+
+    loss, results = model(views)
+    assert torch.isfinite(loss)
+    accuracy, chance = (tally_value(results[name].tallies[key]) for key in ("accuracy", "chance"))
+    assert 0 <= accuracy <= 1
+    assert 0 < chance < 1
+    loss.backward()
+    without = [key for key, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == [], "unused parameters break DistributedDataParallel"
+
+    model.eval()
+    with torch.no_grad():
+        first, second = (model(model.make_views(batch, rows()))[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES, ids=str)
+def test_task_keeps_the_contract(name, settings):
+    check_contract(name, settings)
+
+
+TOY_TASK = '''
+"""Brightness: is the clip brighter than the batch's mean? A toy."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from videossl.models.encoder import pooled
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.types import ClipSpec, TaskResult, Views, tally
+
+
+class Config(TaskConfig):
+    crop_size: int = 32
+
+
+class Task(PretextTask):
+    Config = Config
+
+    def __init__(self, config, stages):
+        super().__init__(config, stages)
+        self.clip_spec = ClipSpec(1, 2, 0.1, config.crop_size)
+        self.head = nn.Linear(stages[config.stage].channels, 1)
+
+    def make_views(self, batch, rng):
+        clip = batch.clips[self.clip_spec][:, 0]
+        return Views({"clip": clip}, {"bright": (clip[:, 0].mean(dim=(1, 2, 3)) > 0).float()})
+
+    def forward(self, features, targets):
+        score = self.head(pooled(features["clip"])).squeeze(1)
+        right = ((score > 0) == (targets["bright"] > 0.5)).float()
+        loss = F.binary_cross_entropy_with_logits(score, targets["bright"])
+        return TaskResult(loss, {"accuracy": tally(right), "chance": tally(torch.full_like(right, 0.5))})
+'''
+
+
+def test_a_fourth_task_is_one_file_and_one_config(tmp_path, monkeypatch, video_folder):
+    (tmp_path / "brightness.py").write_text(textwrap.dedent(TOY_TASK))
+    monkeypatch.setattr(videossl.pretext, "__path__", [*videossl.pretext.__path__, str(tmp_path)])
+    assert "brightness" in available()
+    check_contract("brightness", {})
+
+    from videossl.__main__ import main
+
+    config = tmp_path / "toy.yaml"
+    config.write_text(
+        "tasks: {brightness: {weight: 2.0}, arrow_of_time: {crop_size: 32, num_frames: 4}}\n"
+        "data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0}\n"
+        "train: {steps: 2, log_every: 1}\n"
+    )
+    out = tmp_path / "run"
+    assert (
+        main(["train", "--config", str(config), f"data.manifest={video_folder}", f"out={out}"]) == 0
+    )
+    assert '"brightness"' in (out / "metrics.jsonl").read_text()
+
+
+def test_unknown_task_fails():
+    with pytest.raises(UserError, match="task 'jigsaw' is unknown; allowed: arrow_of_time"):
+        load("jigsaw")
