@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from videossl.color import encoder_input
+from videossl.decode.reader import VideoReader
 from videossl.errors import UserError
 from videossl.eval.protocol import Protocol
 from videossl.models.encoder import Encoder, StageInfo
@@ -48,6 +49,10 @@ class Extractor(TypingProtocol):
 
     def __call__(self, clip: Tensor) -> Tensor: ...
 
+    def describe(self) -> dict[str, object]:
+        """Plain types for JSON: which features these are."""
+        ...
+
 
 class ImageFrames:
     """Frames that lie in a folder as images."""
@@ -68,6 +73,21 @@ class ImageFrames:
             except (UnidentifiedImageError, OSError) as error:
                 raise UserError(f"{self.paths[index]}: damaged image ({error})") from None
         return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+class VideoFrames:
+    """Frames of an open video, decoded when asked for and resized at once."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self.reader = reader
+        self.num_frames = reader.num_frames
+        self.native_size = (reader.height, reader.width)
+
+    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """See FrameSource."""
+        frames = self.reader.frames_at(list(indices)).data.permute(0, 2, 3, 1).cpu().numpy()
+        resized = [resize_rgb(Image.fromarray(frame), size) for frame in frames]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
 
 def resize_rgb(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -112,6 +132,15 @@ class EncoderFeatures:
             data = data.repeat_interleave(maps.temporal_stride, 0)
         return data[: clip.shape[1]].float()
 
+    def describe(self) -> dict[str, object]:
+        """See Extractor."""
+        return {
+            "encoder": self.encoder.spec.name,
+            "stage": self.stage,
+            "channels": self.channels,
+            "cell_pixels": self.stride,
+        }
+
 
 class LabPatches:
     """The baseline without a network: each cell is its 4x4 patch of normalised Lab."""
@@ -125,6 +154,14 @@ class LabPatches:
     def __call__(self, clip: Tensor) -> Tensor:
         """See Extractor."""
         return functional.pixel_unshuffle(clip.transpose(0, 1), self.stride)
+
+    def describe(self) -> dict[str, object]:
+        """See Extractor."""
+        return {
+            "patches": "normalised Lab",
+            "channels": 3 * self.stride**2,
+            "cell_pixels": self.stride,
+        }
 
 
 class Window(NamedTuple):

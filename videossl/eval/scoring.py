@@ -1,0 +1,210 @@
+"""A folder of masks against the ground truth: per-object J and F, and the tables of the official evaluation.
+
+As there: the first and the last frame of a sequence are not scored, void counts as background, and whole-set values are
+plain means over all objects of all sequences. Unlike there, old result files are never read back.
+"""
+
+import csv
+import io
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+
+from videossl.errors import UserError
+from videossl.eval.davis import DavisSequence, IndexMask, read_mask
+from videossl.eval.metrics import Statistics, contour_accuracy, region_similarity, statistics
+from videossl.version import __version__
+
+GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
+
+
+@dataclass(frozen=True)
+class ObjectScore:
+    """J and F of one object in the scored frames of one sequence."""
+
+    sequence: str
+    object_id: int
+    j_frames: tuple[float, ...]
+    f_frames: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """As the official tables have it: `<sequence>_<object>`."""
+        return f"{self.sequence}_{self.object_id}"
+
+    @property
+    def j(self) -> Statistics:
+        """Region similarity over the frames."""
+        return statistics(self.j_frames)
+
+    @property
+    def f(self) -> Statistics:
+        """Contour accuracy over the frames."""
+        return statistics(self.f_frames)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain types for JSON, with the value of every frame."""
+        return {
+            "J": self.j.as_dict(),
+            "F": self.f.as_dict(),
+            "J_frames": list(self.j_frames),
+            "F_frames": list(self.f_frames),
+        }
+
+
+def check_results(results: Path, sequences: Sequence[DavisSequence]) -> None:
+    """Raises UserError that lists every sequence with missing masks, before any work is done."""
+    if not results.is_dir():
+        raise UserError(
+            f"{results} is not a folder: give the folder that holds <sequence>/<frame>.png"
+        )
+    problems = []
+    for sequence in sequences:
+        names = sequence.frame_names[1:-1]
+        if not names:
+            problems.append(f"{sequence.name} has no frame between the first and the last")
+            continue
+        missing = [
+            name for name in names if not (results / sequence.name / f"{name}.png").is_file()
+        ]
+        if missing:
+            problems.append(
+                f"{sequence.name} lacks {len(missing)} of {len(names)} (first: {missing[0]}.png)"
+            )
+    if problems:
+        raise UserError(f"{results}: masks are missing: {'; '.join(problems)}")
+
+
+def score_sequence(results: Path, sequence: DavisSequence) -> list[ObjectScore]:
+    """The scores of each object of one sequence from `results/<sequence>/<frame>.png`.
+
+    Raises UserError for a missing or damaged mask, one of another size, and object ids the sequence does not have.
+    """
+    per_object: dict[int, list[tuple[float, float]]] = {
+        number: [] for number in sequence.object_ids
+    }
+    for index in range(1, len(sequence.frame_names) - 1):
+        truth = sequence.mask(index)
+        found = _read_result(
+            results / sequence.name / f"{sequence.frame_names[index]}.png", sequence, truth
+        )
+        for number, values in per_object.items():
+            pred_mask, gt_mask = found == number, truth == number
+            values.append(
+                (region_similarity(pred_mask, gt_mask), contour_accuracy(pred_mask, gt_mask))
+            )
+    return [
+        ObjectScore(
+            sequence=sequence.name,
+            object_id=number,
+            j_frames=tuple(j for j, _ in values),
+            f_frames=tuple(f for _, f in values),
+        )
+        for number, values in per_object.items()
+    ]
+
+
+def _read_result(path: Path, sequence: DavisSequence, truth: IndexMask) -> IndexMask:
+    found = read_mask(path)
+    if found.shape != truth.shape:
+        raise UserError(f"{path} is {_size(found)} but the ground truth is {_size(truth)}")
+    highest = max(sequence.object_ids)
+    if int(found.max()) > highest:
+        raise UserError(
+            f"{path} has object id {found.max()}, but {sequence.name} has ids up to {highest}"
+        )
+    return found
+
+
+def _size(mask: IndexMask) -> str:
+    return f"{mask.shape[1]}x{mask.shape[0]}"
+
+
+def global_scores(scores: Sequence[ObjectScore]) -> dict[str, float]:
+    """The whole-set values in the official columns: plain means over objects."""
+    j, f = [score.j for score in scores], [score.f for score in scores]
+    means = {
+        f"{measure}-{name.capitalize()}": float(np.mean([getattr(s, name) for s in stats]))
+        for measure, stats in (("J", j), ("F", f))
+        for name in ("mean", "recall", "decay")
+    }
+    return {"J&F-Mean": (means["J-Mean"] + means["F-Mean"]) / 2, **means}
+
+
+def write_tables(folder: Path, set_name: str, scores: Sequence[ObjectScore]) -> None:
+    """Writes `global_results-<set>.csv` and `per-sequence_results-<set>.csv` in the official form."""
+    values = global_scores(scores)
+    global_row = [f"{values[column]:.3f}" for column in GLOBAL_COLUMNS]
+    rows = [(score.name, f"{score.j.mean:.3f}", f"{score.f.mean:.3f}") for score in scores]
+    write_text(folder / f"global_results-{set_name}.csv", _csv_text(GLOBAL_COLUMNS, [global_row]))
+    write_text(folder / f"per-sequence_results-{set_name}.csv", _csv_text(SEQUENCE_COLUMNS, rows))
+
+
+def scores_record(scores: Sequence[ObjectScore]) -> dict[str, object]:
+    """Everything measured, at full precision, for `result.json`."""
+    return {
+        "global": global_scores(scores),
+        "per_object": {score.name: score.as_dict() for score in scores},
+    }
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were computed with."""
+    return {
+        "videossl": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
+
+
+def write_json(path: Path, record: Mapping[str, object]) -> None:
+    """Writes a record whole or not at all."""
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    """One line per row, whole-set values in percent."""
+    width = max(len("row"), *(len(name) for name in rows))
+    lines = ["  ".join([f"{'row':<{width}}", *(f"{column:>8}" for column in GLOBAL_COLUMNS)])]
+    for name, values in rows.items():
+        cells = [f"{100 * values[column]:8.1f}" for column in GLOBAL_COLUMNS]
+        lines.append("  ".join([f"{name:<{width}}", *cells]))
+    return "\n".join(lines)
+
+
+def format_objects(scores: Sequence[ObjectScore]) -> str:
+    """One line per object: J and F with mean, recall and decay, in percent."""
+    width = max(len("object"), *(len(score.name) for score in scores))
+    columns = GLOBAL_COLUMNS[1:]
+    lines = ["  ".join([f"{'object':<{width}}", *(f"{column:>8}" for column in columns)])]
+    for score in scores:
+        values = [v for s in (score.j, score.f) for v in (s.mean, s.recall, s.decay)]
+        lines.append(
+            "  ".join([f"{score.name:<{width}}", *(f"{100 * value:8.1f}" for value in values)])
+        )
+    return "\n".join(lines)
+
+
+def _csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return buffer.getvalue()
