@@ -1,5 +1,8 @@
 import logging
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -358,6 +361,33 @@ def test_auto_is_pyav_where_torchcodec_does_not_load(without_torchcodec, numbere
 def test_torchcodec_asked_for_where_it_does_not_load_fails(without_torchcodec, numbered_video):
     with pytest.raises(UserError, match=f"torchcodec backend does not load: {without_torchcodec}"):
         open_video(str(numbered_video("h264")), backend="torchcodec")
+
+
+def test_machine_without_ffmpeg_reads_with_pyav(numbered_video, tmp_path):
+    for library in ("avutil", "avcodec", "avformat", "avfilter", "swscale", "avdevice"):
+        for version in range(4, 70):  # empty files that the loader finds before any real library
+            (tmp_path / f"lib{library}.so.{version}").touch()
+    code = (
+        "import sys; from videossl.decode.backends import available_backends, open_video; "
+        "print(open_video(sys.argv[1]).backend, '|', available_backends()['torchcodec'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(numbered_video("h264"))],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.startswith("pyav | torchcodec finds no FFmpeg (install the libraries")
+
+
+def test_other_missing_library_is_named():
+    error = RuntimeError(
+        "Could not load libtorchcodec. Likely causes:\n"
+        "OSError: libavutil.so.60: cannot open shared object file\n"
+        "OSError: libnvrtc.so.13: cannot open shared object file\n"
+    )
+    assert "libnvrtc.so.13" in torchcodec_reader.short_load_error(error)
 
 
 def test_auto_is_torchcodec_where_it_loads(numbered_video):

@@ -3,6 +3,7 @@
 It needs a system FFmpeg. What it decodes is held to the packet list of `videossl.decode.info`.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +25,28 @@ PTS_TOLERANCE_SECONDS = 1e-4  # ten times finer than the coarsest clock in use, 
 def load_error() -> str:
     """Why torchcodec does not load, or an empty string."""
     try:
-        import torchcodec.decoders  # noqa: F401
+        from torchcodec.decoders import VideoDecoder
     except (ImportError, OSError, RuntimeError) as error:
-        # A missing FFmpeg is a RuntimeError whose message is pages long, with the loader's trace of every version.
-        if "FFmpeg" in str(error):
-            return "torchcodec finds no FFmpeg libraries (install FFmpeg 4 to 9, e.g. `apt install ffmpeg`)"
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        return short_load_error(error)
+    try:
+        # The import alone says nothing: from torchcodec 0.17 on, FFmpeg is looked for at the first decoder.
+        VideoDecoder(b"not a video")
+    except (RuntimeError, ValueError, OSError) as error:
+        if "Could not load libtorchcodec" in str(error):
+            return short_load_error(error)
     return ""
+
+
+def short_load_error(error: Exception) -> str:
+    """One line for torchcodec's message, which holds a traceback for every version of FFmpeg that it tried."""
+    message = str(error).strip()
+    if "Could not load libtorchcodec" not in message:
+        return f"{type(error).__name__}: {message.splitlines()[0]}" if message else repr(error)
+    causes = re.findall(r"^OSError: (.+)$", message, flags=re.MULTILINE)
+    others = [cause for cause in causes if not re.search(r"lib(av|sw|torchcodec)\w+\.", cause)]
+    if others:
+        return f"torchcodec does not load: {others[0]}"
+    return "torchcodec finds no FFmpeg (install the libraries of version 4 to 9, e.g. `apt install ffmpeg`)"
 
 
 def cuda_error(device: str) -> str:
