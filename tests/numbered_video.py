@@ -65,6 +65,7 @@ VARIANTS = {
     ),
     "mpeg4": Variant(codec="mpeg4", options={"g": "12"}),
     "mpeg4_b_frames": Variant(codec="mpeg4", options={"g": "12", "bf": "2"}),
+    "mpeg4_padded_rows": Variant(codec="mpeg4", width=48, height=48, options={"g": "12"}),
     "mpeg4_avi": Variant(codec="mpeg4", suffix=".avi", options={"g": "12", "bf": "2"}),
     "mpeg2_ps": Variant(codec="mpeg2video", suffix=".mpg", options={"g": "12", "bf": "2"}),
     "vp8": Variant(

@@ -23,6 +23,7 @@ EXACT_PIXEL_FORMATS = frozenset(
 # In HEVC and MPEG-4 with B-frames its seeks and skips return frames of another time (6 of 10 wrong on one file); reading
 # every frame from the start does not. These codecs passed in random order.
 CODECS_OF_EXACT_SEEKS = frozenset({"h264", "vp8", "vp9"})
+BATCH_FRAMES = 32  # held at once while reading from the start; chosen
 PTS_TOLERANCE_SECONDS = 2e-3  # it keeps times in float32: about 1 ms after two hours
 
 
@@ -140,13 +141,13 @@ class DecordReader:
 
     def _read_from_start(self, indices: list[int]) -> np.ndarray:
         reader = self._open()  # its seek to frame 0 keeps frames of before in flight
-        wanted = set(indices)
         frames = []
-        for index in range(indices[-1] + 1):
-            frame = reader.next()
-            if index in wanted:
-                frames.append(_to_numpy(frame))
-        return np.stack(frames)
+        # In batches: the single frames of `next()` cannot be copied out where rows are padded (e.g. 48 pixels wide).
+        for start in range(0, indices[-1] + 1, BATCH_FRAMES):
+            stop = min(start + BATCH_FRAMES, indices[-1] + 1)
+            batch = _to_numpy(reader.get_batch(list(range(start, stop))))
+            frames.append(batch[[index - start for index in indices if start <= index < stop]])
+        return np.concatenate(frames)
 
     def _fail(self, cause: str) -> NoReturn:
         raise VideoDecodeError(self.path, "decord", cause)

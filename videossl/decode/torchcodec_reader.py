@@ -83,6 +83,7 @@ class TorchcodecReader:
         self.num_frames = info.num_frames
         self.height, self.width = resized_shape(info.height, info.width, short_side)
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
+        self._device = device
         self._decoder = self._open(device)
         if len(self._decoder) != self.num_frames:
             self._fail(
@@ -140,7 +141,8 @@ class TorchcodecReader:
     def _decode(self, indices: list[int]) -> Tensor:
         """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
         if not indices:
-            return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
+            empty = (0, 3, self.height, self.width)
+            return torch.empty(empty, dtype=torch.uint8, device=self._device)
         try:
             batch = self._decoder.get_frames_at(indices)
         except (RuntimeError, IndexError, ValueError) as error:
