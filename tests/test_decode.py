@@ -27,6 +27,7 @@ REFUSALS = {
         ),
         **dict.fromkeys(("h264_odd_size", "h264_422", "h264_10_bit", "hevc_10_bit"), "colours"),
         "vp9_odd_size": "odd sizes",
+        "mpeg4_padded_rows": "size must exactly match",
         "av1": "cannot find video stream",
     },
 }

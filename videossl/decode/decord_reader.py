@@ -70,6 +70,7 @@ class DecordReader:
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._reader = self._open()
         self._check_times()
+        self._decode([0])  # fails here, not in mid-training, at sizes whose padded rows it cannot copy (48x48)
 
     def frames_at(self, indices: Sequence[int]) -> FrameBatch:
         """See `VideoReader.frames_at`."""
@@ -136,14 +137,13 @@ class DecordReader:
             else:
                 frames = self._read_from_start(indices)
         except (decord.DECORDError, RuntimeError, IndexError, StopIteration) as error:
-            self._fail(_cause(error))
+            self._fail(f"{_cause(error)}; use backend=pyav or auto")
         return torch.from_numpy(frames).permute(0, 3, 1, 2)
 
     def _read_from_start(self, indices: list[int]) -> np.ndarray:
         reader = self._open()  # its seek to frame 0 keeps frames of before in flight
         frames = []
-        # In batches: the single frames of `next()` cannot be copied out where rows are padded (e.g. 48 pixels wide).
-        for start in range(0, indices[-1] + 1, BATCH_FRAMES):
+              for start in range(0, indices[-1] + 1, BATCH_FRAMES):
             stop = min(start + BATCH_FRAMES, indices[-1] + 1)
             batch = _to_numpy(reader.get_batch(list(range(start, stop))))
             frames.append(batch[[index - start for index in indices if start <= index < stop]])
