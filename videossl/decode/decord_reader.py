@@ -70,7 +70,9 @@ class DecordReader:
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._reader = self._open()
         self._check_times()
-        self._decode([0])  # fails here, not in mid-training, at sizes whose padded rows it cannot copy (48x48)
+        self._decode(
+            [0]
+        )  # fails here, not in mid-training, at sizes whose padded rows it cannot copy (48x48)
 
     def frames_at(self, indices: Sequence[int]) -> FrameBatch:
         """See `VideoReader.frames_at`."""
@@ -143,7 +145,7 @@ class DecordReader:
     def _read_from_start(self, indices: list[int]) -> np.ndarray:
         reader = self._open()  # its seek to frame 0 keeps frames of before in flight
         frames = []
-              for start in range(0, indices[-1] + 1, BATCH_FRAMES):
+        for start in range(0, indices[-1] + 1, BATCH_FRAMES):
             stop = min(start + BATCH_FRAMES, indices[-1] + 1)
             batch = _to_numpy(reader.get_batch(list(range(start, stop))))
             frames.append(batch[[index - start for index in indices if start <= index < stop]])
