@@ -1,0 +1,391 @@
+"""Propagation on footage with known answers, and against two protocols written straight from their definition."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from videossl.errors import UserError
+from videossl.eval import features as features_module
+from videossl.eval.davis import read_mask
+from videossl.eval.features import (
+    EncoderFeatures,
+    ImageFrames,
+    LabPatches,
+    input_size,
+    sequence_features,
+    sliding_windows,
+)
+from videossl.eval.metrics import region_similarity
+from videossl.eval.propagation import propagate
+from videossl.eval.protocol import PRESETS, Protocol, preset
+from videossl.models.encoder import StageInfo
+from videossl.types import FeatureMaps
+
+DAVIS = Path(__file__).parents[2] / "shared" / "data" / "davis"
+needs_davis = pytest.mark.skipif(
+    not DAVIS.exists(), reason="no shared DAVIS data beside the checkout"
+)
+
+
+class ArrayFrames:
+    """Frames in memory, (T, 3, H, W) uint8."""
+
+    def __init__(self, frames: Tensor) -> None:
+        self.frames = frames
+        self.num_frames = len(frames)
+        self.native_size = (frames.shape[2], frames.shape[3])
+
+    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        chosen = self.frames[list(indices)]
+        if size == self.native_size:
+            return chosen
+        return (
+            functional.interpolate(chosen.float(), size, mode="bilinear", antialias=True)
+            .round()
+            .byte()
+        )
+
+
+class ToyEncoder(nn.Module):
+    """Two stages with the interface of an encoder; `early` has no temporal kernel, `late` has and halves the time."""
+
+    def __init__(self, temporal_kernel: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stages = {"early": StageInfo(8, 1, 4), "late": StageInfo(6, 2, 8)}
+        self.track_stage: str | None = None
+        self.early = nn.Conv3d(3, 8, (1, 4, 4), (1, 4, 4))
+        self.late = nn.Conv3d(
+            8, 6, (temporal_kernel, 2, 2), (2, 2, 2), (temporal_kernel // 2, 0, 0)
+        )
+
+    def forward(
+        self, x: Tensor, rows_per_stage: dict[str, int] | None = None
+    ) -> dict[str, FeatureMaps]:
+        early = self.early(x)
+        found = {"early": FeatureMaps(early, 1, 4)}
+        if rows_per_stage is None or rows_per_stage["late"]:
+            found["late"] = FeatureMaps(self.late(early), 2, 8)
+        return found
+
+
+def noise_frames(num_frames: int, height: int = 48, width: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(
+        0, 256, (num_frames, 3, height, width), generator=generator, dtype=torch.uint8
+    )
+
+
+def block_mask(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    mask = np.zeros((height, width), np.uint8)
+    mask[8:32, 16:40] = 1
+    mask[32:44, 4:16] = 3
+    return mask
+
+
+def run(frames: Tensor, mask: NDArray[np.uint8], protocol: Protocol) -> list[NDArray[np.uint8]]:
+    source, extractor = ArrayFrames(frames), LabPatches()
+    ids = [int(value) for value in np.unique(mask) if value not in (0, 255)]
+    size = input_size(source.native_size, protocol, extractor.stride)
+    features = sequence_features(source, extractor, protocol)
+    return list(propagate(features, mask, protocol, object_ids=ids, input_size=size))
+
+
+@pytest.mark.parametrize("name", ["videossl", "crw", "dino"])
+def test_a_still_video_keeps_the_mask_exactly(name: str) -> None:
+    protocol = replace(
+        PRESETS[name],
+        short_side=None,
+        long_side_multiple=None,
+        temperature=0.001,
+        label_up="nearest",
+    )
+    frames = noise_frames(1).repeat(7, 1, 1, 1)
+    for mask in run(frames, block_mask(), protocol):
+        np.testing.assert_array_equal(mask, block_mask())
+
+
+@pytest.mark.parametrize("name", ["videossl", "crw", "dino", "vondrick"])
+def test_every_preset_follows_a_moving_texture(name: str) -> None:
+    protocol = replace(PRESETS[name], short_side=None, long_side_multiple=None, temperature=0.02)
+    wide = noise_frames(1, 48, 160)[0]
+    frames = torch.stack(
+        [wide[:, :, 40 - 4 * t : 136 - 4 * t] for t in range(8)]
+    )  # right by one cell a frame
+    first = np.zeros((48, 96), np.uint8)
+    first[8:32, 16:48] = 1
+    for t, mask in enumerate(run(frames, first, protocol)):
+        seen = slice(
+            4 * t, None
+        )  # what comes in on the left was never seen and may be called anything
+        expected = np.roll(first, 4 * t, 1)
+        assert region_similarity(mask[:, seen] == 1, expected[:, seen] == 1) > 0.95
+
+
+def test_void_in_the_first_mask_is_background() -> None:
+    protocol = replace(PRESETS["videossl"], short_side=None, label_up="nearest", temperature=0.001)
+    mask = block_mask()
+    mask[0:8] = 255
+    last = run(noise_frames(1).repeat(3, 1, 1, 1), mask, protocol)[-1]
+    np.testing.assert_array_equal(last, np.where(mask == 255, 0, mask))
+
+
+def test_hard_labels_stay_whole() -> None:
+    protocol = replace(PRESETS["videossl"], short_side=None, hard_labels=True, label_up="nearest")
+    for mask in run(noise_frames(4), block_mask(), protocol)[1:]:
+        cells = mask.reshape(12, 4, 16, 4)
+        assert (cells == cells[:, :1, :, :1]).all()
+
+
+@pytest.mark.parametrize("keep_first", [True, False])
+def test_memory_holds_what_the_protocol_says(
+    monkeypatch: pytest.MonkeyPatch, keep_first: bool
+) -> None:
+    seen: list[int] = []
+    from videossl.eval import propagation
+
+    original = propagation.attention_copy
+
+    def spy(query: Tensor, keys: Tensor, values: Tensor, **settings: object) -> Tensor:
+        seen.append(keys.shape[1])
+        return original(query, keys, values, **settings)
+
+    monkeypatch.setattr(propagation, "attention_copy", spy)
+    protocol = replace(
+        PRESETS["videossl"], short_side=None, context_frames=3, keep_first=keep_first
+    )
+    run(noise_frames(7), block_mask(), protocol)
+    assert seen == ([1, 2, 3, 4, 4, 4] if keep_first else [1, 2, 3, 3, 3, 3])
+
+
+def real_clip(num_frames: int = 6) -> tuple[list[Tensor], NDArray[np.uint8]]:
+    """Unit features of 8x8 patches of a crop of real frames, and the first mask of it."""
+    folder = DAVIS / "JPEGImages" / "480p" / "dog"
+    mask = read_mask(DAVIS / "Annotations" / "480p" / "dog" / "00000.png")
+    rows, columns = np.nonzero(mask)
+    top = min(max(int(rows.mean()) - 64, 0), 480 - 128)
+    left = min(max(int(columns.mean()) - 104, 0), 854 - 208)
+    crop = (slice(top, top + 128), slice(left, left + 208))
+    clip = []
+    for index in range(num_frames):
+        with Image.open(folder / f"{index:05d}.jpg") as image:
+            rgb = (
+                torch.from_numpy(np.asarray(image.convert("RGB"))[crop].copy())
+                .permute(2, 0, 1)
+                .float()
+            )
+        patches = functional.pixel_unshuffle(rgb[None] / 255, 8)[0]
+        clip.append(functional.normalize(patches - patches.mean((1, 2), keepdim=True), dim=0))
+    return clip, mask[crop]
+
+
+def differing_share(
+    first: Sequence[NDArray[np.uint8]], second: Sequence[NDArray[np.uint8]]
+) -> float:
+    assert len(first) == len(second)
+    return float(np.mean([np.mean(a != b) for a, b in zip(first, second, strict=True)]))
+
+
+def cell_grid(height: int, width: int) -> tuple[Tensor, Tensor]:
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return y.flatten(), x.flatten()
+
+
+def dino_reference(clip: list[Tensor], mask: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """eval_video_segmentation.py: exp, square window as zeros, ties at the fifth kept, columns normalised."""
+    height, width = clip[0].shape[1:]
+    small = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    first = torch.stack([torch.from_numpy(small == value) for value in (0, 1)]).float()
+    y, x = cell_grid(height, width)
+    window = ((y[:, None] - y).abs() <= 12) & ((x[:, None] - x).abs() <= 12)
+    queue: list[tuple[Tensor, Tensor]] = []
+    yield mask
+    for feature in clip[1:]:
+        context = [(clip[0], first), *queue]
+        weights = torch.cat(
+            [torch.exp(f.flatten(1).T @ feature.flatten(1) / 0.1) * window for f, _ in context]
+        )
+        weights[weights < weights.topk(5, dim=0).values.amin(0)] = 0
+        weights = weights / weights.sum(0)
+        labels = torch.cat([seg.flatten(1) for _, seg in context], 1) @ weights
+        labels = labels.view(2, height, width)
+        queue = [*queue, (feature, labels)][-7:]
+        shares = functional.interpolate(
+            labels[None], scale_factor=8, mode="bilinear", align_corners=False
+        )[0]
+        for channel in shares:
+            if channel.max() > 0:
+                channel -= channel.min()
+                channel /= channel.max()
+        yield shares.argmax(0).byte().numpy()
+
+
+def crw_reference(clip: list[Tensor], mask: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+    """test.py of videowalk: 20 frames before (copies of the first in front), first frame unmasked, circle, top 10."""
+    height, width = clip[0].shape[1:]
+    planes = torch.stack([torch.from_numpy(mask == value) for value in (0, 1)]).float()
+    first = functional.interpolate(
+        planes[None], (height, width), mode="bilinear", align_corners=False
+    )[0]
+    y, x = cell_grid(height, width)
+    window = ((y[:, None] - y) ** 2 + (x[:, None] - x) ** 2).sqrt() < 12
+    penalty = torch.where(window, 0.0, -1e10)
+    past = [(clip[0], first)] * 20
+    yield mask
+    for feature in clip[1:]:
+        context = [(clip[0], first), *past[-20:]]
+        affinity = torch.stack([f.flatten(1).T @ feature.flatten(1) for f, _ in context])
+        affinity[1:] += penalty
+        weights, cells = (affinity.flatten(0, 1) / 0.05).topk(10, dim=0)
+        weights = weights.softmax(0)
+        labels = torch.cat([seg.flatten(1) for _, seg in context], 1)[:, cells]  # (2, 10, cells)
+        labels = (labels * weights).sum(1).view(2, height, width)
+        past.append((feature, labels))
+        shares = functional.interpolate(
+            labels[None], scale_factor=8, mode="bilinear", align_corners=False
+        )[0]
+        yield shares.argmax(0).byte().numpy()
+
+
+@needs_davis
+@pytest.mark.parametrize("name", ["dino", "crw"])
+def test_protocol_equals_its_definition(name: str) -> None:
+    clip, mask = real_clip()
+    expected = list({"dino": dino_reference, "crw": crw_reference}[name](clip, mask))
+    size = (mask.shape[0], mask.shape[1])
+    got = list(propagate(clip, mask, PRESETS[name], object_ids=[1], input_size=size))
+    assert (got[-1] != mask).mean() > 0.01  # the clip moves: an identity would not pass
+    assert differing_share(got, expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "window"), [(1, 8), (5, 8), (8, 8), (9, 8), (20, 8), (21, 5), (7, 1), (6, 2)]
+)
+def test_windows_keep_each_frame_once(num_frames: int, window: int) -> None:
+    windows = sliding_windows(num_frames, window)
+    kept = [i for w in windows for i in range(w.keep_start, w.keep_stop)]
+    assert kept == list(range(num_frames))
+    assert all(
+        0 <= w.start <= w.keep_start and w.keep_stop <= w.stop <= num_frames for w in windows
+    )
+    assert len({w.stop - w.start for w in windows}) == 1
+
+
+def test_a_stage_without_temporal_kernel_equals_frame_by_frame() -> None:
+    encoder, source = ToyEncoder(), ArrayFrames(noise_frames(11))
+    protocol = replace(PRESETS["videossl"], short_side=None)
+    windowed = list(sequence_features(source, EncoderFeatures(encoder, stage="early"), protocol))
+    single = replace(protocol, window_frames=1)
+    alone = list(sequence_features(source, EncoderFeatures(encoder, stage="early"), single))
+    torch.testing.assert_close(torch.stack(windowed), torch.stack(alone), atol=1e-6, rtol=1e-5)
+
+
+def test_a_stage_with_temporal_stride_repeats_its_features() -> None:
+    extractor = EncoderFeatures(ToyEncoder(), stage="late")
+    clip = torch.randn(3, 5, 16, 24)
+    found = extractor(clip)
+    assert found.shape == (5, 6, 2, 3)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_default_stage_is_the_trained_one_else_the_finest_of_stride_4() -> None:
+    encoder = ToyEncoder()
+    assert EncoderFeatures(encoder).stage == "early"
+    encoder.track_stage = "late"
+    assert EncoderFeatures(encoder).stage == "late"
+    with pytest.raises(UserError, match="has early, late"):
+        EncoderFeatures(encoder, stage="res9")
+
+
+def test_features_are_centred_and_of_unit_length() -> None:
+    protocol = replace(PRESETS["videossl"], short_side=None, normalize=False)
+    source = ArrayFrames(noise_frames(3))
+    centred = torch.stack(list(sequence_features(source, LabPatches(), protocol)))
+    assert centred.mean((0, 2, 3)).abs().max() < 1e-4
+    unit = list(sequence_features(source, LabPatches(), replace(protocol, normalize=True)))
+    torch.testing.assert_close(unit[0].norm(dim=0), torch.ones(12, 16))
+
+
+def test_a_long_sequence_is_encoded_twice_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    protocol = replace(PRESETS["videossl"], short_side=None)
+    source = ArrayFrames(noise_frames(6))
+    kept = torch.stack(list(sequence_features(source, LabPatches(), protocol)))
+    monkeypatch.setattr(features_module, "_KEPT_BYTES", 1)
+    assert torch.equal(torch.stack(list(sequence_features(source, LabPatches(), protocol))), kept)
+
+
+def test_grey_input_has_no_colour() -> None:
+    frames = noise_frames(2)
+    protocol = replace(
+        PRESETS["videossl"], short_side=None, grey=True, centre=False, normalize=False
+    )
+    feature = next(sequence_features(ArrayFrames(frames), LabPatches(), protocol))
+    assert feature[16:].abs().max() == 0
+    assert feature[:16].abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("native", "name", "stride", "expected"),
+    [
+        ((480, 854), "videossl", 4, (240, 428)),
+        ((480, 854), "dino", 8, (480, 832)),
+        ((854, 480), "dino", 16, (832, 480)),
+        ((480, 854), "crw", 8, (480, 856)),
+        ((480, 910), "vondrick", 8, (256, 488)),
+        ((50, 50), "videossl", 16, (240, 240)),
+    ],
+)
+def test_input_sizes(
+    native: tuple[int, int], name: str, stride: int, expected: tuple[int, int]
+) -> None:
+    assert input_size(native, PRESETS[name], stride) == expected
+
+
+def test_damaged_image_fails(tmp_path: Path) -> None:
+    path = tmp_path / "00000.jpg"
+    Image.new("RGB", (32, 24)).save(path)
+    source = ImageFrames([path])
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="damaged image"):
+        source.read([0], (24, 32))
+
+
+def test_overrides_are_parsed_and_recorded() -> None:
+    changed = preset(
+        "crw",
+        {"top_k": "5", "radius": "none", "centre": "true", "window": "square", "temperature": ".1"},
+    )
+    assert (changed.top_k, changed.radius, changed.centre, changed.window) == (
+        5,
+        None,
+        True,
+        "square",
+    )
+    assert changed.temperature == 0.1
+    assert "changed: centre, radius, temperature, top_k, window" in changed.source
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("stm", {}, "preset 'stm' is unknown; allowed: videossl, crw, dino, vondrick"),
+        ("crw", {"topk": "5"}, "'topk' is unknown; allowed: short_side"),
+        ("crw", {"top_k": "five"}, "top_k must be int or none"),
+        ("crw", {"window": "star"}, "window must be one of square, circle"),
+        ("crw", {"grey": "1"}, "grey must be one of true, false"),
+        ("crw", {"temperature": "0"}, "temperature must be > 0"),
+    ],
+)
+def test_wrong_settings_fail(name: str, overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        preset(name, overrides)

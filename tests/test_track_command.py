@@ -1,0 +1,266 @@
+"""`videossl track` from the command line: what it writes, what it never reads, and what it refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from videossl.__main__ import main
+from videossl.engine.checkpoint import save_checkpoint
+from videossl.eval.davis import read_mask, write_mask
+from videossl.eval.overlay import draw_mask, write_video
+from videossl.models.encoder import Encoder, EncoderSpec
+
+H, W, FRAMES = 48, 72, 6
+SMALL = ["--set", "short_side=none", "--device", "cpu"]
+
+
+def frame_and_mask(t: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A textured square that moves over a textured ground, with a second object below it."""
+    random = np.random.default_rng(0)
+    frame = random.integers(60, 120, (H, W, 3)).astype(np.uint8)
+    mask = np.zeros((H, W), np.uint8)
+    frame[8:24, 8 + 2 * t : 32 + 2 * t] = random.integers(120, 250, (16, 24, 3))
+    mask[8:24, 8 + 2 * t : 32 + 2 * t] = 1
+    frame[30:44, 40 - 2 * t : 60 - 2 * t] = random.integers(0, 60, (14, 20, 3))
+    mask[30:44, 40 - 2 * t : 60 - 2 * t] = 2
+    return frame, mask
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    state = {"encoder": encoder.describe(), "model": weights}
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
+
+
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    root = tmp_path / "davis"
+    for name in ("ant", "bee"):
+        for folder in ("JPEGImages", "Annotations"):
+            (root / folder / "480p" / name).mkdir(parents=True)
+        for t in range(FRAMES):
+            frame, mask = frame_and_mask(t)
+            Image.fromarray(frame).save(root / f"JPEGImages/480p/{name}/{t:05d}.jpg", quality=95)
+            write_mask(root / f"Annotations/480p/{name}/{t:05d}.png", mask)
+    (root / "ImageSets/2017").mkdir(parents=True)
+    (root / "ImageSets/2017/val.txt").write_text("ant\nbee\n")
+    return root
+
+
+def track(checkpoint: Path, davis: Path, out: Path, *more: str) -> int:
+    return main(
+        [
+            "track",
+            "--checkpoint",
+            str(checkpoint),
+            "--davis",
+            str(davis),
+            "--out",
+            str(out),
+            *SMALL,
+            *more,
+        ]
+    )
+
+
+def masks_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*/0*.png"))
+    }
+
+
+def test_a_run_writes_masks_tables_record_and_overlays(
+    checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert track(checkpoint, davis, out, "--baselines", "--untrained-seeds", "2") == 0
+    printed = capsys.readouterr().out
+    rows = ["identity", "lab", "untrained_seed0", "untrained_seed1", "trained"]
+    for row in rows:
+        assert row in printed
+        assert len(masks_in(out / row)) == 2 * FRAMES
+        assert (out / row / "global_results-val.csv").is_file()
+    assert "untrained (mean of 2)" in printed
+    np.testing.assert_array_equal(read_mask(out / "trained/ant/00000.png"), frame_and_mask(0)[1])
+    np.testing.assert_array_equal(read_mask(out / "identity/bee/00005.png"), frame_and_mask(0)[1])
+    result = json.loads((out / "result.json").read_text())
+    assert result["complete"] is True
+    assert list(result["rows"]) == rows
+    trained = result["rows"]["trained"]
+    assert trained["protocol"]["temperature"] == 0.02
+    assert trained["features"] == {
+        "encoder": "tiny",
+        "stage": "res3",
+        "channels": 64,
+        "cell_pixels": 4,
+    }
+    assert len(trained["per_object"]["ant_1"]["J_frames"]) == FRAMES - 2
+    assert trained["global"]["J-Mean"] > result["rows"]["identity"]["global"]["J-Mean"]
+    with av.open(str(out / "overlay/ant.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == FRAMES
+    with Image.open(out / "overlay/ant.png") as sheet:
+        assert sheet.height == 180 * (len(rows) + 1)
+
+
+def test_the_score_command_agrees_with_the_track_command(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    assert track(checkpoint, davis, tmp_path / "out") == 0
+    arguments = [
+        "score",
+        str(tmp_path / "out/trained"),
+        "--davis",
+        str(davis),
+        "--out",
+        str(tmp_path / "scores"),
+    ]
+    assert main(arguments) == 0
+    scored = json.loads((tmp_path / "scores/result.json").read_text())
+    tracked = json.loads((tmp_path / "out/result.json").read_text())["rows"]["trained"]
+    assert scored["per_object"] == tracked["per_object"]
+
+
+def test_later_masks_are_never_read(checkpoint: Path, davis: Path, tmp_path: Path) -> None:
+    assert track(checkpoint, davis, tmp_path / "with", "--baselines", "lab") == 0
+    for path in (davis / "Annotations").rglob("*.png"):
+        if path.stem != "00000":
+            path.unlink()
+    assert track(checkpoint, davis, tmp_path / "without", "--baselines", "lab") == 0
+    for row in ("trained", "lab"):
+        assert masks_in(tmp_path / "with" / row) == masks_in(tmp_path / "without" / row)
+    assert not (tmp_path / "without/trained/global_results-val.csv").exists()
+
+
+def test_a_second_run_leaves_nothing_of_the_first(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert track(checkpoint, davis, out, "--baselines", "identity") == 0
+    assert track(checkpoint, davis, out, "--sequences", "bee") == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "overlay",
+        "result.json",
+        "table.txt",
+        "trained",
+    ]
+    assert [path.name for path in (out / "trained").iterdir() if path.is_dir()] == ["bee"]
+
+
+@pytest.mark.parametrize("with_marker", [True, False])
+def test_a_folder_with_foreign_files_is_refused(
+    checkpoint: Path,
+    davis: Path,
+    tmp_path: Path,
+    with_marker: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    (out / "trained").mkdir(parents=True)
+    (out / "thesis.txt" if with_marker else out / "trained" / "thesis.txt").write_text("mine")
+    if with_marker:
+        (out / "result.json").write_text("{}")
+    assert track(checkpoint, davis, out) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    assert list(out.rglob("thesis.txt"))
+
+
+def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> None:
+    video, mask, out = tmp_path / "my clip.mp4", tmp_path / "first.png", tmp_path / "out"
+    write_video(video, (frame_and_mask(t)[0] for t in range(FRAMES)), frames_per_second=10)
+    write_mask(mask, frame_and_mask(0)[1])
+    arguments = [
+        "--checkpoint",
+        str(checkpoint),
+        "--video",
+        str(video),
+        "--mask",
+        str(mask),
+        "--out",
+        str(out),
+    ]
+    assert main(["track", *arguments, *SMALL]) == 0
+    assert len(masks_in(out / "trained")) == FRAMES
+    assert (out / "overlay/my clip.mp4").stat().st_size > 0
+    last, truth = read_mask(out / "trained/my clip/00005.png"), frame_and_mask(5)[1]
+    assert ((last == 1) & (truth == 1)).sum() > 0.5 * (truth == 1).sum()
+    assert json.loads((out / "result.json").read_text())["video"] == str(video)
+    small = tmp_path / "small.png"
+    write_mask(small, frame_and_mask(0)[1][:-8])
+    arguments[arguments.index(str(mask))] = str(small)
+    assert main(["track", *arguments, *SMALL]) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--split", "test"], "split 'test' is unknown; allowed: val"),
+        (["--sequences", "cow"], "sequence cow is not in split val; allowed: ant, bee"),
+        (["--preset", "stm"], "preset 'stm' is unknown; allowed: videossl, crw, dino, vondrick"),
+        (["--baselines", "flow"], "baseline flow is unknown; allowed: identity, lab, untrained"),
+        (["--stage", "res5"], "stage 'res5' is unknown; this encoder has res2, res3"),
+        (["--set", "top_k"], "--set takes KEY=VALUE"),
+        (["--video", "a.mp4"], "give either --davis ROOT or --video FILE"),
+        (["--device", "tpu"], "allowed: auto, cpu, cuda"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(
+    checkpoint: Path,
+    davis: Path,
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert track(checkpoint, davis, tmp_path / "out", *more) == 2
+    lines = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("videossl track:")
+    ]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_damaged_checkpoints_are_refused(
+    checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert track(tmp_path / "nowhere", davis, tmp_path / "out") == 2
+    assert "does not exist" in capsys.readouterr().err
+    damaged = tmp_path / "step_00000001.pt"
+    damaged.write_bytes(checkpoint.read_bytes()[:1000])
+    assert track(damaged, davis, tmp_path / "out") == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_a_tree_without_masks_is_refused(
+    checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(davis / "Annotations")
+    assert track(checkpoint, davis, tmp_path / "out") == 2
+    assert "has no Annotations/480p" in capsys.readouterr().err
+
+
+def test_drawn_masks_tint_objects_and_leave_the_ground() -> None:
+    frame, mask = frame_and_mask(0)
+    drawn = draw_mask(frame, mask)
+    assert (drawn[0:6, 40:] == frame[0:6, 40:]).all()
+    assert (drawn[mask > 0] != frame[mask > 0]).any(-1).all()
+    assert (draw_mask(frame, np.zeros_like(mask)) == frame).all()
+
+
+def test_videos_of_odd_size_are_written(tmp_path: Path) -> None:
+    frames = [np.full((33, 47, 3), 40 * t, np.uint8) for t in range(4)]
+    write_video(tmp_path / "odd.mp4", frames, frames_per_second=25)
+    with av.open(str(tmp_path / "odd.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.codec_context.pix_fmt) == (46, 32, "yuv420p")
