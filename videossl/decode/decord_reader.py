@@ -70,9 +70,8 @@ class DecordReader:
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._reader = self._open()
         self._check_times()
-        self._decode(
-            [0]
-        )  # fails here, not in mid-training, at sizes whose padded rows it cannot copy (48x48)
+        # At sizes whose padded rows it cannot copy (48x48) this fails here, not in mid-training.
+        self._decode([0])
 
     def frames_at(self, indices: Sequence[int]) -> FrameBatch:
         """See `VideoReader.frames_at`."""
