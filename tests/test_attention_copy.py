@@ -1,7 +1,6 @@
 """attention_copy against a slow dense loop, its gradient, and where the pointer goes."""
 
 import itertools
-import resource
 
 import pytest
 import torch
@@ -186,8 +185,8 @@ def test_values_of_another_size_fail() -> None:
         attention_copy(query, keys, values[:, :, :, 1:], temperature=1.0)
 
 
-@pytest.mark.skipif(not hasattr(resource, "RUSAGE_SELF"), reason="needs getrusage")
 def test_peak_memory_stays_far_below_the_dense_matrix() -> None:
+    resource = pytest.importorskip("resource", reason="peak memory is read with getrusage")
     query, keys, values = random_inputs(1, 8, 64, 2, 60, 106)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
