@@ -29,3 +29,18 @@ def numbered_video(tmp_path_factory):
         return written[name]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory) -> Path:
+    """The manifest of ten small synthetic videos."""
+    from videossl.__main__ import main
+    from videossl.data.synthetic import render_video
+
+    folder = tmp_path_factory.mktemp("synthetic")
+    for seed in range(10):
+        render_video(folder / f"{seed}.mp4", seed=seed, seconds=2.5, height=48, width=64)
+    assert (
+        main(["scan", str(folder), "-o", str(folder / "manifest.parquet"), "--workers", "1"]) == 0
+    )
+    return folder / "manifest.parquet"

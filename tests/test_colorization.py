@@ -4,7 +4,8 @@ import torch.nn.functional as F
 
 from videossl.config import validate
 from videossl.models.encoder import Encoder, EncoderSpec
-from videossl.pretext.colorization import Config, Task
+from videossl.pretext.colorization import ColorizationConfig as Config
+from videossl.pretext.colorization import Task
 from videossl.rng import row_random
 from videossl.types import ClipBatch, FeatureMaps, tally_value
 
@@ -52,7 +53,9 @@ def test_no_hidden_colour_reaches_the_features(encoder_name, hide):
     if hide == "both":
         assert by_channel[:, 1:].max() == 0
     else:
-        rng = rows()  # the draws are made in the order of make_views: gaps, reversal, shifts, channel
+        rng = (
+            rows()
+        )  # the draws are made in the order of make_views: gaps, reversal, shifts, channel
         (
             rng.integers(high=1),
             rng.integers(high=2),
@@ -135,7 +138,9 @@ def test_chance_is_the_majority_class():
 
 def test_a_stage_without_its_own_time_fails():
     encoder = Encoder(EncoderSpec("r3d_18", keep_time=False))
-    with pytest.raises(ValueError, match=r"res3 has temporal stride 2: set encoder\.keep_time=true"):
+    with pytest.raises(
+        ValueError, match=r"res3 has temporal stride 2: set encoder\.keep_time=true"
+    ):
         Task(Config(crop_size=32), encoder.stages)
 
 

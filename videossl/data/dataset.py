@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from videossl.data.manifest import VideoEntry
 from videossl.data.sampling import permuted_index, plan_clip_times, usable_span
-from videossl.decode.backends import Backend, open_video
+from videossl.decode.backends import Backend, open_video, resolve_backend
 from videossl.decode.info import VideoDecodeError
 from videossl.errors import UserError
 from videossl.rng import fold, generator
@@ -71,6 +71,7 @@ class ClipDataset(Dataset[RawClips]):
         self.seed = seed
         self.short_side = short_side
         self.backend = backend
+        resolve_backend(backend, device)  # said, or refused, here: once, and not by every worker
         self.device = device
         self.shuffle = shuffle
         needed = max(spec.min_span_seconds for spec in self.specs)

@@ -60,7 +60,7 @@ def frame_batches(
         return
     loader: DataLoader[RawClips] = DataLoader(
         dataset,
-        batch_sampler=positions,  # type: ignore[arg-type]
+        batch_sampler=positions,
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,

@@ -7,6 +7,7 @@ parameters without a gradient break DistributedDataParallel at its second step. 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +111,7 @@ class Encoder(nn.Module):
         return {"spec": asdict(self.spec), "track_stage": self.track_stage}
 
 
-Builder = Callable[[], tuple[nn.Module, dict[str, nn.Module]]]
+Builder = Callable[[], zoo.Stages]
 Natural = dict[str, tuple[int, int, int]]  # channels, temporal stride, spatial stride
 
 # Channels and strides of the published architectures; test_encoder.py holds them against real shapes.
@@ -175,13 +176,13 @@ def _unstride(layer: nn.Conv3d | nn.MaxPool3d, axes: tuple[int, ...]) -> None:
         stride[axis] = 1
         if isinstance(layer, nn.MaxPool3d) and padding[axis] == 0:
             kernel[axis] = 1
-    layer.stride = tuple(stride)
+    layer.stride = (stride[0], stride[1], stride[2])
     if isinstance(layer, nn.MaxPool3d):
-        layer.kernel_size = tuple(kernel)
+        layer.kernel_size = (kernel[0], kernel[1], kernel[2])
 
 
-def _triple(value: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (value,) * 3 if isinstance(value, int) else tuple(value)
+def _triple(value: Any) -> tuple[int, int, int]:
+    return (value, value, value) if isinstance(value, int) else tuple(value)
 
 
 def count_parameters(module: nn.Module) -> int:

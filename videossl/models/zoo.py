@@ -4,6 +4,8 @@ Only `pytorchvideo.models` is imported: `pytorchvideo.transforms` does not load 
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torchvision.models.video as torchvision_video
@@ -13,7 +15,7 @@ from pytorchvideo.models.stem import create_res_basic_stem
 from pytorchvideo.models.x3d import create_x3d
 from torch import nn
 
-Stages = tuple[nn.Module, dict[str, nn.Module]]
+Stages = tuple[nn.Module, Mapping[str, nn.Module]]
 
 
 def slow_r50() -> Stages:
@@ -103,11 +105,11 @@ def _basic_block(dim_in: int, dim_out: int, *, frames: int = 1, stride: int = 1)
     )
 
 
-def _of_blocks(net: nn.Module) -> Stages:
+def _of_blocks(net: Any) -> Stages:
     """pytorchvideo's Net: blocks[0] is the stem, blocks[1..4] the stages, the last one the head."""
     blocks = list(net.blocks)
     return blocks[0], {f"res{i + 1}": blocks[i] for i in range(1, 5)}
 
 
-def _of_video_resnet(net: nn.Module) -> Stages:
+def _of_video_resnet(net: Any) -> Stages:
     return net.stem, {f"res{i + 1}": getattr(net, f"layer{i}") for i in range(1, 5)}

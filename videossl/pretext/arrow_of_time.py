@@ -1,6 +1,7 @@
 """Arrow of time: does the clip run forward or backward? Wei, Lim, Zisserman, Freeman, CVPR 2018.
 
-Departures: RGB (here Lab) clips through a 3D-CNN instead of optical flow through T-CAM, the later practice for 3D-CNNs.
+As in T-CAM (section 3.2), temporal groups are pooled apart and fused late: the head reads the first part of a clip beside
+the second. Departures: Lab clips through one 3D-CNN instead of optical flow through a 2D-CNN per group.
 Against cheats: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
 so that content, border, codec path and augmentation cannot tell them apart; clips never start at a file's first frame nor
 reach its end (data/sampling.py), frame borders are cut (data/transforms.py), and clips without motion are left out.
@@ -13,17 +14,20 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from videossl.models.encoder import StageInfo, pooled
+from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
 from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
 
 
-class Config(TaskConfig):
+class ArrowOfTimeConfig(TaskConfig):
     num_frames: int = Field(8, ge=2)
     seconds_between_frames: float = Field(1 / 15, gt=0)
     crop_size: int = Field(112, ge=16, description="pixels, square")
+    num_groups: int = Field(
+        2, ge=1, description="parts of a clip that are pooled apart; T-CAM's T = 2"
+    )
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
     min_motion: float = Field(
@@ -36,26 +40,35 @@ class Config(TaskConfig):
 class Task(PretextTask):
     """Scores a clip: positive means forward. The loss is logistic over the clip and its reversal."""
 
-    Config = Config
+    Config = ArrowOfTimeConfig
 
-    def __init__(self, config: Config, stages: Mapping[str, StageInfo]) -> None:
+    def __init__(self, config: ArrowOfTimeConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.clip_spec = ClipSpec(
             1, config.num_frames, config.seconds_between_frames, config.crop_size
         )
-        self.min_motion = config.min_motion
-        self.head = mlp(stages[config.stage].channels, config.hidden, 1, dropout=config.dropout)
+        self.config = config
+        features_per_clip = config.num_groups * stages[config.stage].channels
+        self.head = mlp(features_per_clip, config.hidden, 1, dropout=config.dropout)
+        if config.num_frames // stages[config.stage].temporal_stride < config.num_groups:
+            raise ValueError(
+                f"{config.num_frames} frames give fewer features in time than num_groups {config.num_groups}: "
+                "raise num_frames or set encoder.keep_time=true"
+            )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clip = batch.clips[self.clip_spec][:, 0]  # (B, 3, T, H, W)
         lightness = clip[:, 0]
         motion = (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
-        moving = (motion >= self.min_motion).float()
+        moving = (motion >= self.config.min_motion).float()
         return Views({"forward": clip, "backward": clip.flip(2)}, {"moving": moving})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        forward_score = self.head(pooled(features["forward"])).squeeze(1).float()  # (B,)
-        backward_score = self.head(pooled(features["backward"])).squeeze(1).float()
+        # One call of the head for both, so that its batch statistics cannot tell them apart.
+        both = torch.cat(
+            [self._pool(features["forward"].data), self._pool(features["backward"].data)]
+        )
+        forward_score, backward_score = self.head(both).squeeze(1).float().chunk(2)  # (B,) each
         moving = targets["moving"]
         per_clip = F.softplus(-forward_score) + F.softplus(backward_score)
         # A fixed denominator keeps the mean over ranks equal to the mean over the whole batch.
@@ -73,3 +86,7 @@ class Task(PretextTask):
                 "moving_share": tally(moving),
             },
         )
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        """(B, C, T, h, w) to (B, groups * C): each group of frames averaged."""
+        return F.adaptive_avg_pool3d(maps, (self.config.num_groups, 1, 1)).flatten(1)

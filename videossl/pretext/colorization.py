@@ -40,7 +40,7 @@ CHROMA = slice(1, 3)  # of normalised Lab
 KMEANS_SAMPLES = 50_000  # Vondrick et al., section 3.3
 
 
-class Config(TaskConfig):
+class ColorizationConfig(TaskConfig):
     stage: str = Field("res3", description="a stage that keeps time; its cells are what is matched")
     hide: Literal["both", "one"] = "both"
     predict: Literal["classes", "values"] = "classes"
@@ -71,10 +71,10 @@ class Config(TaskConfig):
 class Task(PretextTask):
     """Predicts the hidden colours of the last frame of a clip from the frames before it."""
 
-    Config = Config
+    Config = ColorizationConfig
     wants_tracking: ClassVar[bool] = True
 
-    def __init__(self, config: Config, stages: Mapping[str, StageInfo]) -> None:
+    def __init__(self, config: ColorizationConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.config = config
         info = stages[config.stage]

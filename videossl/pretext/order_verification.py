@@ -33,7 +33,7 @@ OUT_OF_ORDER = ((B, A, D), (D, A, B), (B, E, D), (D, E, B))
 ORDERS = tuple(permutations(range(3)))
 
 
-class Config(TaskConfig):
+class OrderVerificationConfig(TaskConfig):
     mode: Literal["verification", "permutation"] = "verification"
     num_frames: int = Field(4, ge=1, description="frames of a sub-clip")
     seconds_between_frames: float = Field(1 / 15, gt=0)
@@ -59,9 +59,9 @@ class Config(TaskConfig):
 class Task(PretextTask):
     """Judges whether three sub-clips are in order (verification), or in which order they are (permutation)."""
 
-    Config = Config
+    Config = OrderVerificationConfig
 
-    def __init__(self, config: Config, stages: Mapping[str, StageInfo]) -> None:
+    def __init__(self, config: OrderVerificationConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.config = config
         self.clip_spec = ClipSpec(
@@ -74,8 +74,10 @@ class Task(PretextTask):
         )
         channels = stages[config.stage].channels
         num_answers = 2 if config.mode == "verification" else len(ORDERS)
-        # Pairwise features first, as in VCOP: the relation of two clips is easier than that of three.
-        self.pair = torch.nn.Linear(2 * channels, config.hidden)
+        # Pairwise features first, as in VCOP: the relation of two clips is easier than that of three. What differs is
+        # given beside what they are, standardised: see heads.mlp.
+        self.standardize = torch.nn.BatchNorm1d(channels)
+        self.pair = torch.nn.Linear(3 * channels, config.hidden)
         self.head = mlp(3 * config.hidden, config.hidden, num_answers, dropout=config.dropout)
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
@@ -95,11 +97,12 @@ class Task(PretextTask):
     def _logits(self, vectors: Tensor, tuples: tuple[tuple[int, ...], ...]) -> Tensor:
         """(B, K, C) features to (B, len(tuples), answers)."""
         index = torch.tensor(tuples, device=vectors.device)  # (tuples, 3)
-        x = vectors[:, index]  # (B, tuples, 3, C)
+        x = self.standardize(vectors.flatten(0, 1)).view_as(vectors)[:, index]  # (B, tuples, 3, C)
         pairs = torch.stack(
-            [torch.cat([x[:, :, i], x[:, :, j]], -1) for i, j in ((0, 1), (1, 2), (0, 2))], 2
+            [_relation(x[:, :, i], x[:, :, j]) for i, j in ((0, 1), (1, 2), (0, 2))], 2
         )
-        logits: Tensor = self.head(F.relu(self.pair(pairs)).flatten(2))
+        related = F.relu(self.pair(pairs)).flatten(2)  # (B, tuples, 3 * hidden)
+        logits: Tensor = self.head(related.flatten(0, 1)).view(*related.shape[:2], -1)
         return logits.float()
 
     def _verify(self, vectors: Tensor, thumbnails: Tensor) -> TaskResult:
@@ -145,3 +148,8 @@ class Task(PretextTask):
             loss,
             {"accuracy": tally(right), "chance": tally(torch.full_like(right, 1 / len(ORDERS)))},
         )
+
+
+def _relation(first: Tensor, second: Tensor) -> Tensor:
+    """(..., C) each to (..., 3 C): both, and their distance in each channel."""
+    return torch.cat([first, second, (first - second).abs()], -1)

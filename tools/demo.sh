@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The tour: renders videos, trains three tasks on two processes, scores tracking against baselines, draws the overlay.
+# Everything lands in runs/demo; a second call goes on where the first stopped.
+source "$(dirname "$0")/setup.sh" ""
+
+work=runs/demo
+videossl synthesize -o "$work/synthetic" --videos 32
+videossl scan "$work/synthetic/videos" -o "$work/videos.parquet"
+# Two processes of one thread each; a machine with more cores has room for both.
+OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 -m videossl train --config configs/demo.yaml \
+    data.manifest="$work/videos.parquet" out="$work/run"
+videossl track --checkpoint "$work/run" --davis "$work/synthetic/davis" --split val \
+    --baselines identity,lab,untrained --out "$work/tracking"
+echo
+echo "the tracked masks as video: $work/tracking/overlay/synthetic-02.mp4 (and a contact sheet beside it)"
+echo "the scores: $work/tracking/table.txt; the training: $work/run/train.log, tensorboard --logdir $work/run/tb"
