@@ -12,13 +12,14 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.eval.davis import PALETTE, read_mask, read_tree, write_mask
+from videossl.eval.davis import read_mask, read_tree
 from videossl.eval.scoring import (
     check_results,
     global_scores,
     score_sequence,
     write_tables,
 )
+from videossl.masks import PALETTE, write_mask
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDEN = SHARED / "reference" / "davis_golden.json"

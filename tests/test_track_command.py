@@ -13,9 +13,11 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.engine.checkpoint import save_checkpoint
-from videossl.eval.davis import read_mask, write_mask
-from videossl.eval.overlay import draw_mask, write_video
+from videossl.eval.davis import read_mask
+from videossl.eval.overlay import draw_mask
+from videossl.masks import write_mask
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.video_writer import write_video
 
 H, W, FRAMES = 48, 72, 6
 SMALL = ["--set", "short_side=none", "--device", "cpu"]

@@ -3,24 +3,30 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 
-def davis_palette() -> np.ndarray:
-    """(256, 3) uint8: the colour of each id (bit k of an id sets a high bit of channel k mod 3, as in PASCAL VOC)."""
-    palette = np.zeros((256, 3), np.uint8)
+def davis_palette() -> NDArray[np.uint8]:
+    """The 256 colours of the DAVIS (and PASCAL VOC) palette, (256, 3): bits of the id dealt to R, G, B in turn."""
     ids = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            palette[:, channel] |= (((ids >> channel) & 1) << (7 - bit)).astype(np.uint8)
-        ids = ids >> 3
+            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
     return palette
 
 
-def write_mask(path: Path, ids: np.ndarray) -> None:
-    """Writes (H, W) uint8 object ids as a palette PNG, under a temporary name first."""
-    image = Image.fromarray(ids.astype(np.uint8))
-    image.putpalette(davis_palette().ravel().tolist())
-    temporary = path.with_suffix(".partial.png")
-    image.save(temporary)
-    temporary.replace(path)
+PALETTE = davis_palette()
+
+
+def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
+    """Writes (H, W) object ids as a palette PNG in the DAVIS colours, whole or not at all."""
+    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
+    image.putpalette(PALETTE.ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image.save(partial, format="PNG")
+    partial.replace(path)

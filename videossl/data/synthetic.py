@@ -14,7 +14,7 @@ from PIL import Image
 
 from videossl.masks import write_mask
 from videossl.rng import fold
-from videossl.video_writer import VideoWriter
+from videossl.video_writer import write_video
 
 KINDS = ("fall", "slide", "grow", "trail")
 TRAIL_FADE = 0.85  # of a trail's strength per frame; chosen
@@ -176,9 +176,8 @@ def render_video(
 ) -> None:
     """Writes one scene of two bodies as an mp4."""
     scene = Scene(seed, height=height, width=width)
-    with VideoWriter(path, fps=scene.fps) as writer:
-        for image, _ in scene.frames(round(seconds * scene.fps)):
-            writer.write(image)
+    images = (image for image, _ in scene.frames(round(seconds * scene.fps)))
+    write_video(path, images, frames_per_second=scene.fps)
 
 
 def render_davis(

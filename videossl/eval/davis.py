@@ -169,31 +169,6 @@ def object_ids(mask: IndexMask) -> tuple[int, ...]:
     return tuple(int(value) for value in np.unique(mask) if value)
 
 
-def write_mask(path: Path, mask: IndexMask) -> None:
-    """Writes (H, W) object ids as a palette PNG in the DAVIS colours, whole or not at all."""
-    image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
-    image.putpalette(PALETTE.ravel().tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
-
-
-def davis_palette() -> NDArray[np.uint8]:
-    """The 256 colours of the DAVIS (and PASCAL VOC) palette, (256, 3): bits of the id dealt to R, G, B in turn."""
-    ids = np.arange(256)
-    palette = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            palette[:, channel] |= (((ids >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
-    return palette
-
-
-PALETTE = davis_palette()
-
-
 def _form_of(path: Path) -> Form:
     return _form(*_values(path))
 

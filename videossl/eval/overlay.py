@@ -1,10 +1,8 @@
-"""Masks drawn over frames: an mp4 of a sequence and a contact sheet of a few frames, with the truth where known."""
+"""Masks drawn over frames, and a contact sheet of a few frames, with the truth where known."""
 
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -27,10 +25,6 @@ COLOURS = np.array(
     np.uint8,
 )
 _OPACITY = 0.5
-_CRF = "20"  # of x264: visually near lossless, a few MB a minute
-_MPEG4_BIT_RATE = 6_000_000
-
-_log = logging.getLogger("videossl")
 
 
 def draw_mask(rgb: Rgb, mask: IndexMask) -> Rgb:
@@ -47,33 +41,6 @@ def draw_mask(rgb: Rgb, mask: IndexMask) -> Rgb:
     out[line & objects] = colours[line & objects]
     out[line & ~objects] = 255
     return out
-
-
-def write_video(path: Path, frames: Iterable[Rgb], *, frames_per_second: float) -> None:
-    """Writes an mp4 of (H, W, 3) uint8 frames: H.264 where this PyAV can encode it, else MPEG-4 part 2.
-
-    Odd sides lose their last row or column: yuv420p needs even ones.
-    """
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    if codec == "mpeg4":
-        _log.info("overlay: this PyAV cannot encode H.264, writing MPEG-4 instead")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("." + path.name)
-    with av.open(str(partial), "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=round(frames_per_second))
-        stream.pix_fmt = "yuv420p"
-        if codec == "libx264":
-            stream.options = {"crf": _CRF, "preset": "veryfast"}
-        else:
-            stream.bit_rate = _MPEG4_BIT_RATE
-        for index, rgb in enumerate(frames):
-            height, width = rgb.shape[0] // 2 * 2, rgb.shape[1] // 2 * 2
-            if index == 0:
-                stream.height, stream.width = height, width
-            even = np.ascontiguousarray(rgb[:height, :width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-        container.mux(stream.encode())
-    partial.replace(path)
 
 
 def write_contact_sheet(

@@ -11,7 +11,7 @@ import numpy as np
 from videossl import progress
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_mask, write_mask
+from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_mask
 from videossl.eval.features import (
     Extractor,
     FrameSource,
@@ -20,9 +20,11 @@ from videossl.eval.features import (
     input_size,
     sequence_features,
 )
-from videossl.eval.overlay import Rgb, draw_mask, write_contact_sheet, write_video
+from videossl.eval.overlay import Rgb, draw_mask, write_contact_sheet
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol
+from videossl.masks import write_mask
+from videossl.video_writer import write_video
 
 DAVIS_FRAMES_PER_SECOND = 24.0
 SHEET_FRAMES = 6
