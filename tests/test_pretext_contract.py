@@ -1,6 +1,6 @@
 """Every task of videossl/pretext keeps the contract; a new file is covered the moment it is there."""
 
-import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,44 +112,14 @@ def test_task_keeps_the_contract(name, settings):
     check_contract(name, settings)
 
 
-TOY_TASK = '''
-"""Brightness: is the clip brighter than the batch's mean? A toy."""
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from videossl.models.encoder import pooled
-from videossl.pretext.task import PretextTask, TaskConfig
-from videossl.types import ClipSpec, TaskResult, Views, tally
-
-
-class Config(TaskConfig):
-    crop_size: int = 32
-
-
-class Task(PretextTask):
-    Config = Config
-
-    def __init__(self, config, stages):
-        super().__init__(config, stages)
-        self.clip_spec = ClipSpec(1, 2, 0.1, config.crop_size)
-        self.head = nn.Linear(stages[config.stage].channels, 1)
-
-    def make_views(self, batch, rng):
-        clip = batch.clips[self.clip_spec][:, 0]
-        return Views({"clip": clip}, {"bright": (clip[:, 0].mean(dim=(1, 2, 3)) > 0).float()})
-
-    def forward(self, features, targets):
-        score = self.head(pooled(features["clip"])).squeeze(1)
-        right = ((score > 0) == (targets["bright"] > 0.5)).float()
-        loss = F.binary_cross_entropy_with_logits(score, targets["bright"])
-        return TaskResult(loss, {"accuracy": tally(right), "chance": tally(torch.full_like(right, 0.5))})
-'''
+def readme_task() -> str:
+    """The task that the README shows whole: what a reader copies is what is tested."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    return readme.split("```python\n")[1].split("```")[0]
 
 
 def test_a_fourth_task_is_one_file_and_one_config(tmp_path, monkeypatch, video_folder):
-    (tmp_path / "brightness.py").write_text(textwrap.dedent(TOY_TASK))
+    (tmp_path / "brightness.py").write_text(readme_task())
     monkeypatch.setattr(videossl.pretext, "__path__", [*videossl.pretext.__path__, str(tmp_path)])
     assert "brightness" in available()
     check_contract("brightness", {})
@@ -158,7 +128,7 @@ def test_a_fourth_task_is_one_file_and_one_config(tmp_path, monkeypatch, video_f
 
     config = tmp_path / "toy.yaml"
     config.write_text(
-        "tasks: {brightness: {weight: 2.0}, arrow_of_time: {crop_size: 32, num_frames: 4}}\n"
+        "tasks: {brightness: {weight: 2.0, crop_size: 32}, arrow_of_time: {crop_size: 32, num_frames: 4}}\n"
         "data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0}\n"
         "train: {steps: 2, log_every: 1}\n"
     )
