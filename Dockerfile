@@ -7,6 +7,7 @@
 #     data.manifest=runs/videos.parquet out=runs/first
 #
 # --ipc=host: data workers hand frames over in shared memory, and Docker's default of 64 MB is too little.
+# Another base must be bookworm too: the names of FFmpeg's libraries below are its own.
 ARG BASE_IMAGE=debian:bookworm-slim
 
 # The project's wheel and the list of what it depends on; nothing else of this stage is kept.
@@ -56,10 +57,11 @@ COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir --no-deps /tmp/wheels/*.whl
 
 WORKDIR /workspace
-COPY configs configs
-COPY tools tools
+# Owned, not only readable: a checkout may give others no right to read.
+COPY --chown=1000:1000 configs configs
+COPY --chown=1000:1000 tools tools
 # A named volume mounted on runs/ takes over this owner.
-RUN mkdir runs && chown videossl:videossl . runs
+RUN mkdir runs && chown 1000:1000 . runs
 # A number, so that a host can tell without this image's passwd file that it is not root's.
 USER 1000:1000
 ENTRYPOINT ["videossl"]
