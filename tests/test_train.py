@@ -45,12 +45,12 @@ def arguments(config_file: Path, manifest: Path, out: Path, *overrides: str) -> 
     ]
 
 
-def losses(out: Path) -> dict[int, dict]:
-    """The last record of each step: a resumed run writes the steps it repeats again."""
+def losses(out: Path) -> list[tuple[int, dict]]:
+    """Step and losses of every record, each step once."""
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return {
-        r["step"]: {n: t["loss"] for n, t in r["tasks"].items()} for r in records if "tasks" in r
-    }
+    return [
+        (r["step"], {n: t["loss"] for n, t in r["tasks"].items()}) for r in records if "tasks" in r
+    ]
 
 
 def assert_same_state(first: Path, second: Path) -> None:

@@ -26,7 +26,9 @@ class RunLogger:
         self._bar: Progress | None = None
         if not is_main:
             return
-        self._jsonl = (out / "metrics.jsonl").open("a", buffering=1)
+        metrics = out / "metrics.jsonl"
+        _drop_after(metrics, first_step)
+        self._jsonl = metrics.open("a", buffering=1)
         self._file = logging.FileHandler(out / "train.log")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._file)
@@ -83,6 +85,20 @@ class RunLogger:
         self._tensorboard.close()
         log.removeHandler(self._file)
         self._file.close()
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drops the records of steps that a killed run had made after its last checkpoint: they are made again."""
+    if path.exists():
+        records = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+        path.write_text("".join(f"{line}\n" for line in records))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):  # a line cut off by the kill
+        return float("inf")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

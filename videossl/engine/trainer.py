@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,8 +111,6 @@ class Trainer:
         lr = self.lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # Dropout draws from torch's global generators: seeded per step, so that a resumed run drops the same units.
-        torch.manual_seed(fold(config.seed, "dropout", self.step, self.world.rank))
         for micro in range(config.train.accumulate):
             before = time.perf_counter()
             raw = next(batches)
@@ -121,6 +120,8 @@ class Trainer:
             with contextlib.nullcontext() if is_last else self._no_sync():
                 index = self.step * config.train.accumulate + micro
                 rng = self._rows("views", index, len(raw.video_ids))
+                # Dropout draws from torch's global generator: seeded after the loader, which draws from it when it starts.
+                torch.manual_seed(fold(config.seed, "dropout", index, self.world.rank))
                 batch = to_clip_batch(raw, self.world.device, self.augmentation, rng)
                 with self._autocast():
                     views = self.model.make_views(batch, rng)
@@ -278,6 +279,12 @@ class Trainer:
         self, logger: RunLogger, tallies: Tallies, waited: float, elapsed: float, steps: int
     ) -> None:
         tasks = tallies.values()  # collective: every rank
+        for name, metrics in tasks.items():
+            if not math.isfinite(metrics["loss"]):
+                raise UserError(
+                    f"the loss of {name} is {metrics['loss']} at step {self.step}: lower optim.lr or optim.clip_norm; "
+                    "the last checkpoint is from before"
+                )
         videos = steps * self.config.data.videos_per_step * self.config.train.accumulate
         clips = videos * sum(spec.num_clips for spec in self.train_data.specs)
         values = {

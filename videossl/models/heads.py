@@ -1,6 +1,7 @@
 """Small heads on pooled features."""
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def mlp(dim_in: int, dim_hidden: int, dim_out: int, *, dropout: float = 0.0) -> nn.Sequential:
@@ -17,3 +18,11 @@ def mlp(dim_in: int, dim_hidden: int, dim_out: int, *, dropout: float = 0.0) -> 
         nn.Dropout(dropout),
         nn.Linear(dim_hidden, dim_out),
     )
+
+
+def pool_grid(maps: Tensor, *, groups: int, cells: int) -> Tensor:
+    """(N, C, T, h, w) to (N, C * groups * cells * cells): means over `groups` parts in time and a grid of cells in space.
+
+    Where something is, and when, is what order and direction show: one mean over all of it hides most of it.
+    """
+    return F.adaptive_avg_pool3d(maps, (groups, cells, cells)).flatten(1)

@@ -3,17 +3,22 @@
 Only `pytorchvideo.models` is imported: `pytorchvideo.transforms` does not load with a torchvision of today.
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torchvision.models.video as torchvision_video
-from pytorchvideo.models.csn import create_csn
-from pytorchvideo.models.resnet import ResBlock, create_resnet
-from pytorchvideo.models.stem import create_res_basic_stem
-from pytorchvideo.models.x3d import create_x3d
 from torch import nn
+
+with warnings.catch_warnings():
+    # pytorchvideo scripts functions at import, which torch calls deprecated: nothing a user could mend.
+    warnings.simplefilter("ignore", FutureWarning)
+    from pytorchvideo.models.csn import create_csn
+    from pytorchvideo.models.resnet import ResBlock, create_resnet
+    from pytorchvideo.models.stem import create_res_basic_stem
+    from pytorchvideo.models.x3d import create_x3d
 
 Stages = tuple[nn.Module, Mapping[str, nn.Module]]
 

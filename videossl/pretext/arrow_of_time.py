@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from videossl.models.encoder import StageInfo
-from videossl.models.heads import mlp
+from videossl.models.heads import mlp, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
 from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
@@ -27,6 +27,9 @@ class ArrowOfTimeConfig(TaskConfig):
     crop_size: int = Field(112, ge=16, description="pixels, square")
     num_groups: int = Field(
         2, ge=1, description="parts of a clip that are pooled apart; T-CAM's T = 2"
+    )
+    cells: int = Field(
+        2, ge=1, description="cells per side of the grid that the head sees of each group"
     )
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
@@ -48,7 +51,7 @@ class Task(PretextTask):
             1, config.num_frames, config.seconds_between_frames, config.crop_size
         )
         self.config = config
-        features_per_clip = config.num_groups * stages[config.stage].channels
+        features_per_clip = config.num_groups * config.cells**2 * stages[config.stage].channels
         self.head = mlp(features_per_clip, config.hidden, 1, dropout=config.dropout)
         if config.num_frames // stages[config.stage].temporal_stride < config.num_groups:
             raise ValueError(
@@ -65,9 +68,7 @@ class Task(PretextTask):
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         # One call of the head for both, so that its batch statistics cannot tell them apart.
-        both = torch.cat(
-            [self._pool(features["forward"].data), self._pool(features["backward"].data)]
-        )
+        both = torch.cat([self._pool(features["forward"]), self._pool(features["backward"])])
         forward_score, backward_score = self.head(both).squeeze(1).float().chunk(2)  # (B,) each
         moving = targets["moving"]
         per_clip = F.softplus(-forward_score) + F.softplus(backward_score)
@@ -87,6 +88,5 @@ class Task(PretextTask):
             },
         )
 
-    def _pool(self, maps: Tensor) -> Tensor:
-        """(B, C, T, h, w) to (B, groups * C): each group of frames averaged."""
-        return F.adaptive_avg_pool3d(maps, (self.config.num_groups, 1, 1)).flatten(1)
+    def _pool(self, maps: FeatureMaps) -> Tensor:
+        return pool_grid(maps.data, groups=self.config.num_groups, cells=self.config.cells)

@@ -21,8 +21,8 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from videossl.models.encoder import StageInfo, pooled
-from videossl.models.heads import mlp
+from videossl.models.encoder import StageInfo
+from videossl.models.heads import mlp, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
 from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
@@ -52,6 +52,11 @@ class OrderVerificationConfig(TaskConfig):
         ge=0,
         description="mean |difference| (normalised L, 8x8) of outsider and middle below which a tuple is left out",
     )
+    cells: int = Field(
+        2,
+        ge=1,
+        description="cells per side of the grid that the head sees; the paper's fc6 sees all",
+    )
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
 
@@ -72,7 +77,7 @@ class Task(PretextTask):
             min_gap_seconds=config.min_gap_seconds,
             window_seconds=config.window_seconds,
         )
-        channels = stages[config.stage].channels
+        channels = config.cells**2 * stages[config.stage].channels
         num_answers = 2 if config.mode == "verification" else len(ORDERS)
         # Pairwise features first, as in VCOP: the relation of two clips is easier than that of three. What differs is
         # given beside what they are, standardised: see heads.mlp.
@@ -87,9 +92,8 @@ class Task(PretextTask):
         return Views({"clips": rearrange(clips, "b k c t h w -> (b k) c t h w")}, targets)
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        vectors = rearrange(
-            pooled(features["clips"]), "(b k) c -> b k c", k=self.clip_spec.num_clips
-        )
+        pooled = pool_grid(features["clips"].data, groups=1, cells=self.config.cells)
+        vectors = rearrange(pooled, "(b k) c -> b k c", k=self.clip_spec.num_clips)
         if self.config.mode == "verification":
             return self._verify(vectors, targets["thumbnails"])
         return self._sort(vectors)
