@@ -20,7 +20,7 @@ from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.video_writer import write_video
 
 H, W, FRAMES = 48, 72, 6
-SMALL = ["--set", "short_side=none", "--device", "cpu"]
+SMALL = ["--set", "short_side=none", "--device", "cpu", "--workers", "1"]
 
 
 def frame_and_mask(t: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -113,6 +113,14 @@ def test_a_run_writes_masks_tables_record_and_overlays(
         assert sum(1 for _ in container.decode(video=0)) == FRAMES
     with Image.open(out / "overlay/ant.png") as sheet:
         assert sheet.height == 180 * (len(rows) + 1)
+
+
+def test_processes_side_by_side_write_the_same_masks(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    assert track(checkpoint, davis, tmp_path / "one") == 0
+    assert track(checkpoint, davis, tmp_path / "two", "--workers", "2") == 0
+    assert masks_in(tmp_path / "one/trained") == masks_in(tmp_path / "two/trained")
 
 
 def test_the_score_command_agrees_with_the_track_command(

@@ -178,6 +178,51 @@ def test_missing_and_damaged_checkpoints_fail(whole_run, tmp_path):
         load_encoder(tmp_path / "foreign.pt")
 
 
+def test_torchrun_trains_with_two_processes(config_file, video_folder, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "videossl",
+    ]
+    overrides = ["train.steps=2", "train.evaluate_every=2"]
+    done = subprocess.run(
+        command + arguments(config_file, video_folder, tmp_path / "r", *overrides),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "batch: 4 videos over 2 process(es)" in done.stderr
+    assert [step for step, _ in losses(tmp_path / "r")] == [1, 2]
+
+
+def test_accumulated_batches_make_one_step(config_file, video_folder, tmp_path):
+    overrides = [
+        "train.steps=2",
+        "train.accumulate=2",
+        "data.videos_per_step=2",
+        "train.evaluate_every=9",
+    ]
+    assert main(arguments(config_file, video_folder, tmp_path / "r", *overrides)) == 0
+    assert [step for step, _ in losses(tmp_path / "r")] == [1, 2]
+
+
+def test_a_batch_that_does_not_divide_fails(config_file, video_folder, tmp_path):
+    from videossl.config import load_config
+    from videossl.distributed import World
+    from videossl.engine.trainer import Trainer
+
+    config = load_config(config_file, [f"data.manifest={video_folder}", f"out={tmp_path / 'r'}"])
+    with pytest.raises(
+        UserError, match=r"data\.videos_per_step 4 must be a multiple of the 3 processes"
+    ):
+        Trainer(config, World(rank=0, size=3, local_rank=0, device=torch.device("cpu")))
+
+
 def test_old_checkpoints_are_dropped(config_file, video_folder, tmp_path):
     assert (
         main(

@@ -4,7 +4,7 @@
 source "$(dirname "$0")/setup.sh" ""
 
 work=runs/demo
-videossl synthesize -o "$work/synthetic" --videos 32
+videossl synthesize -o "$work/synthetic" --videos 24 --seconds 3
 videossl scan "$work/synthetic/videos" -o "$work/videos.parquet"
 # Two processes of one thread each; a machine with more cores has room for both.
 OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 -m videossl train --config configs/demo.yaml \

@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ from videossl.eval.tracking import (
     davis_footage,
     track_row,
     video_footage,
+    worker_pool,
     write_overlay,
     write_sheet,
 )
@@ -92,6 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrained-seeds", type=int, default=1, metavar="N", help="untrained rows (default: 1)"
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="sequences side by side on CPUs (default: cores)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for masks, overlays, tables, result.json"
@@ -111,7 +117,11 @@ def run(args: argparse.Namespace) -> int:
     clear_folder(args.out, marker=RESULT, owned=OWNED)
     record = _record(args)
     write_json(args.out / RESULT, {**record, "complete": False})
-    results = {row.name: track_row(row, footages, args.out / row.name) for row in rows}
+    num_workers = min(_workers(args), len(footages))
+    with worker_pool(num_workers) if num_workers > 1 else nullcontext() as pool:
+        results = {
+            row.name: track_row(row, footages, args.out / row.name, pool=pool) for row in rows
+        }
     scores = _score(args, sequences, [row.name for row in rows])
     for name, row_scores in scores.items():
         results[name].update(scores_record(row_scores))
@@ -120,6 +130,13 @@ def run(args: argparse.Namespace) -> int:
     write_json(args.out / RESULT, {**record, "complete": True, "rows": results})
     print(f"written to {args.out}")
     return 0
+
+
+def _workers(args: argparse.Namespace) -> int:
+    """One process per core on CPUs; a GPU is one queue, which processes would only share."""
+    if _device(args.device).type != "cpu":
+        return 1
+    return args.workers or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
 
 
 def _names(text: str) -> list[str]:
@@ -154,8 +171,13 @@ def _rows(args: argparse.Namespace, protocol: Protocol) -> list[Row]:
         for seed in range(args.untrained_seeds):
             make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
             rows.append(Row(f"untrained_seed{seed}", protocol, make))
-    rows.append(Row(TRAINED, protocol, lambda: trained))
+    rows.append(Row(TRAINED, protocol, partial(_given, trained)))
     return rows
+
+
+def _given(extractor: EncoderFeatures) -> EncoderFeatures:
+    """A function by name: what a worker process is handed must be importable there."""
+    return extractor
 
 
 def _untrained(checkpoint: Path, seed: int, stage: str, device: torch.device) -> EncoderFeatures:

@@ -1,12 +1,15 @@
 """Runs one row of the table: a way to get features, applied to each piece of footage, masks written as they come."""
 
+import multiprocessing
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from videossl import progress
 from videossl.decode.backends import open_video
@@ -99,35 +102,84 @@ def video_footage(video: Path, mask: Path) -> Footage:
     )
 
 
-def track_row(row: Row, footages: Sequence[Footage], folder: Path) -> dict[str, object]:
+@dataclass(frozen=True)
+class _Tracked:
+    """What one piece of footage took."""
+
+    name: str
+    num_frames: int
+    features: dict[str, object]
+    input_size_hw: tuple[int, int] | None
+
+
+def track_row(
+    row: Row, footages: Sequence[Footage], folder: Path, *, pool: Executor | None = None
+) -> dict[str, object]:
     """Writes `folder/<name>/<frame>.png` for each footage; returns what was used and how long it took.
 
-    A folder of masks appears under its name only when it is complete.
+    A folder of masks appears under its name only when it is complete. With a `pool` of `worker_pool` the pieces of footage
+    are tracked side by side.
     """
-    extractor = row.make_extractor() if row.make_extractor is not None else None
-    num_frames, begin = 0, time.perf_counter()
-    for footage in footages:
-        partial = folder / f"{footage.name}.partial"
-        masks = progress.track(
-            zip(footage.frame_names, _masks(row, footage, extractor), strict=True),
-            description=f"{row.name} {footage.name}",
-            total=len(footage.frame_names),
-        )
-        for name, mask in masks:
-            write_mask(partial / f"{name}.png", mask)
-            num_frames += 1
-        partial.rename(folder / footage.name)
+    begin = time.perf_counter()
+    if pool is not None and row.make_extractor is not None:
+        tracked = _track_in_pool(row, footages, folder, pool)
+    else:
+        extractor = row.make_extractor() if row.make_extractor is not None else None
+        tracked = [_track_one(row, footage, folder, extractor, True) for footage in footages]
     record = row.record()
+    num_frames = sum(t.num_frames for t in tracked)
     record["seconds_per_frame"] = (time.perf_counter() - begin) / max(1, num_frames)
-    if extractor is not None:
-        record["features"] = extractor.describe()
-        record["input_size_hw"] = {
-            footage.name: list(
-                input_size(footage.source.native_size, row.protocol, extractor.stride)
-            )
-            for footage in footages
-        }
+    if tracked and tracked[0].input_size_hw is not None:
+        record["features"] = tracked[0].features
+        record["input_size_hw"] = {t.name: list(t.input_size_hw or ()) for t in tracked}
     return record
+
+
+def _track_one(
+    row: Row, footage: Footage, folder: Path, extractor: Extractor | None, shown: bool
+) -> _Tracked:
+    partial = folder / f"{footage.name}.partial"
+    masks: Iterable[tuple[str, IndexMask]] = zip(
+        footage.frame_names, _masks(row, footage, extractor), strict=True
+    )
+    if shown:
+        title = f"{row.name} {footage.name}"
+        masks = progress.track(masks, description=title, total=len(footage.frame_names))
+    num_frames = 0
+    for name, mask in masks:
+        write_mask(partial / f"{name}.png", mask)
+        num_frames += 1
+    partial.rename(folder / footage.name)
+    if extractor is None:
+        return _Tracked(footage.name, num_frames, {}, None)
+    size = input_size(footage.source.native_size, row.protocol, extractor.stride)
+    return _Tracked(footage.name, num_frames, extractor.describe(), size)
+
+
+def worker_pool(num_workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread each: on a CPU, tracking sequences side by side beats threads within one."""
+    # Forked children would inherit torch's thread pools in an undefined state.
+    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _one_thread)
+
+
+def _track_in_pool(
+    row: Row, footages: Sequence[Footage], folder: Path, pool: Executor
+) -> list[_Tracked]:
+    """Longest first, so that no process is left alone with a long one; results in the order of `footages`."""
+    order = sorted(footages, key=lambda footage: -len(footage.frame_names))
+    futures = {pool.submit(_track_in_process, row, footage, folder): footage for footage in order}
+    done = progress.track(as_completed(futures), description=row.name, total=len(futures))
+    results = {futures[future].name: future.result() for future in done}
+    return [results[footage.name] for footage in footages]
+
+
+def _track_in_process(row: Row, footage: Footage, folder: Path) -> _Tracked:
+    assert row.make_extractor is not None
+    return _track_one(row, footage, folder, row.make_extractor(), False)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def _masks(row: Row, footage: Footage, extractor: Extractor | None) -> Iterator[IndexMask]:
