@@ -1,7 +1,8 @@
 """Arrow of time: does the clip run forward or backward? Wei, Lim, Zisserman, Freeman, CVPR 2018.
 
 As in T-CAM (section 3.2), temporal groups are pooled apart and fused late: the head reads the first part of a clip beside
-the second. Departures: Lab clips through one 3D-CNN instead of optical flow through a 2D-CNN per group.
+the second. Departures: Lab clips through one 3D-CNN instead of optical flow through a 2D-CNN per group; and the score of a
+clip is the head's answer less its answer to the reversed clip, so that only direction can tell (a batch holds both anyway).
 Against cheats: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
 so that content, border, codec path and augmentation cannot tell them apart; clips never start at a file's first frame nor
 reach its end (data/sampling.py), frame borders are cut (data/transforms.py), and clips without motion are left out.
@@ -41,7 +42,7 @@ class ArrowOfTimeConfig(TaskConfig):
 
 
 class Task(PretextTask):
-    """Scores a clip: positive means forward. The loss is logistic over the clip and its reversal."""
+    """Scores a clip against its reversal: positive means forward; the loss is logistic."""
 
     Config = ArrowOfTimeConfig
 
@@ -69,21 +70,20 @@ class Task(PretextTask):
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         # One call of the head for both, so that its batch statistics cannot tell them apart.
         both = torch.cat([self._pool(features["forward"]), self._pool(features["backward"])])
-        forward_score, backward_score = self.head(both).squeeze(1).float().chunk(2)  # (B,) each
+        forward, backward = self.head(both).squeeze(1).float().chunk(2)  # (B,) each
+        # Against its own reversal: what the clip shows cancels, its direction is left; the reversal scores the negative.
+        score = forward - backward
         moving = targets["moving"]
-        per_clip = F.softplus(-forward_score) + F.softplus(backward_score)
         # A fixed denominator keeps the mean over ranks equal to the mean over the whole batch.
-        loss = (per_clip * moving).mean() / 2
-        right = torch.stack([forward_score > 0, backward_score < 0]).float().mean(0)
-        pairwise = (forward_score > backward_score).float() + 0.5 * (
-            forward_score == backward_score
-        ).float()
+        loss = (F.softplus(-score) * moving).mean()
+        right = (score > 0).float() + 0.5 * (score == 0).float()
+        alone = torch.stack([forward > 0, backward < 0]).float().mean(0)
         return TaskResult(
             loss,
             {
                 "accuracy": tally(right, moving),
                 "chance": tally(torch.full_like(right, 0.5)),
-                "pairwise_accuracy": tally(pairwise, moving),
+                "accuracy_without_reversal": tally(alone, moving),
                 "moving_share": tally(moving),
             },
         )
