@@ -125,7 +125,8 @@ def track_row(
         tracked = _track_in_pool(row, footages, folder, pool)
     else:
         extractor = row.make_extractor() if row.make_extractor is not None else None
-        tracked = [_track_one(row, footage, folder, extractor, True) for footage in footages]
+        shown = extractor is not None  # copying a mask takes no time worth a line
+        tracked = [_track_one(row, footage, folder, extractor, shown) for footage in footages]
     record = row.record()
     num_frames = sum(t.num_frames for t in tracked)
     record["seconds_per_frame"] = (time.perf_counter() - begin) / max(1, num_frames)
