@@ -109,11 +109,15 @@ def environment() -> dict[str, Any]:
 
 
 def _revision() -> str | None:
-    """The git revision of a checkout; None for an installed package."""
+    """The git revision of a checkout, `-dirty` with changes that are not committed; None for an installed package."""
     folder = Path(__file__).parent
     try:
         result = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError:  # no git on this machine
         return None
