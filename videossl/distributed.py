@@ -1,4 +1,4 @@
-"""torchrun set-up, rank and world, and means over ranks. Without torchrun everything is one process."""
+"""torchrun set-up, rank and world, and sums over ranks. Without torchrun everything is one process."""
 
 import os
 from collections.abc import Iterator
@@ -61,15 +61,6 @@ def launched_world(device: str = "auto") -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
     finally:
         dist.destroy_process_group()
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of a tensor of equal shape over all ranks; itself in a world of one."""
-    if not dist.is_initialized():
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
