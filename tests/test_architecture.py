@@ -15,6 +15,9 @@ FLOOR_ONE = {
     "masks",
     "video_writer",
     "version",
+    "workers",
+    "worker_link",
+    "worker_process",
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},
@@ -30,6 +33,7 @@ ALLOWED = {
         "progress",
         "masks",
         "video_writer",
+        "workers",
     },
     "eval": {
         "eval",
