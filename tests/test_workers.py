@@ -46,6 +46,11 @@ def die(number: int) -> None:
     time.sleep(60)
 
 
+def abort() -> None:
+    faulthandler.disable()
+    os.abort()
+
+
 def grow_bytes() -> None:
     hoard = []
     while True:
@@ -91,7 +96,7 @@ ACTIONS: dict[str, Callable] = {
     "hold the lock": hold_the_lock,
     "die": die,
     "exit": lambda code: os._exit(code),
-    "abort": lambda: faulthandler.disable() or os.abort(),
+    "abort": abort,
     "leave": leave,
     "grow bytes": grow_bytes,
     "grow arrays": grow_arrays,
