@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from videossl.decode.backends import READERS, available_backends, open_video
-from videossl.decode.info import VideoDecodeError, probe
+from videossl.decode.info import probe
+from videossl.errors import VideoDecodeError
 
 NUM_FRAMES_COMPARED = 6  # spread over the file, asked for out of order
 NUM_PIXELS_COMPARED = 4_000_000  # of one file: large frames are fewer, but two at least

@@ -3,3 +3,17 @@
 
 class UserError(ValueError):
     """Says what was got, what is allowed, and the remedy, in one line."""
+
+
+class VideoDecodeError(UserError):
+    """One video that cannot be decoded, with the backend that tried and the cause, in one line."""
+
+    def __init__(self, path: str, backend: str, cause: str) -> None:
+        super().__init__(f"{path}: {backend} cannot decode it: {cause}")
+        self.path = path
+        self.backend = backend
+        self.cause = cause
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        # Exceptions are pickled by their message alone, and this one must cross process borders whole.
+        return type(self), (self.path, self.backend, self.cause)

@@ -1,17 +1,18 @@
-"""`open_video`: which backend reads which file, decided in one place and said in the log."""
+"""`open_video`: which backend reads which video, decided in one place."""
 
 import functools
-import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
 from videossl.decode import decord_reader, torchcodec_reader
 from videossl.decode.decord_reader import DecordReader
-from videossl.decode.info import VideoDecodeError
+from videossl.decode.info import VideoIndex
 from videossl.decode.pyav_reader import PyavReader
 from videossl.decode.reader import VideoReader
+from videossl.decode.source import VideoSource
 from videossl.decode.torchcodec_reader import TorchcodecReader
 from videossl.errors import UserError
 
@@ -22,31 +23,23 @@ READERS: dict[str, Callable[..., VideoReader]] = {
     "decord": DecordReader,
 }
 
-logger = logging.getLogger("videossl")
-
 
 def open_video(
-    path: str,
+    source: str | Path | VideoSource,
     *,
     device: str = "cpu",
     backend: Backend = "auto",
     short_side: int | None = None,
+    index: VideoIndex | None = None,
 ) -> VideoReader:
-    """Opens one file for reading frames, scaled so that its short side is at most `short_side` pixels.
+    """Opens one video for reading frames, scaled so that its short side is at most `short_side` pixels.
 
-    `auto` reads with torchcodec where it loads, else with PyAV, and reads with PyAV on the processor the files that
-    torchcodec would get wrong. Raises VideoDecodeError for a file that cannot be decoded, UserError for a backend or a
-    device that this machine lacks.
+    `auto` reads with PyAV on the processor, where it decodes the fewest frames, and with torchcodec on a GPU. `index` of
+    a scan saves reading all packets again. Raises VideoDecodeError for a video that cannot be decoded, UserError for a
+    backend or a device that this machine lacks.
     """
     name = resolve_backend(backend, device)
-    try:
-        return READERS[name](path, device=device, short_side=short_side)
-    except VideoDecodeError as error:
-        if backend != "auto" or name == "pyav" or torch.device(device).type != "cpu":
-            raise
-        reader = PyavReader(path, device=device, short_side=short_side)  # raises if PyAV cannot
-        _say_once(f"videos such as {path} are read with PyAV: {error.cause}", reason=error.cause)
-        return reader
+    return READERS[name](source, device=device, short_side=short_side, index=index)
 
 
 def resolve_backend(backend: Backend, device: str = "cpu") -> str:
@@ -64,11 +57,7 @@ def resolve_backend(backend: Backend, device: str = "cpu") -> str:
         if reasons[backend]:
             raise UserError(f"the {backend} backend does not load: {reasons[backend]}")
         return backend
-    if reasons["torchcodec"]:
-        _say_once(f"decoding with PyAV: {reasons['torchcodec']}")
-        return "pyav"
-    _say_once("decoding with torchcodec")
-    return "torchcodec"
+    return "pyav"
 
 
 @functools.cache
@@ -91,14 +80,3 @@ def _resolve_for_device(backend: str, device: str, torchcodec_error: str) -> str
     if reason:
         raise UserError(f"cannot decode on {device}: {reason}; use device=cpu")
     return "torchcodec"
-
-
-_reasons_said: set[str] = set()
-
-
-def _say_once(message: str, *, reason: str | None = None) -> None:
-    """Logs the message the first time its reason (the message itself by default) comes up in this process."""
-    reason = message if reason is None else reason
-    if reason not in _reasons_said:
-        _reasons_said.add(reason)
-        logger.info(message)

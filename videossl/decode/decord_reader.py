@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videossl.decode.info import VideoDecodeError, VideoIndex, read_index
+from videossl.decode.info import VideoIndex, current_index
 from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
-from videossl.errors import UserError
+from videossl.decode.source import VideoSource, as_source
+from videossl.errors import UserError, VideoDecodeError
 
 EXACT_CONTAINERS = frozenset({"mov", "matroska", "flv"})  # in AVI and MPEG-PS it mixes frames up
 EXACT_PIXEL_FORMATS = frozenset(
@@ -53,15 +54,25 @@ class DecordReader:
 
     backend = "decord"
 
-    def __init__(self, path: str, *, device: str = "cpu", short_side: int | None = None) -> None:
-        """Raises VideoDecodeError for a broken or refused file, UserError where decord is missing."""
+    def __init__(
+        self,
+        source: str | Path | VideoSource,
+        *,
+        device: str = "cpu",
+        short_side: int | None = None,
+        index: VideoIndex | None = None,
+    ) -> None:
+        """`index` of an earlier reading of the file saves reading all of its packets again.
+
+        Raises VideoDecodeError for a broken or refused file, UserError where decord is missing."""
         reason = load_error()
         if reason:
             raise UserError(f"the decord backend does not load: {reason}")
         if torch.device(device).type != "cpu":
             raise UserError(f"the decord backend decodes on the cpu only, not on {device}")
-        self.path = str(path)
-        self._index = read_index(path, backend=self.backend)
+        self._source = as_source(source)
+        self.path = str(self._source)
+        self._index = current_index(self._source, index, self.backend)
         info = self._index.info
         if reason := refusal(self._index):
             self._fail(f"{reason}; use backend=pyav or auto")
@@ -104,11 +115,10 @@ class DecordReader:
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's notes on each file
         info = self._index.info
-        absolute = str(Path(self.path).absolute())  # cannot be mistaken for a protocol ("a:b.mp4")
         native = (self.height, self.width) == (info.height, info.width)
         size = {} if native else {"width": self.width, "height": self.height}
         try:
-            return decord.VideoReader(absolute, num_threads=1, **size)
+            return decord.VideoReader(self._source.open(), num_threads=1, **size)
         except (decord.DECORDError, RuntimeError) as error:
             self._fail(f"{_cause(error)}; use backend=pyav or auto")
 

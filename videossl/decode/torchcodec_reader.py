@@ -1,4 +1,4 @@
-"""Decodes with torchcodec: the fastest of the three, and the only one that can decode on a GPU (NVDEC).
+"""Decodes with torchcodec: the only one of the three that can decode on a GPU (NVDEC).
 
 It needs a system FFmpeg. What it decodes is held to the packet list of `videossl.decode.info`.
 """
@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from videossl.decode.info import VideoDecodeError, read_index
+from videossl.decode.info import VideoIndex, current_index
 from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
-from videossl.errors import UserError
+from videossl.decode.source import VideoSource, as_source
+from videossl.errors import UserError, VideoDecodeError
 
 # Measured: in AVI it returned wrong frames (pixels up to 255 away on B-frames) and in MPEG-PS its seeks run off the end.
 # The containers listed store presentation times, and gave the right frames.
@@ -66,15 +68,25 @@ class TorchcodecReader:
 
     backend = "torchcodec"
 
-    def __init__(self, path: str, *, device: str = "cpu", short_side: int | None = None) -> None:
-        """Raises VideoDecodeError for a broken or refused file, UserError where torchcodec or the device is missing."""
+    def __init__(
+        self,
+        source: str | Path | VideoSource,
+        *,
+        device: str = "cpu",
+        short_side: int | None = None,
+        index: VideoIndex | None = None,
+    ) -> None:
+        """`index` of an earlier reading of the file saves reading all of its packets again.
+
+        Raises VideoDecodeError for a broken or refused file, UserError where torchcodec or the device is missing."""
         reason = load_error()
         if reason:
             raise UserError(f"the torchcodec backend does not load: {reason}")
         if torch.device(device).type == "cuda" and (reason := cuda_error(device)):
             raise UserError(f"cannot decode on {device}: {reason}")
-        self.path = str(path)
-        self._index = read_index(path, backend=self.backend)
+        self._source = as_source(source)
+        self.path = str(self._source)
+        self._index = current_index(self._source, index, self.backend)
         info = self._index.info
         if info.container not in EXACT_CONTAINERS or self._index.times_by_order:
             self._fail(
@@ -84,7 +96,7 @@ class TorchcodecReader:
         self.height, self.width = resized_shape(info.height, info.width, short_side)
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._device = device
-        self._decoder = self._open(device)
+        self._decoder = self._open(device, is_scanned=index is not None)
         if len(self._decoder) != self.num_frames:
             self._fail(
                 f"it counts {len(self._decoder)} frames, the packets hold {self.num_frames}; use backend=pyav or auto"
@@ -116,7 +128,7 @@ class TorchcodecReader:
     ) -> None:
         self.close()
 
-    def _open(self, device: str) -> Any:
+    def _open(self, device: str, *, is_scanned: bool) -> Any:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
 
@@ -124,12 +136,12 @@ class TorchcodecReader:
         size = (self.height, self.width)
         try:
             decoder = VideoDecoder(
-                str(Path(self.path).absolute()),  # cannot be mistaken for a protocol ("a:b.mp4")
+                self._source.open(),
                 stream_index=self._index.stream_index,
                 dimension_order="NCHW",
                 num_ffmpeg_threads=1,
                 device=device,
-                seek_mode="exact",
+                seek_mode="approximate" if is_scanned and self._is_regular() else "exact",
                 transforms=[] if size == (info.height, info.width) else [Resize(size)],
             )
         except (RuntimeError, ValueError) as error:
@@ -137,6 +149,13 @@ class TorchcodecReader:
         if device != "cpu" and decoder.cpu_fallback:
             self._fail(f"{decoder.cpu_fallback}; decode this file with device=cpu")
         return decoder
+
+    def _is_regular(self) -> bool:
+        """Whether frame k is known to be shown at k / fps: then the decoder need not scan the file once more.
+
+        On other files its approximate mode returns wrong frames (58 of 80 on a variable-rate file, in random order).
+        """
+        return len(np.unique(np.diff(self._index.pts))) <= 1
 
     def _decode(self, indices: list[int]) -> Tensor:
         """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""

@@ -1,0 +1,92 @@
+"""Opens a video with PyAV within limits: no file may take the machine down by what its header announces."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+from av.stream import Disposition
+
+from videossl.decode.source import VideoSource
+from videossl.errors import VideoDecodeError
+
+# Generous for honest files, and all far below what hurts. 8K film has 33 million pixels.
+MAX_PIXELS = 2**26
+MAX_FRAMES = 10_000_000  # 92 hours at 30 frames a second
+MAX_FRAME_SECONDS = 60.0  # mean time that a frame is shown: a slide show, not a video
+# Headers that count a frame or two too many are common; a tenth more than there is means that much is missing.
+MAX_OVERCOUNT_SHARE = 0.1
+MAX_OVERCOUNT = 16
+
+
+def open_container(source: VideoSource) -> "av.container.InputContainer":
+    """Opens a video for reading, its decoders of one thread and held to MAX_PIXELS; the caller closes it.
+
+    Raises VideoDecodeError if its bytes cannot be had, PyAV's errors if they are no video.
+    """
+    # Phone files carry metadata that is not UTF-8.
+    container = av.open(source.open(), metadata_errors="replace")
+    for stream in container.streams.video:
+        # Threads over frames delay the output and need more memory; videos are read in parallel instead.
+        stream.thread_type = "NONE"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+    return container
+
+
+@contextmanager
+def as_decode_error(source: VideoSource, backend: str) -> Iterator[None]:
+    """Turns PyAV's own exceptions into VideoDecodeError."""
+    try:
+        yield
+    except av.InvalidDataError as error:
+        cause = "invalid data (not a video, damaged or truncated)"
+        raise VideoDecodeError(str(source), backend, cause) from error
+    except av.FFmpegError as error:
+        raise VideoDecodeError(str(source), backend, error.strerror or str(error)) from error
+    except (IndexError, UnicodeError, MemoryError, EOFError, OSError) as error:
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise VideoDecodeError(str(source), backend, cause) from error
+
+
+def video_stream(container: "av.container.InputContainer", source: VideoSource) -> "av.VideoStream":
+    """The best video stream (FFmpeg's choice, as in every backend), its announced size within MAX_PIXELS.
+
+    Raises VideoDecodeError for a file without one.
+    """
+    fail = functools.partial(VideoDecodeError, str(source), "pyav")
+    if not container.streams:
+        raise fail("it holds no stream at all (damaged or truncated)")
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & Disposition.attached_pic:  # a song with a cover
+        kinds = sorted({stream.type for stream in container.streams} - {"video"})
+        raise fail(f"no video stream (it holds {', '.join(kinds) or 'a still picture'})")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > MAX_PIXELS:
+        raise fail(f"its header announces {width}x{height} pixels, the limit is {MAX_PIXELS}")
+    return stream
+
+
+def check_not_truncated(stream: "av.VideoStream", source: VideoSource, num_bytes: int) -> None:
+    """Raises VideoDecodeError for an mp4 whose index points beyond its end. Other indexes store no byte ranges."""
+    if "mp4" not in stream.container.format.name:
+        return
+    needed = max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    if needed > num_bytes:
+        cause = f"truncated: its index needs {needed} bytes and the file has {num_bytes}"
+        raise VideoDecodeError(str(source), "pyav", cause)
+
+
+def check_counts(
+    source: VideoSource, *, announced: int, num_packets: int, num_frames: int, seconds: float
+) -> None:
+    """Raises VideoDecodeError for a header that announces far more frames than there are, and for a slide show."""
+    over = announced - num_packets
+    if over > max(MAX_OVERCOUNT, MAX_OVERCOUNT_SHARE * num_packets):
+        cause = f"its header announces {announced} frames, it holds {num_packets} (damaged or truncated)"
+        raise VideoDecodeError(str(source), "pyav", cause)
+    if num_frames and seconds / num_frames > MAX_FRAME_SECONDS:
+        cause = (
+            f"its {num_frames} frame(s) are shown for {seconds / num_frames:.0f} s each, "
+            f"the limit is {MAX_FRAME_SECONDS:.0f} s"
+        )
+        raise VideoDecodeError(str(source), "pyav", cause)
