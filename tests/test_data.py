@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from videossl.data.dataset import ClipDataset, collate
 from videossl.data.loader import StepPositions, frame_batches
-from videossl.data.manifest import read_manifest
+from videossl.data.table import Manifest, read_manifest
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
 from videossl.types import ClipSpec
@@ -28,7 +30,7 @@ def test_an_epoch_shows_every_video_once_and_epochs_differ(dataset):
 def test_the_frames_are_those_of_the_stated_times(dataset):
     sample = dataset[0]
     row = int(sample.video_ids)
-    with open_video(dataset.entries[row].path, short_side=48) as reader:
+    with open_video(dataset.manifest[row].path, short_side=48) as reader:
         for spec in (WINDOW, CLIP):
             times = sample.pts_seconds[spec]
             assert times.shape == (spec.num_clips, spec.num_frames)
@@ -78,10 +80,10 @@ def test_threads_and_processes_decode_the_same(dataset, monkeypatch):
 
 def test_a_broken_video_is_replaced_the_same_way_everywhere(dataset, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    entry = dataset.entries[dataset.row_at(0)]
-    broken = type(entry)(**{**entry.__dict__, "path": str(tmp_path / "broken.mp4")})
-    entries = [broken if e is entry else e for e in dataset.entries]
-    hurt = ClipDataset(entries, [CLIP], seed=3, short_side=48)
+    entries = list(dataset.manifest)
+    first = dataset.row_at(0)
+    entries[first] = replace(entries[first], path=str(tmp_path / "broken.mp4"))
+    hurt = ClipDataset(Manifest.from_entries(entries), [CLIP], seed=3, short_side=48)
     samples = [hurt[0], hurt[0]]
     assert [f.path for f in samples[0].failures] == [str(tmp_path / "broken.mp4")]
     assert int(samples[0].video_ids) != dataset.row_at(0)

@@ -6,35 +6,15 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from videossl.__main__ import main
 from videossl.data import scan
-from videossl.data.manifest import VideoEntry, read_manifest, source_group, write_manifest
+from videossl.data.manifest import VideoEntry, source_group
 from videossl.data.scan import find_videos, scan_files
+from videossl.data.table import read_manifest
 from videossl.errors import UserError
 
-ENTRY = VideoEntry(
-    path="/videos/a.mp4",
-    group="videos/a",
-    status="ok",
-    reason="",
-    bytes=1000,
-    container="mov",
-    codec="h264",
-    width=128,
-    height=96,
-    rotation=90,
-    num_frames=60,
-    fps=25.0,
-    duration_seconds=2.4,
-    begin_seconds=0.5,
-    end_seconds=2.9,
-    is_constant_rate=True,
-    motion=(0.0, 0.5, 0.25),
-)
 BROKEN = VideoEntry(path="/b.mp4", group="b", status="broken", reason="it is empty", bytes=0)
 
 
@@ -166,7 +146,7 @@ def test_parser_bug_makes_one_broken_row(monkeypatch, tmp_path):
     def explode(path):
         raise KeyError("bug")
 
-    monkeypatch.setattr(scan, "probe", explode)
+    monkeypatch.setattr(scan, "read_index", explode)
     entry = scan.scan_file(tmp_path / "a.mp4")
     assert (entry.status, entry.reason) == ("broken", "KeyError: 'bug'")
 
@@ -209,66 +189,3 @@ def test_group_regex_takes_the_first_capture_group_where_it_matches():
 def test_bad_group_regex_fails(pattern, message):
     with pytest.raises(UserError, match=message):
         scan_files([], num_workers=1, group_pattern=pattern)
-
-
-# --- the manifest ---
-
-
-def test_manifest_comes_back_as_written(tmp_path):
-    path = tmp_path / "new" / "m.parquet"
-    write_manifest([ENTRY, BROKEN], path)
-    assert read_manifest(path) == [ENTRY, BROKEN]
-    assert [file.name for file in path.parent.iterdir()] == ["m.parquet"]
-
-
-def test_manifest_without_rows_comes_back_empty(tmp_path):
-    write_manifest([], tmp_path / "m.parquet")
-    assert read_manifest(tmp_path / "m.parquet") == []
-
-
-def test_failed_write_leaves_the_old_manifest(tmp_path, monkeypatch):
-    path = tmp_path / "m.parquet"
-    write_manifest([ENTRY], path)
-
-    def full_disk(table, where):
-        Path(where).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(pq, "write_table", full_disk)
-    with pytest.raises(UserError, match=r"cannot write .*m\.parquet: No space left"):
-        write_manifest([BROKEN], path)
-    assert read_manifest(path) == [ENTRY]
-    assert [file.name for file in tmp_path.iterdir()] == ["m.parquet"]
-
-
-def test_missing_manifest_fails(tmp_path):
-    with pytest.raises(UserError, match=r"no manifest at .* make one with `videossl scan"):
-        read_manifest(tmp_path / "m.parquet")
-
-
-def test_manifest_that_is_a_folder_fails(tmp_path):
-    with pytest.raises(UserError, match="is a folder"):
-        read_manifest(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"path,status\n", b"PAR1 and more"])
-def test_manifest_that_is_not_parquet_fails(tmp_path, content):
-    path = tmp_path / "m.parquet"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="is not a Parquet file"):
-        read_manifest(path)
-
-
-def test_other_parquet_file_fails(tmp_path):
-    pq.write_table(pa.table({"path": ["a"]}), tmp_path / "m.parquet")
-    with pytest.raises(UserError, match="is no manifest, it lacks the columns group, status"):
-        read_manifest(tmp_path / "m.parquet")
-
-
-def test_manifest_of_another_version_fails(tmp_path):
-    path = tmp_path / "m.parquet"
-    write_manifest([ENTRY], path)
-    table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({"videossl_manifest_version": "99"}), path)
-    with pytest.raises(UserError, match="is a manifest of version 99, this is 1"):
-        read_manifest(path)

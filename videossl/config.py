@@ -35,6 +35,13 @@ class DecodeSection(Section):
     device: Literal["cpu", "cuda"] = "cpu"
 
 
+class SamplingSection(Section):
+    skip_ends: bool = Field(True, description="never the first frame, nor the last second or tenth")
+    avoid_key_frames: bool = Field(True, description="no clip starts on a key frame")
+    avoid_cuts: bool = Field(True, description="no window holds a cut (known after `scan --deep`)")
+    weight_motion: bool = Field(True, description="windows where more moves are likelier")
+
+
 class DataSection(Section):
     manifest: str | None = Field(None, description="written by `videossl scan`")
     short_side: int = Field(144, ge=16, description="pixels: frames are decoded at this size")
@@ -44,13 +51,22 @@ class DataSection(Section):
     num_workers: int = Field(
         2, ge=0, description="decoding processes (threads with decode.device=cuda) per rank"
     )
+    sampling: SamplingSection = SamplingSection()
+    cut_bars: bool = Field(True, description="leave out black bars (known after `scan --deep`)")
     holdout_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of source groups never trained on"
     )
     max_bad_fraction: float = Field(
-        0.1, ge=0, le=1, description="of videos that fail to decode before the run stops"
+        0.1, ge=0, le=1, description="of samples that had to be replaced before the run stops"
     )
-    timeout_seconds: float = Field(300, gt=0, description="without a batch before the run stops")
+    timeout_seconds: float = Field(
+        30,
+        gt=0,
+        description="for one video before it is replaced, with the process that decodes it",
+    )
+    worker_memory_gib: float = Field(
+        4, gt=0, description="that one video may take of a worker process before it is replaced"
+    )
 
 
 class AugmentSection(Section):

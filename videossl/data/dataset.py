@@ -1,26 +1,32 @@
 """dataset[position]: choose the video, plan the times of all tasks, open once, decode their union, gather the clips.
 
-Everything is a function of (seed, position): whichever worker, thread or rank asks, it gets the same frames.
+Everything is a function of (seed, position, attempt): whichever worker, thread or rank asks, it gets the same frames.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from videossl.data.manifest import VideoEntry
-from videossl.data.sampling import permuted_index, plan_clip_times, usable_span
+from videossl.data.order import Permutation
+from videossl.data.sampling import SamplingRules, VideoTimes, plan_clip_times, usable_shots
+from videossl.data.table import Manifest
 from videossl.decode.backends import Backend, open_video, resolve_backend
-from videossl.decode.info import VideoDecodeError
-from videossl.errors import UserError
+from videossl.decode.info import VideoIndex
+from videossl.errors import UserError, VideoDecodeError
 from videossl.rng import fold, generator
 from videossl.types import ClipSpec
+from videossl.workers import FailureKind
 
 log = logging.getLogger("videossl")
 
+ALL_RULES = SamplingRules()
 MAX_ATTEMPTS = 20  # videos tried in place of one that fails before the sample gives up
 
 
@@ -29,7 +35,10 @@ class Failure:
     """One video that could not be decoded, and why."""
 
     path: str
-    reason: str
+    reason: str  # one line
+    backend: str
+    kind: FailureKind = "error"
+    worker: int | None = None  # the process that found out, where there are several
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,7 @@ class RawClips:
 
     frames: dict[ClipSpec, Tensor]
     pts_seconds: dict[ClipSpec, Tensor]  # (B, K, T) float64
-    video_ids: Tensor  # (B,) int64: index of the manifest's row
+    video_ids: Tensor  # (B,) int64: the manifest's row
     failures: tuple[Failure, ...] = field(default=())
 
     def pin_memory(self) -> "RawClips":
@@ -48,106 +57,178 @@ class RawClips:
 
 
 class ClipDataset(Dataset[RawClips]):
-    """Clips of the videos of a manifest that are long enough for all specs.
+    """Clips of those videos of a manifest that are long enough for all specs.
 
     `dataset[position]` is defined for every position >= 0: epoch `position // len(dataset)` in its own order. A video
-    that fails is replaced by another one, a function of (seed, position, attempt), and reported in `failures`.
+    that fails is replaced by another one, a function of (seed, position, attempt), and reported in `failures`. `rows`
+    restricts the dataset to some rows of the manifest, in this order.
 
     Raises UserError if no video is usable, naming why each kind was left out.
     """
 
     def __init__(
         self,
-        entries: Sequence[VideoEntry],
+        manifest: Manifest,
         specs: Sequence[ClipSpec],
         *,
         seed: int,
         short_side: int,
+        rows: np.ndarray | None = None,
+        rules: SamplingRules = ALL_RULES,
+        cut_bars: bool = True,
         backend: Backend = "auto",
         device: str = "cpu",
         shuffle: bool = True,
     ) -> None:
         self.specs = tuple(sorted(set(specs)))
-        self.seed = seed
-        self.short_side = short_side
-        self.backend = backend
-        resolve_backend(backend, device)  # said, or refused, here: once, and not by every worker
+        self.seed, self.short_side, self.shuffle = seed, short_side, shuffle
+        self.rules, self.cut_bars = rules, cut_bars
+        self.backend: Backend = backend
+        resolve_backend(backend, device)  # refused here: once, and not by every worker
         self.device = device
-        self.shuffle = shuffle
         needed = max(spec.min_span_seconds for spec in self.specs)
-        spans = [usable_span(e.begin_seconds, e.end_seconds, e.fps, e.motion) for e in entries]
-        broken = sum(e.status != "ok" for e in entries)
-        self.rows = [
-            row
-            for row, (entry, span) in enumerate(zip(entries, spans, strict=True))
-            if entry.status == "ok" and span.seconds >= needed
-        ]
-        self.entries = entries
-        self.spans = spans
-        too_short = len(entries) - broken - len(self.rows)
+        self.rows, num_seen, num_broken = _usable_rows(manifest, rows, needed, rules)
+        too_short = num_seen - num_broken - len(self)
         self.left_out = (
-            f"{broken} broken, {too_short} with less than {needed:.2f} s between their margins"
+            f"{num_broken} broken, {too_short} with less than {needed:.2f} s between their margins"
         )
-        if not self.rows:
+        self.manifest = manifest.forget_pages()
+        if not len(self):
             raise UserError(
-                f"no usable video among {len(entries)}: {self.left_out}; add videos, or lower num_frames, "
+                f"no usable video among {num_seen}: {self.left_out}; add videos, or lower num_frames, "
                 "seconds_between_frames or min_gap_seconds of the tasks"
             )
+        self._epoch_and_order = (-1, Permutation(1, seed=seed))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def row_at(self, position: int, attempt: int = 0) -> int:
         """The manifest row that a position shows, or its `attempt`-th replacement."""
-        epoch, index = divmod(position, len(self.rows))
+        epoch, index = divmod(position, len(self))
         if attempt:
-            return self.rows[fold(self.seed, "replacement", position, attempt) % len(self.rows)]
-        if not self.shuffle:
-            return self.rows[index]
-        return self.rows[permuted_index(index, len(self.rows), "epoch", epoch, seed=self.seed)]
+            index = fold(self.seed, "replacement", position, attempt) % len(self)
+        elif self.shuffle:
+            index = self._order_of(epoch)[index]
+        return int(self.rows[index])
+
+    def source_name(self, row: int) -> str:
+        """Where a row's video lies, for people."""
+        return str(self.manifest[row].source)
+
+    def frame_shapes(self) -> dict[ClipSpec, tuple[int, ...]]:
+        """(K, T, 3, S, S) of each spec's frames of one video."""
+        side = self.short_side
+        return {spec: (spec.num_clips, spec.num_frames, 3, side, side) for spec in self.specs}
 
     def __getitem__(self, position: int) -> RawClips:
         failures: list[Failure] = []
         for attempt in range(MAX_ATTEMPTS):
-            row = self.row_at(position, attempt)
             try:
-                frames, pts_seconds = self._decode(row, position, attempt)
+                clips = self.decode(position, attempt)
             except VideoDecodeError as error:
-                failures.append(Failure(error.path, f"{error.backend}: {error.cause}"))
+                failures.append(Failure(error.path, error.cause, error.backend))
                 continue
-            return RawClips(frames, pts_seconds, torch.tensor(row), tuple(failures))
+            return RawClips(clips.frames, clips.pts_seconds, clips.video_ids, tuple(failures))
         raise UserError(
             f"{MAX_ATTEMPTS} videos in a row cannot be decoded, the last being {failures[-1].path} "
             f"({failures[-1].reason}): run `videossl scan` again and use the new manifest"
         )
 
-    def _decode(
-        self, row: int, position: int, attempt: int
-    ) -> tuple[dict[ClipSpec, Tensor], dict[ClipSpec, Tensor]]:
+    def decode(self, position: int, attempt: int) -> RawClips:
+        """The clips of one video: that of the position, or its `attempt`-th replacement.
+
+        Raises VideoDecodeError if it cannot be decoded.
+        """
+        row = self.row_at(position, attempt)
+        entry = self.manifest[row]
         random = generator(self.seed, "clip", position, attempt)
-        times = plan_clip_times(self.spans[row], self.specs, random)
+        video = entry.index()
+        times = plan_clip_times(video_times(entry, video), self.specs, self.rules, random)
         union, inverse = torch.cat([t.flatten() for t in times.values()]).unique(
             return_inverse=True
         )
         with open_video(
-            self.entries[row].path,
+            entry.source,
             device=self.device,
             backend=self.backend,
             short_side=self.short_side,
+            index=video,
         ) as reader:
             decoded = reader.frames_shown_at(union.tolist())
-        images = _square(decoded.data, self.short_side, random)
+        box = _picture_box(entry, decoded.data.shape[-2:]) if self.cut_bars else None
+        images = _square(decoded.data, self.short_side, random, box)
         frames, pts_seconds, start = {}, {}, 0
         for spec, spec_times in times.items():
             index = inverse[start : start + spec_times.numel()].view(spec_times.shape)
             start += spec_times.numel()
             frames[spec] = images[index.to(images.device)]  # (K, T, 3, S, S)
             pts_seconds[spec] = decoded.pts_seconds[index]
-        return frames, pts_seconds
+        return RawClips(frames, pts_seconds, torch.tensor(row))
+
+    def _order_of(self, epoch: int) -> Permutation:
+        if self._epoch_and_order[0] != epoch:
+            self._epoch_and_order = (epoch, Permutation(len(self), "epoch", epoch, seed=self.seed))
+        return self._epoch_and_order[1]
 
 
-def _square(frames: Tensor, side: int, random: torch.Generator) -> Tensor:
+def video_times(entry: VideoEntry, index: VideoIndex) -> VideoTimes:
+    """What planning must know of a manifest row."""
+    return VideoTimes(
+        begin=entry.begin_seconds,
+        end=entry.end_seconds,
+        fps=entry.fps,
+        motion=entry.motion,
+        key_seconds=index.pts_seconds[index.is_key],
+        cuts=entry.cuts,
+    )
+
+
+def _usable_rows(
+    manifest: Manifest, rows: np.ndarray | None, needed: float, rules: SamplingRules
+) -> tuple[np.ndarray | range, int, int]:
+    """The rows whose longest shot holds `needed` seconds, how many were looked at, and how many of these are broken."""
+    is_ok, span = manifest.is_ok(), manifest.usable_seconds(skip_ends=rules.skip_ends)
+    is_usable = is_ok & (span > 0) & (span >= needed)
+    if rules.avoid_cuts:
+        for row in np.flatnonzero(is_usable & manifest.has_cuts()).tolist():
+            entry = manifest[row]
+            shots = usable_shots(video_times(entry, entry.index()), rules)
+            is_usable[row] = any(end - begin >= needed for begin, end in shots)
+    if rows is not None:
+        return rows[is_usable[rows]], len(rows), int((~is_ok[rows]).sum())
+    num_broken = int((~is_ok).sum())
+    if is_usable.all():  # no memory at all, however many there are
+        return range(len(manifest)), len(manifest), num_broken
+    usable = np.flatnonzero(is_usable)
+    return usable.astype(np.min_scalar_type(len(manifest))), len(manifest), num_broken
+
+
+def _picture_box(entry: VideoEntry, shape: Sequence[int]) -> tuple[int, int, int, int] | None:
+    """(top, bottom, left, right) of the picture inside black bars, in decoded frames of (height, width) `shape`."""
+    if not any(entry.bars):
+        return None
+    height, width = shape
+    rows, columns = height / entry.height, width / entry.width
+    top, bottom, left, right = entry.bars
+    return (
+        math.ceil(top * rows),
+        height - math.ceil(bottom * rows),
+        math.ceil(left * columns),
+        width - math.ceil(right * columns),
+    )
+
+
+def _square(
+    frames: Tensor,
+    side: int,
+    random: torch.Generator,
+    box: tuple[int, int, int, int] | None = None,
+) -> Tensor:
     """(F, 3, H, W) to (F, 3, side, side): a square at a random place of the longer side, enlarged if the video is small."""
+    if box is not None:
+        top, bottom, left, right = box
+        frames = frames[..., top:bottom, left:right]
     height, width = frames.shape[-2:]
     size = min(height, width)
     slack = max(height, width) - size

@@ -1,31 +1,43 @@
-"""The manifest: one Parquet row per video file, with all that planning a clip needs without opening the file."""
+"""The manifest: one Parquet row per video, with all that planning and decoding a clip need before the file is opened."""
 
+import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videossl.decode.info import VideoInfo
+from videossl.decode.info import VideoIndex, VideoInfo
+from videossl.decode.source import WHOLE_FILE, VideoSource
+from videossl.decode.timing import frame_ticks, tick_deltas, usable_seconds
 from videossl.errors import UserError
 
-MANIFEST_VERSION = 1
-_VERSION_KEY = b"videossl_manifest_version"
+MANIFEST_VERSION = 2
+VERSION_KEY = b"videossl_manifest_version"
+ROWS_PER_GROUP = 100_000
+REMEDY = "make one with `videossl scan DIR -o manifest.parquet`"
 # What cutting tools append to the name of a part: _s0, _part3, -scene-004 (PySceneDetect), _c01 (UCF101 clips).
 _PART_SUFFIX = re.compile(r"(_s\d+|_part\d+|-scene-\d+|_c\d+)$", re.IGNORECASE)
 
-_SCHEMA = pa.schema(
+SCHEMA = pa.schema(
     [
         ("path", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("modified", pa.int64()),
         ("group", pa.string()),
+        ("label", pa.string()),
         ("status", pa.string()),
         ("reason", pa.string()),
-        ("bytes", pa.int64()),
         ("container", pa.string()),
         ("codec", pa.string()),
+        ("pixel_format", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("rotation", pa.int32()),
@@ -34,24 +46,44 @@ _SCHEMA = pa.schema(
         ("duration_seconds", pa.float64()),
         ("begin_seconds", pa.float64()),
         ("end_seconds", pa.float64()),
+        ("usable_begin_seconds", pa.float64()),
+        ("usable_end_seconds", pa.float64()),
         ("is_constant_rate", pa.bool_()),
         ("motion", pa.list_(pa.float32())),
+        ("key_frames", pa.list_(pa.int32())),
+        ("stream_index", pa.int32()),
+        ("tick_numerator", pa.int64()),
+        ("tick_denominator", pa.int64()),
+        ("first_tick", pa.int64()),
+        ("last_tick", pa.int64()),
+        ("tick_deltas", pa.list_(pa.int32())),
+        ("times_by_order", pa.bool_()),
+        ("is_deep", pa.bool_()),
+        ("motion_score", pa.float32()),
+        ("bars", pa.list_(pa.int32())),
+        ("cuts", pa.list_(pa.float32())),
+        ("phash", pa.uint64()),
     ],
-    metadata={_VERSION_KEY: str(MANIFEST_VERSION).encode()},
+    metadata={VERSION_KEY: str(MANIFEST_VERSION).encode()},
 )
+_LISTS = frozenset(field.name for field in SCHEMA if pa.types.is_list(field.type))
 
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """One video file. A broken one keeps its path, group, size in bytes and reason; the rest is 0 or empty."""
+    """One video. A broken one keeps where it lies, its group, label, size and reason; the rest is 0 or empty."""
 
-    path: str  # absolute
+    path: str  # absolute, or a URL; of the shard where the video is a member of one
     group: str  # one source: its parts never stand on both sides of a split
     status: str  # "ok" or "broken"
     reason: str  # why it is broken, in one line; empty where it is ok
-    bytes: int
+    bytes: int  # of the video
+    offset: int = WHOLE_FILE  # of the video's first byte in its shard; -1: the whole file
+    modified: int = 0  # nanoseconds since 1970; 0 where unknown
+    label: str = ""  # never used in training
     container: str = ""
     codec: str = ""
+    pixel_format: str = ""
     width: int = 0  # as shown: after rotation
     height: int = 0
     rotation: int = 0  # clockwise degrees from stored to shown
@@ -60,10 +92,29 @@ class VideoEntry:
     duration_seconds: float = 0.0
     begin_seconds: float = 0.0
     end_seconds: float = 0.0
+    # What the codec does not mark, see `videossl.data.sampling.usable_span`.
+    usable_begin_seconds: float = 0.0
+    usable_end_seconds: float = 0.0
     is_constant_rate: bool = False
-    motion: tuple[
-        float, ...
-    ] = ()  # compressed size as a proxy of motion, see `videossl.decode.info.motion_of`
+    # In equal parts of the file: packet sizes (`videossl.decode.timing.motion_of`), or luma differences after a deep scan.
+    motion: tuple[float, ...] = ()
+    key_frames: tuple[int, ...] = ()  # indices of the frames that decoding can start at
+    stream_index: int = 0
+    # The time of frame k is tick k * tick_numerator / tick_denominator seconds; ticks as in `videossl.decode.timing`.
+    tick_numerator: int = 0
+    tick_denominator: int = 1
+    first_tick: int = 0
+    last_tick: int = 0
+    tick_deltas: tuple[int, ...] = ()
+    times_by_order: bool = False
+    # From here on: of a deep scan, else empty.
+    is_deep: bool = False
+    motion_score: float = 0.0  # mean absolute luma difference of neighbouring frames, of 255
+    bars: tuple[int, ...] = ()  # black rows and columns as shown: top, bottom, left, right
+    cuts: tuple[float, ...] = ()  # seconds of the first frame of each new shot
+    phash: int | None = (
+        None  # 64 bits, alike for near-duplicates; None where nothing can be told apart
+    )
 
     def __post_init__(self) -> None:
         if self.status not in ("ok", "broken"):
@@ -71,20 +122,48 @@ class VideoEntry:
 
     @property
     def is_ok(self) -> bool:
-        """Whether the file can be decoded."""
+        """Whether the video can be decoded."""
         return self.status == "ok"
 
+    @property
+    def source(self) -> VideoSource:
+        """Where the bytes lie."""
+        return VideoSource(self.path, self.offset, self.bytes)
 
-def sound_entry(info: VideoInfo, *, group: str, num_bytes: int) -> VideoEntry:
-    """The row of a file that decodes."""
+    def index(self) -> VideoIndex:
+        """What reading all packets of the file would give again: a reader that has it need not."""
+        names = {field.name for field in fields(VideoInfo)}
+        info = VideoInfo(**{name: getattr(self, name) for name in names})
+        is_key = np.zeros(self.num_frames, dtype=bool)
+        is_key[list(self.key_frames)] = True
+        ticks = frame_ticks(self.first_tick, self.last_tick, self.num_frames, self.tick_deltas)
+        time_base = Fraction(self.tick_numerator, self.tick_denominator)
+        return VideoIndex(
+            info, ticks, is_key, time_base, self.stream_index, self.times_by_order, self.bytes
+        )
+
+
+_FIELDS = tuple(field.name for field in fields(VideoEntry))
+
+
+def sound_entry(
+    index: VideoIndex, source: VideoSource, *, group: str, label: str = "", modified: int = 0
+) -> VideoEntry:
+    """The row of a video that decodes."""
+    info = index.info
+    span = usable_seconds(info.begin_seconds, info.end_seconds, info.fps)
     return VideoEntry(
-        path=info.path,
+        path=source.path,
+        offset=source.offset,
+        bytes=index.num_bytes,
+        modified=modified,
         group=group,
+        label=label,
         status="ok",
         reason="",
-        bytes=num_bytes,
         container=info.container,
         codec=info.codec,
+        pixel_format=info.pixel_format,
         width=info.width,
         height=info.height,
         rotation=info.rotation,
@@ -93,8 +172,18 @@ def sound_entry(info: VideoInfo, *, group: str, num_bytes: int) -> VideoEntry:
         duration_seconds=info.duration_seconds,
         begin_seconds=info.begin_seconds,
         end_seconds=info.end_seconds,
+        usable_begin_seconds=span[0],
+        usable_end_seconds=span[1],
         is_constant_rate=info.is_constant_rate,
         motion=info.motion,
+        key_frames=tuple(np.flatnonzero(index.is_key).tolist()),
+        stream_index=index.stream_index,
+        tick_numerator=index.time_base.numerator,
+        tick_denominator=index.time_base.denominator,
+        first_tick=int(index.pts[0]),
+        last_tick=int(index.pts[-1]),
+        tick_deltas=tuple(tick_deltas(index.pts).tolist()),
+        times_by_order=index.times_by_order,
     )
 
 
@@ -122,18 +211,19 @@ def compile_group_pattern(pattern: str) -> re.Pattern[str]:
     return compiled
 
 
-def write_manifest(entries: Sequence[VideoEntry], path: str | Path) -> None:
+def write_manifest(entries: Iterable[VideoEntry], path: str | Path) -> None:
     """Writes the rows in the order given, to a temporary name that is renamed at the end.
 
     Raises UserError if the folder cannot be written.
     """
     path = Path(path)
-    rows = [asdict(entry) for entry in entries]
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(table, partial)
+        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
+            rows = iter(entries)
+            while batch := list(itertools.islice(rows, ROWS_PER_GROUP)):
+                writer.write_batch(entry_batch(batch))
         partial.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
@@ -141,34 +231,27 @@ def write_manifest(entries: Sequence[VideoEntry], path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_manifest(path: str | Path) -> list[VideoEntry]:
-    """Reads the rows in their order.
+def entry_batch(entries: Sequence[VideoEntry]) -> pa.RecordBatch:
+    """Rows as an Arrow batch of SCHEMA."""
+    return pa.RecordBatch.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA)
 
-    Raises UserError for a missing file, one that is not Parquet or no manifest, and one of another version.
-    """
-    remedy = "make one with `videossl scan DIR -o manifest.parquet`"
-    if Path(path).is_dir():  # Arrow would read the folder as one table
-        raise UserError(f"{path} is a folder: name the manifest file in it")
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise UserError(f"no manifest at {path}: {remedy}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except pa.ArrowInvalid:
-        raise UserError(f"{path} is not a Parquet file: {remedy}") from None
-    missing = [field.name for field in fields(VideoEntry) if field.name not in table.column_names]
+
+def entry_of(row: Mapping[str, Any]) -> VideoEntry:
+    """The inverse of `entry_batch` for one row."""
+    values = {n: tuple(row[n] or ()) if n in _LISTS else row[n] for n in _FIELDS}
+    return VideoEntry(**values)  # type: ignore[arg-type]
+
+
+def check_manifest_schema(path: str | Path, schema: pa.Schema) -> None:
+    """Raises UserError unless these are the columns of a manifest of this version."""
+    missing = [name for name in SCHEMA.names if name not in schema.names]
+    version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
+    if version != "none" and version != str(MANIFEST_VERSION):
+        raise UserError(
+            f"{path} is a manifest of version {version}, this is {MANIFEST_VERSION}: {REMEDY}"
+        )
     if missing:
+        some = ", ".join(missing[:4])
         raise UserError(
-            f"{path} is no manifest, it lacks the columns {', '.join(missing)}: {remedy}"
+            f"{path} is no manifest, it lacks {len(missing)} columns, among them {some}: {REMEDY}"
         )
-    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if version != str(MANIFEST_VERSION):
-        raise UserError(
-            f"{path} is a manifest of version {version}, this is {MANIFEST_VERSION}: {remedy}"
-        )
-    names = [field.name for field in fields(VideoEntry)]
-    return [
-        VideoEntry(**{**row, "motion": tuple(row["motion"] or ())})
-        for row in table.select(names).to_pylist()
-    ]

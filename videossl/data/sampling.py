@@ -1,139 +1,175 @@
-"""Which videos and which times: pure functions of keys and of a video's facts; nothing is decoded here.
+"""Which seconds of a video are shown: pure functions of its facts and of a generator; nothing is decoded here.
 
-The order of videos is a keyed permutation evaluated per index, so its position is one integer and costs no memory.
+What the codec marks is kept out: the first frame and the end of a file, clips that start on a key frame, windows with a
+cut in them. Each rule can be switched off, to measure what it keeps out.
 """
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from videossl.rng import fold
+from videossl.decode.timing import usable_seconds
 from videossl.types import ClipSpec
 
-# Both ends of a file are marked by its codec (a logistic regression on frame statistics tells forward from backward with
-# 94-100 % there), so the first frame and the last second, or tenth of a short file, are never shown.
-END_MARGIN_SECONDS = 1.0
-END_MARGIN_SHARE = 0.1
-FEISTEL_ROUNDS = 4
+NUM_CANDIDATES = 16  # places drawn for a window, of which one is kept; chosen
 
 
 @dataclass(frozen=True)
-class UsableSpan:
-    """The seconds [begin, end] of a file that clips may lie in, and how much moves in equal bins of the whole file."""
+class SamplingRules:
+    """What the codec and the editor mark, and whether it is kept out."""
 
-    begin: float
+    skip_ends: bool = True  # the first frame, and the last second or tenth
+    avoid_key_frames: bool = True  # no clip starts on a frame that is coded by itself
+    avoid_cuts: bool = True  # no window holds a cut (known after a deep scan)
+    weight_motion: bool = True  # windows where more moves are likelier
+
+
+@dataclass(frozen=True)
+class VideoTimes:
+    """What planning must know of one video, in seconds on its own clock."""
+
+    begin: float  # of the file
     end: float
-    file_begin: float
-    file_end: float
-    motion: Sequence[float]
-
-    @property
-    def seconds(self) -> float:
-        return self.end - self.begin
+    fps: float
+    motion: Sequence[float] = ()  # in equal parts of the file; empty where unknown
+    key_seconds: np.ndarray = field(default_factory=lambda: np.empty(0))  # ascending
+    cuts: Sequence[float] = ()  # the first frame of each new shot, ascending
 
 
-def usable_span(begin: float, end: float, fps: float, motion: Sequence[float]) -> UsableSpan:
-    """What is left of the file [begin, end) without its first frame and its end; may be empty (seconds <= 0)."""
-    frame = 1 / fps if fps > 0 else 0.0
-    margin = min(END_MARGIN_SECONDS, END_MARGIN_SHARE * (end - begin)) if end > begin else 0.0
-    return UsableSpan(begin + frame, end - max(margin, frame), begin, end, motion)
-
-
-def permuted_index(position: int, length: int, *keys: int | str, seed: int) -> int:
-    """The `position`-th element of a keyed permutation of range(length): a Feistel network that walks cycles.
-
-    Raises ValueError outside [0, length).
-    """
-    if not 0 <= position < length:
-        raise ValueError(f"position {position} is outside [0, {length})")
-    half_bits = max(1, ((length - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    round_keys = [fold(seed, "permutation", *keys, r) for r in range(FEISTEL_ROUNDS)]
-    value = position
-    while True:  # leaves the network's domain, at most 4x the length, for the range: 4 turns at most on average
-        left, right = value >> half_bits, value & mask
-        for key in round_keys:
-            # A multiply-xor-shift mix (the finaliser of splitmix64): cheap, and enough for shuffling.
-            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & (2**64 - 1)
-            mixed = ((mixed ^ (mixed >> 29)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-            left, right = right, left ^ ((mixed >> 32) & mask)
-        value = (left << half_bits) | right
-        if value < length:
-            return value
-
-
-def draw_clip_times(span: UsableSpan, spec: ClipSpec, generator: torch.Generator) -> Tensor:
-    """(K, T) float64 seconds of the frames of each clip, clips in order of time.
-
-    The window's length is as drawn by `_clip_offsets`, its place is drawn with weight to where the file moves. Raises
-    ValueError if the span is shorter than `spec.min_span_seconds`.
-    """
-    if span.seconds < spec.min_span_seconds:
-        raise ValueError(
-            f"{span.seconds:.3f} s of video cannot hold {spec.min_span_seconds:.3f} s of clips"
-        )
-    offsets = _clip_offsets(span.seconds, spec, generator)  # (K,)
-    window = float(offsets[-1]) + spec.clip_seconds
-    begin = span.begin + _motion_weighted_place(span, window, generator)
-    frames = torch.arange(spec.num_frames, dtype=torch.float64) * spec.seconds_between_frames
-    # Rounding must not push the last frame past the span.
-    return (begin + offsets[:, None] + frames).clamp(span.begin, span.end)
-
-
-def _clip_offsets(seconds: float, spec: ClipSpec, generator: torch.Generator) -> Tensor:
-    """(K,) starts relative to the first: gaps of at least `min_gap_seconds`, uniform over all that fit the window."""
-    if spec.num_clips == 1:
-        return torch.zeros(1, dtype=torch.float64)
-    slack = min(spec.window_seconds, seconds) - spec.min_span_seconds
-    # Cuts of the slack at sorted uniform points; the last is the window's own random shortening.
-    cuts = (
-        torch.rand(spec.num_clips - 1, generator=generator, dtype=torch.float64).sort().values
-        * slack
-    )
-    gaps = torch.arange(1, spec.num_clips, dtype=torch.float64) * spec.min_gap_seconds
-    return torch.cat([torch.zeros(1, dtype=torch.float64), gaps + cuts])
-
-
-def _motion_weighted_place(span: UsableSpan, window: float, generator: torch.Generator) -> float:
-    """Seconds from span.begin at which the window starts: 16 uniform candidates, one kept in proportion to its motion."""
-    room = max(span.seconds - window, 0.0)
-    candidates = torch.rand(16, generator=generator, dtype=torch.float64) * room
-    weights = torch.tensor(
-        [window_motion(span, float(c), window) for c in candidates], dtype=torch.float64
-    )
-    if float(weights.sum()) <= 0:
-        weights = torch.ones_like(weights)
-    choice = torch.multinomial(weights, 1, generator=generator)
-    return float(candidates[choice])
-
-
-def window_motion(span: UsableSpan, offset: float, window: float) -> float:
-    """Mean of the motion bins that the window [offset, offset + window] of the span touches; 0 where none is known."""
-    total = span.file_end - span.file_begin
-    if not span.motion or total <= 0:
-        return 0.0
-    bins = len(span.motion)
-    first = int((span.begin + offset - span.file_begin) / total * bins)
-    last = int((span.begin + offset + window - span.file_begin) / total * bins)
-    touched = span.motion[max(first, 0) : min(last, bins - 1) + 1]
-    return sum(touched) / len(touched) if touched else 0.0
+def usable_shots(video: VideoTimes, rules: SamplingRules) -> list[tuple[float, float]]:
+    """The parts [begin, end] of a video that windows may lie in, none of them empty; there may be none."""
+    if rules.skip_ends:
+        begin, end = usable_seconds(video.begin, video.end, video.fps)
+    else:
+        begin, end = video.begin, video.end - (1 / video.fps if video.fps > 0 else 0.0)
+    edges = [begin, end]
+    if rules.avoid_cuts:
+        edges = [begin, *(cut for cut in video.cuts if begin < cut < end), end]
+    # A shot's last frame is shown until the cut: times stay half a frame before it, clear of rounding.
+    guard = 0.5 / video.fps if video.fps > 0 else 0.0
+    shots = [(a, b if b == end else b - guard) for a, b in itertools.pairwise(edges)]
+    return [(a, b) for a, b in shots if b > a]
 
 
 def plan_clip_times(
-    span: UsableSpan, specs: Sequence[ClipSpec], generator: torch.Generator
+    video: VideoTimes,
+    specs: Sequence[ClipSpec],
+    rules: SamplingRules,
+    generator: torch.Generator,
 ) -> dict[ClipSpec, Tensor]:
-    """Times of all specs' clips, the longest windows first and the shorter ones inside the first of them.
+    """{spec: (K, T) float64 seconds}, the longest windows first and the shorter ones inside the first of them.
 
     A decoder must run through a window from its key frame anyway: what lies inside the window costs nothing more.
+    Raises ValueError if no shot can hold the longest spec.
     """
+    shots = usable_shots(video, rules)
+    shortest = max(spec.min_span_seconds for spec in specs)
     times: dict[ClipSpec, Tensor] = {}
     for spec in sorted(set(specs), key=lambda s: (-max(s.window_seconds, s.clip_seconds), s)):
-        times[spec] = draw_clip_times(span, spec, generator)
+        times[spec] = draw_clip_times(video, shots, spec, rules, generator)
         if len(times) == 1:
             first, last = float(times[spec].min()), float(times[spec].max())
-            shortest = max(s.min_span_seconds for s in specs)
             if last - first >= shortest:
-                span = UsableSpan(first, last, span.file_begin, span.file_end, span.motion)
+                shots = [(first, last)]
     return times
+
+
+def draw_clip_times(
+    video: VideoTimes,
+    shots: Sequence[tuple[float, float]],
+    spec: ClipSpec,
+    rules: SamplingRules,
+    generator: torch.Generator,
+) -> Tensor:
+    """(K, T) float64 seconds of the frames of each clip, clips in order of time, all inside one shot.
+
+    Raises ValueError if every shot is shorter than `spec.min_span_seconds`.
+    """
+    longest = max((end - begin for begin, end in shots), default=0.0)
+    if longest < spec.min_span_seconds:
+        raise ValueError(
+            f"{longest:.3f} s of video cannot hold {spec.min_span_seconds:.3f} s of clips"
+        )
+    offsets = _clip_offsets(longest, spec, generator)  # (K,)
+    window = offsets[-1] + spec.clip_seconds
+    fitting = np.array([(a, b) for a, b in shots if b - a >= window])
+    candidates = _candidates(fitting[:, 0], fitting[:, 1] - fitting[:, 0] - window, generator)
+    weights = _weights(video, candidates, offsets, window, rules)
+    chosen = int(torch.multinomial(torch.from_numpy(weights), 1, generator=generator))
+    begin, end = next((a, b) for a, b in fitting if a <= candidates[chosen] <= b)
+    frames = np.arange(spec.num_frames) * spec.seconds_between_frames
+    # Rounding must not push the last frame past the shot.
+    return torch.from_numpy((candidates[chosen] + offsets[:, None] + frames).clip(begin, end))
+
+
+def window_motion(video: VideoTimes, starts: np.ndarray, window: float) -> np.ndarray:
+    """(N,) mean of the motion bins that each window [start, start + window] touches; 0 where none is known."""
+    total = video.end - video.begin
+    if not len(video.motion) or total <= 0:
+        return np.zeros(len(starts))
+    bins = len(video.motion)
+    sums = np.concatenate([[0.0], np.cumsum(video.motion)])
+    first = ((starts - video.begin) / total * bins).astype(int).clip(0, bins - 1)
+    last = ((starts + window - video.begin) / total * bins).astype(int).clip(0, bins - 1)
+    return (sums[last + 1] - sums[first]) / (last + 1 - first)
+
+
+def starts_on_key_frame(video: VideoTimes, seconds: np.ndarray) -> np.ndarray:
+    """Whether the frame shown at each time is a key frame; all False where frames are mostly key frames."""
+    keys = video.key_seconds
+    frame = 1 / video.fps if video.fps > 0 else 0.0
+    if not len(keys) or 2 * len(keys) * frame > video.end - video.begin:  # coded frame by frame
+        return np.zeros(seconds.shape, dtype=bool)
+    # Half a frame more on each side: times are rounded, and the rate is an average.
+    after = np.searchsorted(keys, seconds + 0.5 * frame, side="right") - 1
+    return (after >= 0) & (seconds - keys[after.clip(0)] < 1.5 * frame)
+
+
+def _clip_offsets(seconds: float, spec: ClipSpec, generator: torch.Generator) -> np.ndarray:
+    """(K,) starts relative to the first: gaps of at least `min_gap_seconds`, uniform over all that fit the window."""
+    if spec.num_clips == 1:
+        return np.zeros(1)
+    slack = min(spec.window_seconds, seconds) - spec.min_span_seconds
+    # Cuts of the slack at sorted uniform points; the last is the window's own random shortening.
+    cuts = _uniform(spec.num_clips - 1, generator)
+    cuts.sort()
+    gaps = np.arange(1, spec.num_clips) * spec.min_gap_seconds
+    return np.concatenate([[0.0], gaps + cuts * slack])
+
+
+def _candidates(begins: np.ndarray, rooms: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """(NUM_CANDIDATES,) starts, uniform over all the room that the shots leave."""
+    points = _uniform(NUM_CANDIDATES, generator)
+    if len(begins) == 1:
+        return begins[0] + points * rooms[0]
+    ends = np.cumsum(np.maximum(rooms, 1e-9))
+    shot = np.searchsorted(ends, points * ends[-1], side="right").clip(0, len(begins) - 1)
+    return begins[shot] + (points * ends[-1] - (ends[shot] - rooms[shot])).clip(0, rooms[shot])
+
+
+def _weights(
+    video: VideoTimes,
+    candidates: np.ndarray,
+    offsets: np.ndarray,
+    window: float,
+    rules: SamplingRules,
+) -> np.ndarray:
+    """How likely each candidate is: in proportion to its motion, and 0 where a clip would start on a key frame."""
+    allowed = np.ones(len(candidates))
+    if rules.avoid_key_frames:
+        on_key = starts_on_key_frame(video, candidates[:, None] + offsets).any(axis=1)
+        if not on_key.all():
+            allowed[on_key] = 0.0
+    if rules.weight_motion:
+        weights = allowed * window_motion(video, candidates, window)
+        if weights.sum() > 0:
+            return weights
+    return allowed
+
+
+def _uniform(count: int, generator: torch.Generator) -> np.ndarray:
+    return torch.rand(count, generator=generator, dtype=torch.float64).numpy()

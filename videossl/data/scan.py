@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videossl.data.manifest import VideoEntry, compile_group_pattern, sound_entry, source_group
-from videossl.decode.info import VideoDecodeError, probe
-from videossl.errors import UserError
+from videossl.decode.info import read_index
+from videossl.decode.source import VideoSource
+from videossl.errors import UserError, VideoDecodeError
 from videossl.progress import track
 
 VIDEO_EXTENSIONS = frozenset(
@@ -79,13 +80,13 @@ def scan_file(path: Path, group_pattern: str | None = None) -> VideoEntry:
     """The row of one file. Never raises for what the file holds."""
     group = source_group(path, group_pattern)
     try:
-        info = probe(path)
+        index = read_index(path)
     except VideoDecodeError as error:
         return broken_entry(path, group, error.cause)
     except Exception as error:  # a parser bug on one file of a million must not end the scan
         logger.debug("probing %s failed", path, exc_info=True)
         return broken_entry(path, group, f"{type(error).__name__}: {error}")
-    return sound_entry(info, group=group, num_bytes=path.stat().st_size)
+    return sound_entry(index, VideoSource(str(path)), group=group, modified=path.stat().st_mtime_ns)
 
 
 def broken_entry(path: Path, group: str, reason: str) -> VideoEntry:

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
-from videossl.data.manifest import VideoEntry, read_manifest
+from videossl.data.sampling import SamplingRules
+from videossl.data.table import MAPPED_ROWS, Manifest, read_manifest
 from videossl.data.transforms import Augmentation
 from videossl.engine.multitask import MultiTask
 from videossl.errors import UserError
@@ -51,23 +54,30 @@ def build_model(config: Config) -> MultiTask:
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out videos of one manifest; whole source groups are on one side."""
+    """Rows of one manifest to train on and to hold out; whole source groups are on one side."""
 
-    train: list[VideoEntry]
-    heldout: list[VideoEntry]
+    train: np.ndarray
+    heldout: np.ndarray
 
 
-def split_by_group(entries: list[VideoEntry], fraction: float, seed: int) -> Split:
-    """Holds out the groups that come first in a keyed order until `fraction` of the videos is reached."""
-    groups: dict[str, list[VideoEntry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.group, []).append(entry)
-    train: list[VideoEntry] = []
-    heldout: list[VideoEntry] = []
+def split_by_group(manifest: Manifest, fraction: float, seed: int) -> Split:
+    """Holds out the groups that come first in a keyed order until `fraction` of the videos is reached.
+
+    From MAPPED_ROWS rows on, which groups come first is read off a hash of their names, in one pass over the column.
+    """
+    if len(manifest) >= MAPPED_ROWS:
+        key = fold(seed, "holdout")
+        is_held = manifest.hashed("group", key) < np.uint64(fraction * (2**64 - 1))
+        return Split(np.flatnonzero(~is_held), np.flatnonzero(is_held))
+    groups: dict[str, list[int]] = {}
+    for row, group in enumerate(manifest.strings("group")):
+        groups.setdefault(group, []).append(row)
+    train: list[int] = []
+    heldout: list[int] = []
     for group in sorted(groups, key=lambda g: fold(seed, "holdout", g)):
-        held = len(heldout) + len(groups[group]) <= fraction * len(entries)
+        held = len(heldout) + len(groups[group]) <= fraction * len(manifest)
         (heldout if held else train).extend(groups[group])
-    return Split(train, heldout)
+    return Split(np.array(train, dtype=np.int64), np.array(heldout, dtype=np.int64))
 
 
 def build_datasets(config: Config, model: MultiTask) -> tuple[ClipDataset, ClipDataset | None]:
@@ -76,28 +86,30 @@ def build_datasets(config: Config, model: MultiTask) -> tuple[ClipDataset, ClipD
         raise UserError(
             "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
         )
-    split = split_by_group(
-        read_manifest(Path(config.data.manifest)), config.data.holdout_fraction, config.seed
-    )
-    if config.data.holdout_fraction > 0 and not split.heldout:
+    manifest = read_manifest(Path(config.data.manifest))
+    split = split_by_group(manifest, config.data.holdout_fraction, config.seed)
+    if config.data.holdout_fraction > 0 and not len(split.heldout):
         raise UserError(
             f"data.holdout_fraction {config.data.holdout_fraction:g} holds out no whole source group of "
             f"{config.data.manifest}: add videos, raise it, or set it to 0 to go without held-out metrics"
         )
     specs = [task.clip_spec for _, task in model.named_tasks()]
 
-    def dataset(entries: list[VideoEntry], *, shuffle: bool) -> ClipDataset:
+    def dataset(rows: np.ndarray, *, shuffle: bool) -> ClipDataset:
         return ClipDataset(
-            entries,
+            manifest,
             specs,
             seed=config.seed,
             short_side=config.data.short_side,
+            rows=rows,
+            rules=SamplingRules(**config.data.sampling.model_dump()),
+            cut_bars=config.data.cut_bars,
             backend=config.decode.backend,
             device=config.decode.device,
             shuffle=shuffle,
         )
 
-    heldout = dataset(split.heldout, shuffle=False) if split.heldout else None
+    heldout = dataset(split.heldout, shuffle=False) if len(split.heldout) else None
     return dataset(split.train, shuffle=True), heldout
 
 
