@@ -34,6 +34,7 @@ ALLOWED = {
         "masks",
         "video_writer",
         "workers",
+        "worker_process",
     },
     "eval": {
         "eval",
