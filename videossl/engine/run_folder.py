@@ -24,6 +24,7 @@ FREE_KEYS = (
     ("decode", "device"),
     ("data", "num_workers"),
     ("data", "timeout_seconds"),
+    ("data", "worker_memory_gib"),
     ("data", "max_bad_fraction"),
     ("train", "log_every"),
     ("train", "save_every"),

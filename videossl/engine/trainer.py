@@ -6,19 +6,21 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from videossl.config import Config
-from videossl.data.dataset import ClipDataset, Failure, RawClips
-from videossl.data.loader import StepPositions, frame_batches, to_clip_batch
+from videossl.data.dataset import ClipDataset, RawClips
+from videossl.data.loader import Batches, StepPositions, frame_batches, to_clip_batch
 from videossl.distributed import World, barrier
 from videossl.engine.build import build_augmentation, build_datasets, build_model
 from videossl.engine.checkpoint import load_checkpoint, save_checkpoint
 from videossl.engine.logger import RunLogger, describe_tasks
 from videossl.engine.multitask import MultiTask
 from videossl.engine.optim import build_optimizer, lr_at
+from videossl.engine.quarantine import Quarantine
 from videossl.engine.run_folder import open_run_folder
 from videossl.engine.tallies import Tallies
 from videossl.errors import UserError
@@ -29,7 +31,6 @@ from videossl.types import ClipBatch
 log = logging.getLogger("videossl")
 
 PREPARATION_VIDEOS = 32  # that tasks may fit colour classes on: the same ones on every rank
-MIN_SAMPLES_TO_ABORT = 50  # before the share of bad videos is judged
 
 
 class Trainer:
@@ -54,7 +55,9 @@ class Trainer:
         barrier()  # no rank writes before the folder is there
         self.out = Path(config.out)
         self.step = 0
-        self.failures: list[Failure] = []
+        self.quarantine = Quarantine(
+            self.out, rank=world.rank, max_bad_fraction=config.data.max_bad_fraction
+        )
         self.model.to(world.device)
         self.optimizer = build_optimizer(
             self.model,
@@ -74,15 +77,17 @@ class Trainer:
         logger = RunLogger(
             self.out, is_main=self.world.is_main, first_step=self.step, total_steps=train.steps
         )
-        with logger:
+        with logger, contextlib.ExitStack() as stack:
             logger.say(self.describe())
             if self.step >= train.steps:
                 logger.say(
                     f"already trained to step {self.step}; raise train.steps in a new folder to go on"
                 )
                 return
-            batches = self._batches(
-                self.train_data, self.step * train.accumulate, train.steps * train.accumulate
+            first, last = self.step * train.accumulate, train.steps * train.accumulate
+            # Closed however the run ends, so that no worker outlives it.
+            batches = stack.enter_context(
+                contextlib.closing(self._batches(self.train_data, first, last))
             )
             tallies, waited, started = Tallies(), 0.0, time.perf_counter()
             logged_step = self.step
@@ -115,12 +120,13 @@ class Trainer:
             before = time.perf_counter()
             raw = next(batches)
             waited += time.perf_counter() - before
-            self._account_failures(raw)
+            self.quarantine.record(raw.failures, step=self.step)
+            self.quarantine.count(raw.failures, num_samples=len(raw.video_ids))
             is_last = micro == config.train.accumulate - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
                 index = self.step * config.train.accumulate + micro
                 rng = self._rows("views", index, len(raw.video_ids))
-                # Dropout draws from torch's global generator: seeded after the loader, which draws from it when it starts.
+                # Dropout draws from torch's global generator: seeded last, whatever drew from it before.
                 torch.manual_seed(fold(config.seed, "dropout", index, self.world.rank))
                 batch = to_clip_batch(raw, self.world.device, self.augmentation, rng)
                 with self._autocast():
@@ -140,9 +146,9 @@ class Trainer:
         assert self.heldout_data is not None
         self.model.eval()
         tallies = Tallies()
-        for index, raw in enumerate(
-            self._batches(self.heldout_data, 0, self.config.train.evaluate_batches)
-        ):
+        batches = self._batches(self.heldout_data, 0, self.config.train.evaluate_batches)
+        for index, raw in enumerate(batches):
+            self.quarantine.record(raw.failures, step=self.step)
             batch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
             with self._autocast():
                 rng = self._rows("heldout views", index, len(raw.video_ids))
@@ -192,7 +198,7 @@ class Trainer:
             f"out: {self.out}, from step {self.step} to {config.train.steps}"
         )
 
-    def _batches(self, data: ClipDataset, first: int, last: int) -> Iterator[RawClips]:
+    def _batches(self, data: ClipDataset, first: int, last: int) -> Batches:
         positions = StepPositions(
             first,
             last,
@@ -203,21 +209,24 @@ class Trainer:
         return frame_batches(
             data,
             positions,
-            num_workers=self.config.data.num_workers,
-            timeout_seconds=self.config.data.timeout_seconds,
+            **self._worker_options(),
             pin_memory=self.world.device.type == "cuda",
         )
+
+    def _worker_options(self) -> dict[str, Any]:
+        data = self.config.data
+        return {
+            "num_workers": data.num_workers,
+            "timeout_seconds": data.timeout_seconds,
+            "memory_gib": data.worker_memory_gib,
+            "quarantine": self.quarantine.videos,
+        }
 
     def _prepare_tasks(self) -> None:
         """Lets tasks fit what they need of the data, on the same videos on every rank."""
         positions = StepPositions(0, 1, rank=0, world_size=1, videos_per_rank=PREPARATION_VIDEOS)
-        workers = self.config.data.num_workers
-        (raw,) = frame_batches(
-            self.train_data,
-            positions,
-            num_workers=min(workers, 1),
-            timeout_seconds=self.config.data.timeout_seconds,
-        )
+        (raw,) = frame_batches(self.train_data, positions, **self._worker_options())
+        self.quarantine.record(raw.failures, step=0)
         batch: ClipBatch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
         for _, task in self.model.named_tasks():
             task.prepare(batch, self.config.seed)
@@ -261,20 +270,6 @@ class Trainer:
             device=self.world.device,
         )
 
-    def _account_failures(self, raw: RawClips) -> None:
-        """Counts videos that had to be replaced; stops the run when they are too many."""
-        for failure in raw.failures:
-            log.warning("replaced %s: %s", failure.path, failure.reason)
-        self.failures.extend(raw.failures)
-        seen = (self.step + 1) * self.videos_per_rank * self.config.train.accumulate
-        limit = self.config.data.max_bad_fraction
-        if self.failures and seen >= MIN_SAMPLES_TO_ABORT and len(self.failures) > limit * seen:
-            last = self.failures[-1]
-            raise UserError(
-                f"{len(self.failures)} of {seen} samples could not be decoded, more than data.max_bad_fraction "
-                f"{limit:g} allows; the last is {last.path} ({last.reason}): run `videossl scan` again"
-            )
-
     def _log(
         self, logger: RunLogger, tallies: Tallies, waited: float, elapsed: float, steps: int
     ) -> None:
@@ -291,12 +286,12 @@ class Trainer:
             "lr": self.lr(),
             "clips_per_second": clips / elapsed,
             "data_wait_share": waited / elapsed,
-            "bad_videos": len(self.failures),
+            "bad_videos": self.quarantine.num_failures,
         }
         line = (
             f"step {self.step}/{self.config.train.steps}  {describe_tasks(tasks)}  lr {values['lr']:.2e}  "
             f"{values['clips_per_second']:.1f} clips/s  waiting {100 * values['data_wait_share']:.0f} %"
-            + (f"  bad {values['bad_videos']}" if self.failures else "")
+            + (f"  bad {values['bad_videos']}" if values["bad_videos"] else "")
         )
         logger.write(self.step, line, {"tasks": tasks, **values}, "train/")
 
