@@ -31,13 +31,15 @@ class PoolEnd:
         self.worker_end.close()  # the worker has its own copy now
         self._selector.register(self._socket, selectors.EVENT_READ, owner)
 
-    def send(self, message: bytes) -> None:
-        """Queues a message and writes as much as the other side has room for."""
+    def queue(self, message: bytes) -> None:
+        """Has a message go out at the next `flush`."""
         self._outbox += LENGTH.pack(len(message)) + message
-        self.flush()
 
     def flush(self) -> None:
-        """Writes what is queued; a link whose other side is gone forgets it, and `receive` finds that out."""
+        """Writes what is queued, as far as the other side has room.
+
+        Where that is gone the queue is forgotten, and `receive` finds it out.
+        """
         try:
             while self._outbox:
                 del self._outbox[: self._socket.send(self._outbox)]

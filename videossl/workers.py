@@ -12,7 +12,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable, Iterable, MutableSequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -137,10 +137,15 @@ class WorkerPool:
 
     def submit(self, key: Any, task: Any) -> None:
         """Hands a task to the worker with least to do, or keeps it until one has room. `key` names its outcome."""
+        self.submit_all([(key, task)])
+
+    def submit_all(self, tasks: Iterable[tuple[Any, Any]]) -> None:
+        """Submits (key, task) pairs at once, which takes less time than one by one."""
         assert not self._is_closed
-        self._last_serial += 1
-        message = SERIAL.pack(self._last_serial) + pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
-        self._backlog.append(_Task(self._last_serial, key, message))
+        for key, task in tasks:
+            self._last_serial += 1
+            message = SERIAL.pack(self._last_serial) + pickle.dumps(task, pickle.HIGHEST_PROTOCOL)
+            self._backlog.append(_Task(self._last_serial, key, message))
         self._dispatch()
 
     def wait(self, timeout: float | None = None) -> list[Outcome]:
@@ -195,13 +200,17 @@ class WorkerPool:
         for index in range(self.num_workers):
             if index not in self._workers:
                 self._start(index)
+        given = set()
         while self._backlog and self._workers:
             worker = min(self._workers.values(), key=lambda w: (w.is_retired, len(w.tasks)))
             if worker.is_retired or len(worker.tasks) >= self.ahead:
                 break
             task = self._backlog.popleft()
             worker.tasks.append(task)
-            worker.link.send(task.message)
+            worker.link.queue(task.message)
+            given.add(worker.index)
+        for index in given:
+            self._workers[index].link.flush()
 
     def _start(self, index: int) -> None:
         self._clock[2 * index : 2 * index + 2] = [STARTING, time.monotonic()]

@@ -123,6 +123,9 @@ class _Batch:
     num_missing: int
 
 
+_Task = tuple[int, int, int, int]  # slot and row to write, position and attempt to decode
+
+
 class _PooledLoader:
     """Worker processes that decode single samples into the shared slots of batches, which leave in order."""
 
@@ -168,7 +171,7 @@ class _PooledLoader:
                 yield frames
                 del frames  # or the slot would be held until the next batch is there
 
-    def _decode(self, task: tuple[int, int, int, int]) -> None:
+    def _decode(self, task: _Task) -> None:
         """In a worker."""
         slot, row, position, attempt = task
         self.ring.write(slot, row, self.dataset.decode(position, attempt))
@@ -180,13 +183,12 @@ class _PooledLoader:
         samples = [Sample(position, row) for row, position in enumerate(positions)]
         batch = _Batch(self.ring.take(), samples, len(samples))
         self.in_flight.append(batch)
-        for sample in samples:
-            self._submit(pool, batch, sample)
+        pool.submit_all([self._task(batch, sample) for sample in samples])
 
-    def _submit(self, pool: WorkerPool, batch: _Batch, sample: Sample) -> None:
+    def _task(self, batch: _Batch, sample: Sample) -> tuple[tuple[_Batch, Sample], _Task]:
+        """The key and what `_decode` gets."""
         _skip_quarantined(self.dataset, sample, self.quarantine)
-        task = (batch.slot, sample.row, sample.position, sample.attempt)
-        pool.submit((batch, sample), task)
+        return (batch, sample), (batch.slot, sample.row, sample.position, sample.attempt)
 
     def _account(self, pool: WorkerPool, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
@@ -198,7 +200,7 @@ class _PooledLoader:
             if failure.kind != "error":
                 self.quarantine[failure.path] = failure
             sample.failed(failure)
-            self._submit(pool, batch, sample)
+            pool.submit(*self._task(batch, sample))
 
     def _failure(self, sample: Sample, failed: TaskFailure) -> Failure:
         error = failed.error
