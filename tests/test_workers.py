@@ -165,6 +165,7 @@ def test_a_hang_costs_a_pool_of_one_worker_no_task_but_itself():
         (("exit", 3), "the process exited with code 3"),
         (("exit", 0), "the process exited with code 0"),
         (("die", signal.SIGKILL), "died of SIGKILL twice, as the system does when memory runs out"),
+        (("die", signal.SIGTERM), "died of SIGTERM twice"),
     ],
 )
 def test_a_crash_costs_one_task(bad, cause):

@@ -172,16 +172,22 @@ def is_from_outside(exitcode: int | None) -> bool:
     return exitcode in [-getattr(signal, name) for name in OUTSIDE_SIGNALS if hasattr(signal, name)]
 
 
-def ending(exitcode: int | None) -> str:
-    """How a process ended, for messages."""
+def gib(num_bytes: int | None) -> str:
+    """The number in GiB, for messages."""
+    return f"{(num_bytes or 0) / 2**30:.3g} GiB"
+
+
+def ending(exitcode: int | None, memory_bytes: int | None = None) -> str:
+    """How a process ended, for messages; `memory_bytes` is the bound it had."""
     if exitcode is None:
         return "the process does not end"
     if exitcode >= 0:
         return f"the process exited with code {exitcode}"
-    try:
-        return f"the process died of {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"the process died of signal {-exitcode}"
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-exitcode, f"signal {-exitcode}")
+    if name == "SIGABRT" and memory_bytes is not None:
+        name += f", as of C++ libraries at the limit of {gib(memory_bytes)} of memory"
+    return f"the process died of {name}"
 
 
 def unpickled(payload: bytes) -> BaseException | None:

@@ -27,6 +27,7 @@ from videossl.worker_process import (
     Answer,
     Job,
     ending,
+    gib,
     is_from_outside,
     serve,
     unpickled,
@@ -251,13 +252,7 @@ class WorkerPool:
 
     def _hear(self, worker: _Worker, answer: Answer) -> None:
         if answer.kind == "log":
-            name, level = pickle.loads(answer.payload)
-            if (
-                level,
-                answer.text,
-            ) not in self._said:  # every worker says it, and its successor again
-                self._said.add((level, answer.text))
-                logging.getLogger(name).log(level, answer.text)
+            self._say(*pickle.loads(answer.payload), answer.text, reason=answer.text)
             return
         if answer.kind == "start":
             worker.last_words = answer.text
@@ -267,7 +262,8 @@ class WorkerPool:
         assert task.serial == answer.serial
         if answer.grown_bytes:
             worker.is_retired = True
-            log.info("a worker is replaced: it kept %d MiB", answer.grown_bytes >> 20)
+            text = f"workers that keep memory are replaced: one kept {gib(answer.grown_bytes)}"
+            self._say(log.name, logging.INFO, text, reason="kept")
         if answer.kind == "value":
             self._outcomes.append(Outcome(task.key, pickle.loads(answer.payload)))
             return
@@ -275,6 +271,12 @@ class WorkerPool:
         if answer.kind == "memory":
             cause = f"it needs more than {gib(self._job.memory_bytes)} of memory ({cause})"
         self._fail(task, worker, answer.kind, cause, unpickled(answer.payload))
+
+    def _say(self, name: str, level: int, text: str, *, reason: str) -> None:
+        """Logs the first time what every worker says, and its successor again."""
+        if (level, reason) not in self._said:
+            self._said.add((level, reason))
+            logging.getLogger(name).log(level, text)
 
     def _watch(self) -> None:
         """Buries the workers whose task is past its time."""
@@ -319,9 +321,7 @@ class WorkerPool:
             cause = f"no answer for {self._job.timeout_seconds:g} s"
             self._fail(task, worker, "hang", cause)
             return
-        cause = ending(exitcode)
-        if hasattr(signal, "SIGABRT") and exitcode == -signal.SIGABRT and self._job.memory_bytes:
-            cause += f", as C++ does at the limit of {gib(self._job.memory_bytes)} of memory"
+        cause = ending(exitcode, self._job.memory_bytes)
         if is_from_outside(exitcode):
             cause += " twice, as the system does when memory runs out"
         self._fail(task, worker, "crash", cause)
@@ -341,8 +341,3 @@ class WorkerPool:
 def can_fork() -> bool:
     """Whether workers can be forked: they then cost no second import, and take closures and shared memory."""
     return "fork" in multiprocessing.get_all_start_methods()
-
-
-def gib(num_bytes: int | None) -> str:
-    """The number in GiB, for messages."""
-    return f"{(num_bytes or 0) / 2**30:.3g} GiB"
