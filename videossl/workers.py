@@ -252,7 +252,8 @@ class WorkerPool:
 
     def _hear(self, worker: _Worker, answer: Answer) -> None:
         if answer.kind == "log":
-            self._say(*pickle.loads(answer.payload), answer.text, reason=answer.text)
+            name, level = pickle.loads(answer.payload)
+            self._say(name, level, answer.text, reason=answer.text)
             return
         if answer.kind == "start":
             worker.last_words = answer.text
