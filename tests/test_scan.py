@@ -1,21 +1,23 @@
-import multiprocessing
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+import time
 from pathlib import Path
 
 import pytest
+from numbered_video import Variant, write_numbered_video
+from test_inspect import flip_bytes, scene, write
 
 from videossl.__main__ import main
 from videossl.data import scan
-from videossl.data.manifest import VideoEntry, source_group
-from videossl.data.scan import find_videos, scan_files
+from videossl.data.journal import Journal
+from videossl.data.listing import FoundVideo, find_videos
+from videossl.data.manifest import source_group
+from videossl.data.scan import scan_videos
 from videossl.data.table import read_manifest
 from videossl.errors import UserError
-
-BROKEN = VideoEntry(path="/b.mp4", group="b", status="broken", reason="it is empty", bytes=0)
 
 
 @pytest.fixture
@@ -94,7 +96,9 @@ def test_no_workers_fails(tmp_path, capsys):
 def test_file_named_itself_is_taken_whatever_its_name(tmp_path, numbered_video):
     path = tmp_path / "video.bin"
     path.write_bytes(numbered_video("h264").read_bytes())
-    assert find_videos([path]).videos == [path]
+    (video,) = find_videos([path]).videos
+    assert (video.path, video.bytes) == (str(path), path.stat().st_size)
+    assert video.modified == path.stat().st_mtime_ns
 
 
 def test_overlapping_folders_list_each_file_once(junk):
@@ -126,37 +130,332 @@ def test_only_folder_without_permission_fails(junk, monkeypatch):
         find_videos([junk])
 
 
-def dies_on_b(path, group_pattern=None):
-    if path.name == "b.mp4":
-        os._exit(1)
-    return replace(BROKEN, path=str(path), reason="read")
+# --- files that take their process down ---
 
 
-def test_file_that_kills_its_worker_costs_one_row(monkeypatch):
-    context = multiprocessing.get_context("fork")  # the child must know this module's function
-    monkeypatch.setattr(scan, "_pool", lambda n: ProcessPoolExecutor(n, mp_context=context))
-    monkeypatch.setattr(scan, "scan_file", dies_on_b)
-    paths = [Path(f"/{name}.mp4") for name in "abcdefghijkl"]
-    entries = scan_files(paths, num_workers=2)
-    assert [entry.path for entry in entries] == [str(path) for path in paths]
-    assert [entry.path for entry in entries if "process" in entry.reason] == ["/b.mp4"]
+def rows_of(paths, tmp_path):
+    """Scans made-up files, with whatever stands in for `scan_video`."""
+    videos = [FoundVideo(str(path), bytes=1) for path in paths]
+    journal = Journal(tmp_path / "m.parquet")
+    assert scan_videos(videos, journal, num_workers=2) == len(videos)
+    return {Path(video.path).stem: journal.entry(video.path).reason for video in videos}
 
 
-def test_parser_bug_makes_one_broken_row(monkeypatch, tmp_path):
-    def explode(path):
+def harm(monkeypatch, do):
+    """The file named b does that, all others are merely read."""
+
+    def read(video, *, deep):
+        if video.path == "/b.mp4":
+            do()
+        return scan.broken_entry(video, "read")
+
+    monkeypatch.setattr(scan, "scan_video", read)
+
+
+def hang():
+    while True:
+        pass
+
+
+def eat_memory():
+    hoard = [bytearray(2**24) for _ in range(2**10)]
+    raise AssertionError(len(hoard))
+
+
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        (lambda: os._exit(1), "it crashes the decoder (the process exited with code 1)"),
+        (
+            lambda: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
+            "it crashes the decoder (the process died of SIGSEGV)",
+        ),
+        (hang, "it hangs the decoder (no answer for 0.3 s)"),
+        (eat_memory, "it needs more than 0.25 GiB of memory (MemoryError)"),
+    ],
+)
+def test_file_that_takes_its_process_down_costs_one_row(monkeypatch, tmp_path, do, reason):
+    harm(monkeypatch, do)
+    monkeypatch.setattr(scan, "FAST_SECONDS", 0.3)
+    monkeypatch.setattr(scan, "FAST_BYTES_PER_SECOND", 1e30)
+    monkeypatch.setattr(scan, "MEMORY_BYTES", 2**28)
+    reasons = rows_of([f"/{name}.mp4" for name in "abcdefghijkl"], tmp_path)
+    assert reasons.pop("b") == reason
+    assert set(reasons.values()) == {"read"}
+
+
+def test_large_files_have_more_time_and_do_not_share_a_task():
+    assert scan.time_limit(10**6, deep=False) < 11
+    assert scan.time_limit(10**9, deep=False) == 60
+    assert scan.time_limit(10**8, deep=True) > 1000
+    sizes = [2**20] * 20 + [2**22] * 3 + [2**30]
+    batches = list(scan._batches([FoundVideo(str(n), size) for n, size in enumerate(sizes)]))
+    assert [len(batch) for batch in batches] == [8, 8, 5, 2, 1]
+    assert [video for batch in batches for video in batch] == [
+        FoundVideo(str(n), size) for n, size in enumerate(sizes)
+    ]
+
+
+def test_parser_bug_makes_one_broken_row(monkeypatch):
+    def explode(source):
         raise KeyError("bug")
 
     monkeypatch.setattr(scan, "read_index", explode)
-    entry = scan.scan_file(tmp_path / "a.mp4")
-    assert (entry.status, entry.reason) == ("broken", "KeyError: 'bug'")
+    entry = scan.scan_video(FoundVideo("/a.mp4", bytes=3))
+    assert (entry.status, entry.reason, entry.bytes) == ("broken", "KeyError: 'bug'", 3)
 
 
-def test_scan_does_not_import_torch():
+def test_scan_does_not_import_torch(tmp_path, numbered_video):
+    """Its own process and, as forks of it, its workers."""
+    (tmp_path / "a.mp4").write_bytes(numbered_video("h264").read_bytes())
     code = (
-        "import sys, videossl.commands.scan, videossl.data.scan; "
-        "sys.exit('torch' in sys.modules or 'torchcodec' in sys.modules)"
+        "import sys; from videossl.__main__ import main; "
+        f"code = main(['scan', {str(tmp_path)!r}, '-o', {str(tmp_path / 'm.parquet')!r}, '--deep']); "
+        "sys.exit(code or 'torch' in sys.modules or 'torchcodec' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- going on ---
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder of eight clips."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for number in range(8):
+        variant = Variant(width=64, height=48, num_frames=10 + number)
+        write_numbered_video(folder / f"{number}.mp4", variant)
+    return folder
+
+
+def scan_to(out, folder, *options):
+    assert main(["scan", str(folder), "-o", str(out), "--workers", "1", *options]) == 0
+    return list(read_manifest(out))
+
+
+def forbid_scanning(monkeypatch, *names):
+    """Only files of these names may be read from here on."""
+    scan_video = scan.scan_video
+
+    def read(video, *, deep):
+        assert Path(video.path).name in names, f"{video.path} is read again"
+        return scan_video(video, deep=deep)
+
+    monkeypatch.setattr(scan, "scan_video", read)
+
+
+def test_second_scan_reads_what_is_new_or_changed(clips, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="videossl")
+    out = tmp_path / "m.parquet"
+    first = scan_to(out, clips)
+    write_numbered_video(clips / "3.mp4", Variant(width=64, height=48, num_frames=30))
+    write_numbered_video(clips / "9.mp4", Variant(width=64, height=48, num_frames=9))
+    (clips / "5.mp4").unlink()
+    forbid_scanning(monkeypatch, "3.mp4", "9.mp4")
+    second = scan_to(out, clips)
+    assert "6 videos are as an earlier scan found them" in caplog.text
+    assert [e.num_frames for e in second] == [10, 11, 12, 30, 14, 16, 17, 9]
+    same = [e for e in first if Path(e.path).stem not in "35"]
+    assert [e for e in second if Path(e.path).stem not in "39"] == same
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clips", "m.parquet"]
+
+
+def test_fresh_scan_reads_all_again(clips, tmp_path, monkeypatch):
+    out = tmp_path / "m.parquet"
+    scan_to(out, clips)
+    monkeypatch.setattr(scan, "scan_video", lambda v, deep: scan.broken_entry(v, "read again"))
+    assert main(["scan", str(clips), "-o", str(out), "--fresh"]) == 1
+    assert {entry.reason for entry in read_manifest(out)} == {"read again"}
+
+
+def test_other_groups_need_no_reading(clips, tmp_path, monkeypatch):
+    out = tmp_path / "m.parquet"
+    scan_to(out, clips)
+    forbid_scanning(monkeypatch)
+    entries = scan_to(out, clips, "--group-regex", "^(.)")
+    assert [entry.group for entry in entries] == list("01234567")
+
+
+def test_interrupted_scan_keeps_what_it_read(clips, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="videossl")
+    reference = scan_to(tmp_path / "reference.parquet", clips)
+    out = tmp_path / "m.parquet"
+
+    def interrupt(items, **_):
+        for number, item in enumerate(items):
+            yield item
+            if number == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scan, "track", interrupt)
+        assert main(["scan", str(clips), "-o", str(out), "--workers", "1"]) == 130
+    assert "3 of 8 videos are read and kept" in caplog.text
+    assert not out.exists()
+    forbid_scanning(monkeypatch, *[f"{n}.mp4" for n in range(3, 8)])
+    assert scan_to(out, clips) == reference
+
+
+def test_killed_scan_goes_on_to_the_same_manifest(clips, tmp_path):
+    reference = scan_to(tmp_path / "reference.parquet", clips)
+    out, journal = tmp_path / "m.parquet", tmp_path / ".m.parquet.journal"
+    code = (
+        "import sys, time; from videossl.__main__ import main; from videossl.data import scan\n"
+        "read = scan.scan_video\n"
+        "def slow(video, *, deep): time.sleep(0.1); return read(video, deep=deep)\n"
+        "scan.scan_video, scan.BATCH_FILES = slow, 1\n"
+        f"main(['scan', {str(clips)!r}, '-o', {str(out)!r}, '--workers', '1'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= 3:
+                break
+            time.sleep(0.01)
+        process.kill()
+    assert not out.exists()
+    kept = journal.read_bytes()
+    assert kept.count(b"\n") >= 3
+    journal.write_bytes(kept + b'{"path": "/torn')
+    assert scan_to(out, clips) == reference
+    assert not journal.exists()
+
+
+def test_journal_of_another_version_is_not_believed(clips, tmp_path):
+    (tmp_path / ".m.parquet.journal").write_text('{"manifest_version": 1}\n{"path": "x"}\n')
+    assert len(scan_to(tmp_path / "m.parquet", clips)) == 8
+
+
+def test_manifest_that_is_none_is_written_over(clips, tmp_path, caplog):
+    caplog.set_level("INFO", logger="videossl")
+    out = tmp_path / "m.parquet"
+    out.write_text("something else")
+    assert len(scan_to(out, clips)) == 8
+    assert "is not a Parquet file" in caplog.text
+
+
+def test_full_disk_ends_the_scan_with_one_line(clips, tmp_path, capsys):
+    out = tmp_path / "file" / "m.parquet"
+    (tmp_path / "file").write_text("no folder")
+    assert main(["scan", str(clips), "-o", str(out)]) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+# --- deep ---
+
+
+def test_deep_scan_fills_the_columns_and_finds_damage(tmp_path, capsys):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    cut = [*scene(1, 25), *scene(2, 25)]
+    sound = write(folder / "a_cut.mp4", cut)
+    write(folder / "copy.mp4", cut, size=(96, 72), crf=30)
+    write(folder / "other.mp4", scene(7, 50, speed=3))
+    flip_bytes(sound, folder / "damaged.mp4", 5)
+    entries = scan_to(tmp_path / "m.parquet", folder, "--deep")
+    a, copy, damaged, other = entries
+    assert a.cuts == pytest.approx((1.0,))
+    assert a.is_deep
+    assert a.motion_score > 1
+    assert (len(a.motion), len(a.bars)) == (32, 4)
+    assert damaged.reason.startswith("damaged: ")
+    assert damaged.status == "broken"
+    assert a.group == copy.group != other.group
+    output = capsys.readouterr().out
+    assert "decoded: 2 cuts, 0 videos with black bars, 2 with a near-duplicate" in output
+
+
+def test_deep_scan_after_a_fast_one_reads_again_and_not_the_other_way(clips, tmp_path, monkeypatch):
+    out = tmp_path / "m.parquet"
+    assert not any(entry.is_deep for entry in scan_to(out, clips))
+    deep = scan_to(out, clips, "--deep")
+    assert all(entry.is_deep for entry in deep)
+    forbid_scanning(monkeypatch)
+    assert [entry.motion for entry in scan_to(out, clips)] == [entry.motion for entry in deep]
+
+
+# --- labels ---
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """Files that need not be videos: they are only listed."""
+    root = tmp_path / "classes"
+    for name in ("run/a.mp4", "run/deeper/b.mp4", "sit/c.mp4", "d.mp4"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def listed(root, found):
+    return [(v.path.removeprefix(f"{root}/"), v.label, v.group) for v in found.videos]
+
+
+def test_first_folder_is_the_label(classes):
+    assert listed(classes, find_videos([classes], labels="folder")) == [
+        ("d.mp4", "", "classes/d"),
+        ("run/a.mp4", "run", "run/a"),
+        ("run/deeper/b.mp4", "run", "deeper/b"),
+        ("sit/c.mp4", "sit", "sit/c"),
+    ]
+    assert {v.label for v in find_videos([classes]).videos} == {""}
+    with pytest.raises(UserError, match="no video lies in a folder below"):
+        find_videos([classes / "sit"], labels="folder")
+
+
+def test_labels_and_groups_come_from_a_csv(classes):
+    table = classes / "labels.csv"
+    table.write_text("label,path,group\nrunning,run/a.mp4,g1\nsitting,sit/c.mp4,\nno,gone.mp4,\n")
+    found = find_videos([classes], labels=str(table))
+    assert listed(classes, found) == [
+        ("d.mp4", "", "classes/d"),
+        ("run/a.mp4", "running", "g1"),
+        ("run/deeper/b.mp4", "", "deeper/b"),
+        ("sit/c.mp4", "sitting", "sit/c"),
+    ]
+    assert "names 1 files not found" in found.notes[0]
+    assert "gives 2 of the 4 videos no label" in found.notes[1]
+
+
+def test_list_is_a_source_relative_to_its_folder(classes, monkeypatch):
+    monkeypatch.chdir("/")
+    (classes / "list.csv").write_text("path,label\nrun/a.mp4,r\n./sit/../sit/c.mp4,s\ngone.mp4,\n")
+    (classes / "list.txt").write_text(f"# a comment\n\nd.mp4\n{classes}/run/a.mp4\n")
+    assert listed(classes, find_videos([classes / "list.csv"])) == [
+        ("gone.mp4", "", "classes/gone"),
+        ("run/a.mp4", "r", "run/a"),
+        ("sit/c.mp4", "s", "sit/c"),
+    ]
+    names = [name for name, _, _ in listed(classes, find_videos([classes / "list.txt"]))]
+    assert names == ["d.mp4", "run/a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name,label\nrun/a.mp4,r\n", "needs the columns path and label .*it has name, label"),
+        ("path,group\nrun/a.mp4,r\n", "needs the columns path and label"),
+        ("path,label\nother.mp4,r\n", "names none of the 4 videos found"),
+        ("path,label\n,r\n", "line 2: the column path is empty"),
+        ("", "it has none"),
+    ],
+)
+def test_bad_labels_fail(classes, content, message):
+    (classes / "l.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        find_videos([classes], labels=str(classes / "l.csv"))
+
+
+def test_bad_lists_fail(classes, tmp_path):
+    (tmp_path / "l.txt").write_text("nowhere/a.mp4\n")
+    with pytest.raises(UserError, match="not one of its 1 files is there, the first would be"):
+        find_videos([tmp_path / "l.txt"])
+    with pytest.raises(UserError, match=r"no such list: .*gone\.csv"):
+        find_videos([tmp_path / "gone.csv"])
+    with pytest.raises(UserError, match=r"must be 'folder' or a \.csv file"):
+        find_videos([classes], labels="folders")
 
 
 # --- groups ---
@@ -188,4 +487,4 @@ def test_group_regex_takes_the_first_capture_group_where_it_matches():
 )
 def test_bad_group_regex_fails(pattern, message):
     with pytest.raises(UserError, match=message):
-        scan_files([], num_workers=1, group_pattern=pattern)
+        find_videos([], group_pattern=pattern)

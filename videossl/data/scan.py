@@ -1,191 +1,263 @@
-"""Folders of mixed files -> one `VideoEntry` per video file. Nothing that lies in the folders may stop it."""
+"""Found videos -> one `VideoEntry` each. Nothing that lies in the folders may stop it: what crashes, hangs or eats the
+memory of the process that reads it is a row with that reason."""
 
 import logging
-import multiprocessing
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from videossl.data.manifest import VideoEntry, compile_group_pattern, sound_entry, source_group
+import numpy as np
+
+from videossl.data.inspect import Inspection, inspect_video
+from videossl.data.journal import Journal
+from videossl.data.listing import FoundFiles, FoundVideo
+from videossl.data.manifest import VideoEntry, sound_entry
+from videossl.data.phash import near_groups
 from videossl.decode.info import read_index
 from videossl.decode.source import VideoSource
-from videossl.errors import UserError, VideoDecodeError
+from videossl.errors import VideoDecodeError
 from videossl.progress import track
+from videossl.workers import Outcome, TaskFailure, WorkerPool
 
-VIDEO_EXTENSIONS = frozenset(
-    (
-        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg"),
-        *(".mpeg", ".3gp", ".flv", ".ts", ".wmv", ".ogv", ".gif"),
-    )
-)
+BATCH_FILES, BATCH_BYTES = 16, 2**23  # small files share a task: handing one over costs as much
+SIZE_CLASS_FACTOR = 8  # files of a size class share a time limit
+SMALLEST_CLASS = 2**23
+UNKNOWN_BYTES = 2**26  # taken for files whose size the listing does not tell
+# Chosen, ten times what a slow disk or decoder takes. All packets are read: a large file takes its time in both.
+FAST_SECONDS, FAST_BYTES_PER_SECOND = 10.0, 20e6
+DEEP_SECONDS, DEEP_BYTES_PER_SECOND = 60.0, 1e5
+MEMORY_BYTES = 4 * 2**30  # 16 reference frames of the largest size allowed, and as much again
 
 logger = logging.getLogger("videossl")
 
 
-@dataclass
-class FoundFiles:
-    """What lies in the folders: video files by name, in sorted order, and what was passed over."""
+def scan_videos(
+    videos: Sequence[FoundVideo], journal: Journal, *, num_workers: int, deep: bool = False
+) -> int:
+    """Reads the videos whose rows the journal lacks, in `num_workers` processes, and appends them; returns how many.
 
-    videos: list[Path] = field(default_factory=list)
-    num_others: int = 0  # files whose names are not those of videos
-    unreadable: list[str] = field(default_factory=list)  # "folder: reason"
-
-
-def find_videos(sources: Iterable[str | Path]) -> FoundFiles:
-    """Lists the video files in folders and below, and the files named themselves; each once.
-
-    Follows links to folders, once. A folder that cannot be read is noted. Raises UserError for a source that does not
-    exist and where there is no video file at all.
+    `deep` decodes every frame. A scan that is interrupted loses the files that were being read.
     """
-    folders = [Path(source) for source in sources]
-    found = FoundFiles()
-    videos: set[Path] = set()
-    visited: set[tuple[int, int]] = set()
-    for source in folders:
-        if not source.exists():
-            raise UserError(f"no such file or folder: {source}")
-        if source.is_dir():
-            for path in _walk(source.resolve(), visited, found.unreadable):
-                if path.suffix.lower() in VIDEO_EXTENSIONS:
-                    videos.add(path)
-                else:
-                    found.num_others += 1
-        else:
-            videos.add(source.resolve())  # named by the user: never passed over for its name
-    if not videos:
-        raise UserError(_nothing_found(folders, found))
-    found.videos = sorted(videos)
-    return found
+    todo = [video for video in videos if not journal.is_current(video, deep=deep)]
+    with_progress = track(
+        _read_all(todo, num_workers, deep), description="scanning", total=len(todo)
+    )
+    for entry in with_progress:
+        journal.append([entry])
+    return len(todo)
 
 
-def scan_files(
-    paths: Sequence[Path], *, num_workers: int, group_pattern: str | None = None
-) -> list[VideoEntry]:
-    """Probes the files in `num_workers` processes and returns their rows in the order of `paths`.
-
-    A file that kills its process is broken like any other. Raises UserError for a bad `group_pattern`.
-    """
-    if group_pattern is not None:
-        compile_group_pattern(group_pattern)
-    results = _probe_in_pool(paths, num_workers, group_pattern)
-    entries = dict(track(results, description="scanning", total=len(paths)))
-    return [entries[path] for path in paths]
-
-
-def scan_file(path: Path, group_pattern: str | None = None) -> VideoEntry:
+def scan_video(video: FoundVideo, *, deep: bool = False) -> VideoEntry:
     """The row of one file. Never raises for what the file holds."""
-    group = source_group(path, group_pattern)
+    source = VideoSource(video.path)
     try:
-        index = read_index(path)
+        index = read_index(source)
+        entry = sound_entry(
+            index, source, group=video.group, label=video.label, modified=video.modified
+        )
+        return _deepened(entry, video, inspect_video(source, index)) if deep else entry
     except VideoDecodeError as error:
-        return broken_entry(path, group, error.cause)
+        return broken_entry(video, error.cause, deep=deep)
     except Exception as error:  # a parser bug on one file of a million must not end the scan
-        logger.debug("probing %s failed", path, exc_info=True)
-        return broken_entry(path, group, f"{type(error).__name__}: {error}")
-    return sound_entry(index, VideoSource(str(path)), group=group, modified=path.stat().st_mtime_ns)
+        logger.debug("probing %s failed", video.path, exc_info=True)
+        return broken_entry(video, f"{type(error).__name__}: {error}", deep=deep)
 
 
-def broken_entry(path: Path, group: str, reason: str) -> VideoEntry:
+def broken_entry(video: FoundVideo, reason: str, *, deep: bool = False) -> VideoEntry:
     """The row of a file that cannot be used."""
-    try:
-        num_bytes = path.stat().st_size
-    except OSError:
-        num_bytes = 0
-    one_line = " ".join(reason.split())
     return VideoEntry(
-        path=str(path), group=group, status="broken", reason=one_line, bytes=num_bytes
+        path=video.path,
+        group=video.group,
+        label=video.label,
+        status="broken",
+        reason=" ".join(reason.split()),
+        bytes=video.bytes,
+        modified=video.modified,
+        is_deep=deep,
     )
 
 
-def summary_lines(entries: Sequence[VideoEntry], found: FoundFiles) -> list[str]:
-    """What the scan found, for people: counts, hours, codecs and the commonest reasons of failure."""
-    sound = [entry for entry in entries if entry.is_ok]
-    hours = sum(entry.duration_seconds for entry in sound) / 3600
-    variable = sum(not entry.is_constant_rate for entry in sound)
-    groups = len({entry.group for entry in sound})
-    lines = [
-        f"{len(sound)} videos ok ({hours:.2f} h, {groups} sources, {variable} of variable rate), "
-        f"{len(entries) - len(sound)} broken, {found.num_others} other files passed over"
-    ]
-    if sound:
-        codecs = Counter(entry.codec for entry in sound).most_common()
-        lines.append("codecs: " + ", ".join(f"{codec} {count}" for codec, count in codecs))
-    reasons = Counter(entry.reason for entry in entries if not entry.is_ok).most_common(5)
-    lines += [f"broken, {count} times: {reason}" for reason, count in reasons]
-    lines += [f"could not read {folder}" for folder in found.unreadable]
-    return lines
+def scanned_entries(
+    videos: Sequence[FoundVideo], journal: Journal, groups: Sequence[str] | None = None
+) -> Iterator[VideoEntry]:
+    """The rows of the videos in their order; label and group are those of today's listing, or of `groups`."""
+    for number, video in enumerate(videos):
+        group = video.group if groups is None else groups[number]
+        yield replace(journal.entry(video.path), group=group, label=video.label)
 
 
-def _walk(folder: Path, visited: set[tuple[int, int]], unreadable: list[str]) -> Iterator[Path]:
-    def note(error: OSError) -> None:
-        unreadable.append(f"{error.filename}: {error.strerror}")
+def merge_near_duplicates(videos: Sequence[FoundVideo], journal: Journal) -> tuple[list[str], int]:
+    """The group of each video, one for all that near-duplicates link, and how many videos have a near-duplicate.
 
-    for name, folders, files in os.walk(folder, followlinks=True, onerror=note):
-        status = Path(name).stat()
-        if (status.st_dev, status.st_ino) in visited:  # a link that leads back
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders.sort()
-        yield from (Path(name, file) for file in files)
+    A split keeps groups whole, so near-duplicates never stand on both sides of it.
+    """
+    hashed: list[tuple[int, int]] = []
+    for number, video in enumerate(videos):
+        entry = journal.entry(video.path)
+        if entry.is_ok and entry.phash is not None:
+            hashed.append((number, entry.phash))
+    numbers = [number for number, _ in hashed]
+    firsts = near_groups(np.array([phash for _, phash in hashed], dtype=np.uint64))
+    parent: dict[str, str] = {}
 
+    def root(group: str) -> str:
+        while (above := parent.get(group, group)) != group:
+            parent[group] = parent.get(above, above)
+            group = above
+        return group
 
-def _nothing_found(sources: Sequence[Path], found: FoundFiles) -> str:
-    extensions = " ".join(sorted(VIDEO_EXTENSIONS))
-    where = ", ".join(str(source) for source in sources)
-    message = f"no video files in {where} ({found.num_others} other files); looked for {extensions}"
-    if found.unreadable:
-        message += f"; could not read {', '.join(found.unreadable)}"
-    return message
-
-
-def _probe_in_pool(
-    paths: Sequence[Path], num_workers: int, group_pattern: str | None
-) -> Iterator[tuple[Path, VideoEntry]]:
-    remaining = list(paths)
-    while remaining:
-        done = set()
-        with _pool(num_workers) as pool:
-            for path, future in _submit_all(pool, remaining, group_pattern):
-                try:
-                    yield path, future.result()
-                except BrokenProcessPool:
-                    continue  # this file or one beside it killed its process
-                done.add(path)
-        remaining = [path for path in remaining if path not in done]
-        # Files start in order, so the one that killed the pool is among the first of those without an answer.
-        suspects, remaining = remaining[: 2 * num_workers], remaining[2 * num_workers :]
-        for path in suspects:
-            yield path, _probe_alone(path, group_pattern)
+    for number, first in zip(numbers, firsts, strict=True):
+        one, other = root(videos[numbers[first]].group), root(videos[number].group)
+        if one != other:
+            parent[max(one, other)] = min(one, other)
+    sizes = np.bincount(firsts, minlength=1)
+    return [root(video.group) for video in videos], int(sizes[sizes > 1].sum())
 
 
-def _submit_all(
-    pool: ProcessPoolExecutor, paths: Sequence[Path], group_pattern: str | None
-) -> Iterator[tuple[Path, Future[VideoEntry]]]:
-    futures = {}
-    for path in paths:
-        try:
-            futures[pool.submit(scan_file, path, group_pattern)] = path
-        except BrokenProcessPool:
-            break
-    for future in as_completed(futures):
-        yield futures[future], future
+@dataclass
+class ScanSummary:
+    """Counts of what a scan found, row by row."""
+
+    num_ok: int = 0
+    num_broken: int = 0
+    num_variable: int = 0
+    seconds: float = 0.0
+    num_cuts: int = 0
+    num_with_bars: int = 0
+    groups: set[str] = field(default_factory=set)
+    labels: set[str] = field(default_factory=set)
+    codecs: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def counted(self, entries: Iterator[VideoEntry]) -> Iterator[VideoEntry]:
+        """Passes the rows on and counts them."""
+        for entry in entries:
+            self._count(entry)
+            yield entry
+
+    def lines(self, found: FoundFiles, *, num_near: int | None = None) -> list[str]:
+        """For people: counts, hours, codecs and the commonest reasons of failure."""
+        hours = self.seconds / 3600
+        lines = [
+            f"{self.num_ok} videos ok ({hours:.2f} h, {len(self.groups)} sources, {self.num_variable} of variable "
+            f"rate), {self.num_broken} broken, {found.num_others} other files passed over"
+        ]
+        if self.labels:
+            lines.append(f"labels: {len(self.labels)}")
+        if self.codecs:
+            codecs = self.codecs.most_common()
+            lines.append("codecs: " + ", ".join(f"{codec} {count}" for codec, count in codecs))
+        if num_near is not None:
+            lines.append(
+                f"decoded: {self.num_cuts} cuts, {self.num_with_bars} videos with black bars, {num_near} with a "
+                "near-duplicate (those share a source, so no split parts them)"
+            )
+        lines += [f"broken, {n} times: {reason}" for reason, n in self.reasons.most_common(5)]
+        lines += [f"could not read {folder}" for folder in found.unreadable]
+        return lines + found.notes
+
+    def _count(self, entry: VideoEntry) -> None:
+        if not entry.is_ok:
+            self.num_broken += 1
+            self.reasons[entry.reason] += 1
+            return
+        self.num_ok += 1
+        self.seconds += entry.duration_seconds
+        self.num_variable += not entry.is_constant_rate
+        self.num_cuts += len(entry.cuts)
+        self.num_with_bars += any(entry.bars)
+        self.groups.add(entry.group)
+        self.labels.update([entry.label] if entry.label else [])
+        self.codecs[entry.codec] += 1
 
 
-def _probe_alone(path: Path, group_pattern: str | None) -> VideoEntry:
-    """In a process of its own: the file that kills it is then known."""
-    try:
-        with _pool(1) as pool:
-            return pool.submit(scan_file, path, group_pattern).result()
-    except BrokenProcessPool:
-        reason = "it crashes the decoder (the process that read it died)"
-        return broken_entry(path, source_group(path, group_pattern), reason)
+def time_limit(num_bytes: int, *, deep: bool) -> float:
+    """Seconds that reading a file of this size may take."""
+    if deep:
+        return DEEP_SECONDS + num_bytes / DEEP_BYTES_PER_SECOND
+    return FAST_SECONDS + num_bytes / FAST_BYTES_PER_SECOND
 
 
-def _pool(num_workers: int) -> ProcessPoolExecutor:
-    # Fork copies whatever threads and locks the caller holds; spawned workers import only what probing needs.
-    return ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"))
+def _read_all(videos: Sequence[FoundVideo], num_workers: int, deep: bool) -> Iterator[VideoEntry]:
+    """A pool has one time limit for all its tasks: the files of each size class have a pool of their own."""
+    classes: dict[int, list[FoundVideo]] = defaultdict(list)
+    for video in videos:
+        classes[_size_class(video.bytes or UNKNOWN_BYTES)].append(video)
+    for largest, members in sorted(classes.items()):
+        seconds = time_limit(largest, deep=deep)
+        batches = [(v,) for v in members] if deep else list(_batches(members))
+        yield from _read_class(batches, num_workers, deep, seconds)
+
+
+def _read_class(
+    batches: Sequence[tuple[FoundVideo, ...]], num_workers: int, deep: bool, seconds: float
+) -> Iterator[VideoEntry]:
+    read: Callable[[tuple[FoundVideo, ...]], list[VideoEntry]] = partial(_scan_batch, deep=deep)
+    with WorkerPool(
+        read,
+        min(num_workers, len(batches)),
+        timeout_seconds=seconds,
+        memory_bytes=MEMORY_BYTES,
+    ) as pool:
+        pool.submit_all((batch, batch) for batch in batches)
+        while pool.num_outstanding:
+            for outcome in pool.wait():
+                if _is_to_split(outcome):
+                    pool.submit_all(((video,), (video,)) for video in outcome.key)
+                elif outcome.failure is not None:
+                    yield broken_entry(outcome.key[0], _reason(outcome.failure), deep=deep)
+                else:
+                    yield from outcome.value
+
+
+def _is_to_split(outcome: Outcome) -> bool:
+    """Whether a task failed and which of its files is to blame is not known yet."""
+    return outcome.failure is not None and len(outcome.key) > 1
+
+
+def _scan_batch(videos: tuple[FoundVideo, ...], *, deep: bool) -> list[VideoEntry]:
+    return [scan_video(video, deep=deep) for video in videos]
+
+
+def _reason(failure: TaskFailure) -> str:
+    if failure.kind == "hang":
+        return f"it hangs the decoder ({failure.cause})"
+    if failure.kind == "crash":
+        return f"it crashes the decoder ({failure.cause})"
+    return failure.cause
+
+
+def _size_class(num_bytes: int) -> int:
+    """The largest size of the class."""
+    largest = SMALLEST_CLASS
+    while largest < num_bytes:
+        largest *= SIZE_CLASS_FACTOR
+    return largest
+
+
+def _batches(videos: Sequence[FoundVideo]) -> Iterator[tuple[FoundVideo, ...]]:
+    """Runs of at most BATCH_FILES files and, unless there is but one, BATCH_BYTES bytes."""
+    batch: list[FoundVideo] = []
+    for video in videos:
+        is_full = sum(v.bytes for v in batch) + video.bytes > BATCH_BYTES
+        if batch and (is_full or len(batch) == BATCH_FILES):
+            yield tuple(batch)
+            batch = []
+        batch.append(video)
+    if batch:
+        yield tuple(batch)
+
+
+def _deepened(entry: VideoEntry, video: FoundVideo, found: Inspection) -> VideoEntry:
+    if found.damage:
+        return broken_entry(video, found.damage, deep=True)
+    return replace(
+        entry,
+        is_deep=True,
+        motion=found.motion,
+        motion_score=found.motion_score,
+        bars=found.bars,
+        cuts=found.cuts,
+        phash=found.phash,
+    )
