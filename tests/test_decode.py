@@ -473,7 +473,8 @@ def test_cuda_without_a_device_says_why(monkeypatch):
         open_video("any.mp4", device="cuda")
 
 
-def test_cuda_without_torchcodec_says_why(without_torchcodec):
+def test_cuda_without_torchcodec_says_why(without_torchcodec, monkeypatch):
+    monkeypatch.setattr(torchcodec_reader, "cuda_error", lambda device: "")
     with pytest.raises(UserError, match=f"cannot decode on cuda: {without_torchcodec}"):
         open_video("any.mp4", device="cuda")
 

@@ -147,9 +147,10 @@ def test_a_large_manifest_is_mapped_and_reads_alike(mapped):
         manifest[300]
     assert pickle.loads(pickle.dumps(manifest))[299] == BROKEN
     assert manifest.is_ok().tolist() == [True] * 299 + [False]
-    assert manifest.has_cuts().tolist() == [bool(e.cuts) for e in entries]
-    usable = [e.end_seconds - e.begin_seconds for e in entries]
-    assert manifest.usable_seconds(skip_ends=False).tolist() == usable
+    assert manifest.rows_with_cuts().tolist() == [i for i, e in enumerate(entries) if e.cuts]
+    assert manifest.is_usable(2.3, skip_ends=False).tolist() == [True] * 299 + [False]
+    assert not manifest.is_usable(2.5, skip_ends=False).any()
+    assert not manifest.is_usable(0.0, skip_ends=True).any(), "nothing is left of an empty span"
     assert manifest.forget_pages()[5] == entries[5]
 
 

@@ -188,20 +188,18 @@ def _usable_rows(
     manifest: Manifest, rows: np.ndarray | None, needed: float, rules: SamplingRules
 ) -> tuple[np.ndarray | range, int, int]:
     """The rows whose longest shot holds `needed` seconds, how many were looked at, and how many of these are broken."""
-    is_ok, span = manifest.is_ok(), manifest.usable_seconds(skip_ends=rules.skip_ends)
-    is_usable = is_ok & (span > 0) & (span >= needed)
-    if rules.avoid_cuts:
-        for row in np.flatnonzero(is_usable & manifest.has_cuts()).tolist():
+    is_usable = manifest.is_usable(needed, skip_ends=rules.skip_ends)
+    for row in manifest.rows_with_cuts().tolist() if rules.avoid_cuts else ():
+        if is_usable[row]:
             entry = manifest[row]
             shots = usable_shots(video_times(entry, entry.index()), rules)
             is_usable[row] = any(end - begin >= needed for begin, end in shots)
     if rows is not None:
-        return rows[is_usable[rows]], len(rows), int((~is_ok[rows]).sum())
-    num_broken = int((~is_ok).sum())
+        return rows[is_usable[rows]], len(rows), int((~manifest.is_ok()[rows]).sum())
     if is_usable.all():  # no memory at all, however many there are
-        return range(len(manifest)), len(manifest), num_broken
-    usable = np.flatnonzero(is_usable)
-    return usable.astype(np.min_scalar_type(len(manifest))), len(manifest), num_broken
+        return range(len(manifest)), len(manifest), 0
+    usable = np.flatnonzero(is_usable).astype(np.min_scalar_type(len(manifest)))
+    return usable, len(manifest), int((~manifest.is_ok()).sum())
 
 
 def _picture_box(entry: VideoEntry, shape: Sequence[int]) -> tuple[int, int, int, int] | None:

@@ -34,6 +34,7 @@ MAPPED_ROWS = (
     100_000  # from here on a manifest is mapped; below, loading it takes less than a second
 )
 _ROWS_PER_BATCH = 65_536
+_FILE_ENDS = ("begin_seconds", "end_seconds")
 _FINGERPRINT_KEY = b"videossl_manifest_fingerprint"
 
 
@@ -86,17 +87,24 @@ class Manifest(Sequence[VideoEntry]):
         """(rows,) bool: whether the video can be decoded."""
         return self._by_batch(lambda batch: pc.equal(batch["status"], "ok"))
 
-    def usable_seconds(self, *, skip_ends: bool) -> np.ndarray:
-        """(rows,) float64: the time that windows may lie in, cuts left aside; broken rows have 0 or less."""
-        if skip_ends:
-            ends = ("usable_begin_seconds", "usable_end_seconds")
-        else:
-            ends = ("begin_seconds", "end_seconds")
-        return self._by_batch(lambda batch: pc.subtract(batch[ends[1]], batch[ends[0]]))
+    def is_usable(self, needed_seconds: float, *, skip_ends: bool) -> np.ndarray:
+        """(rows,) bool: whether the video decodes and its usable part, cuts left aside, is that long and not empty."""
+        ends = ("usable_begin_seconds", "usable_end_seconds") if skip_ends else _FILE_ENDS
 
-    def has_cuts(self) -> np.ndarray:
-        """(rows,) bool: whether a deep scan found a cut."""
-        return self._by_batch(lambda batch: pc.greater(pc.list_value_length(batch["cuts"]), 0))
+        def judge(batch: pa.RecordBatch) -> pa.Array:
+            span = pc.subtract(batch[ends[1]], batch[ends[0]])
+            is_long = pc.and_(pc.greater_equal(span, needed_seconds), pc.greater(span, 0))
+            return pc.and_(pc.equal(batch["status"], "ok"), is_long)
+
+        return self._by_batch(judge)
+
+    def rows_with_cuts(self) -> np.ndarray:
+        """(N,) int64: the rows where a deep scan found a cut."""
+        parts = [
+            start + np.flatnonzero(pc.greater(pc.list_value_length(batch["cuts"]), 0))
+            for start, batch in zip(self._starts[:-1], self._batches, strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
     def hashed(self, name: str, key: int) -> np.ndarray:
         """(rows,) uint64 of a column of strings: alike for equal strings, otherwise as good as random."""

@@ -50,14 +50,13 @@ def resolve_backend(backend: Backend, device: str = "cpu") -> str:
     if backend not in get_args(Backend):
         allowed = ", ".join(get_args(Backend))
         raise UserError(f"unknown decode backend {backend!r}: use one of {allowed}")
-    reasons = available_backends()
     if torch.device(device).type != "cpu":
-        return _resolve_for_device(backend, device, reasons["torchcodec"])
-    if backend != "auto":
-        if reasons[backend]:
-            raise UserError(f"the {backend} backend does not load: {reasons[backend]}")
-        return backend
-    return "pyav"
+        return _resolve_for_device(backend, device)
+    if backend == "auto":
+        return "pyav"  # without asking for the others: to import torchcodec takes seconds
+    if reason := available_backends()[backend]:
+        raise UserError(f"the {backend} backend does not load: {reason}")
+    return backend
 
 
 @functools.cache
@@ -70,13 +69,13 @@ def available_backends() -> dict[str, str]:
     }
 
 
-def _resolve_for_device(backend: str, device: str, torchcodec_error: str) -> str:
+def _resolve_for_device(backend: str, device: str) -> str:
     if backend not in ("auto", "torchcodec"):
         raise UserError(
             f"the {backend} backend decodes on the cpu only, not on {device}: "
             "use backend=torchcodec or device=cpu"
         )
-    reason = torchcodec_error or torchcodec_reader.cuda_error(device)
+    reason = torchcodec_reader.cuda_error(device) or available_backends()["torchcodec"]
     if reason:
         raise UserError(f"cannot decode on {device}: {reason}; use device=cpu")
     return "torchcodec"
