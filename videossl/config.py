@@ -32,7 +32,9 @@ class EncoderSection(Section):
 
 class DecodeSection(Section):
     backend: Literal["auto", "torchcodec", "pyav", "decord"] = "auto"
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: on the GPU where there is one and it is measured to be quicker"
+    )
 
 
 class SamplingSection(Section):

@@ -12,6 +12,8 @@ from videossl.data.dataset import ClipDataset
 from videossl.data.sampling import SamplingRules
 from videossl.data.table import MAPPED_ROWS, Manifest, read_manifest
 from videossl.data.transforms import Augmentation
+from videossl.distributed import World
+from videossl.engine.decode_device import resolve_decode_device, videos_per_second
 from videossl.engine.multitask import MultiTask
 from videossl.errors import UserError
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
@@ -80,7 +82,9 @@ def split_by_group(manifest: Manifest, fraction: float, seed: int) -> Split:
     return Split(np.array(train, dtype=np.int64), np.array(heldout, dtype=np.int64))
 
 
-def build_datasets(config: Config, model: MultiTask) -> tuple[ClipDataset, ClipDataset | None]:
+def build_datasets(
+    config: Config, model: MultiTask, world: World
+) -> tuple[ClipDataset, ClipDataset | None]:
     """The training and the held-out dataset (None without holdout) of the config's manifest."""
     if config.data.manifest is None:
         raise UserError(
@@ -95,7 +99,7 @@ def build_datasets(config: Config, model: MultiTask) -> tuple[ClipDataset, ClipD
         )
     specs = [task.clip_spec for _, task in model.named_tasks()]
 
-    def dataset(rows: np.ndarray, *, shuffle: bool) -> ClipDataset:
+    def dataset(rows: np.ndarray, *, shuffle: bool, device: str) -> ClipDataset:
         return ClipDataset(
             manifest,
             specs,
@@ -105,12 +109,22 @@ def build_datasets(config: Config, model: MultiTask) -> tuple[ClipDataset, ClipD
             rules=SamplingRules(**config.data.sampling.model_dump()),
             cut_bars=config.data.cut_bars,
             backend=config.decode.backend,
-            device=config.decode.device,
+            device=device,
             shuffle=shuffle,
         )
 
-    heldout = dataset(split.heldout, shuffle=False) if len(split.heldout) else None
-    return dataset(split.train, shuffle=True), heldout
+    def measure(device: str) -> float:
+        return videos_per_second(
+            dataset(split.train, shuffle=True, device=device),
+            num_workers=config.data.num_workers,
+            timeout_seconds=config.data.timeout_seconds,
+        )
+
+    device = resolve_decode_device(config.decode.device, world, measure)
+    train = dataset(split.train, shuffle=True, device=device)
+    if not len(split.heldout):
+        return train, None
+    return train, dataset(split.heldout, shuffle=False, device=device)
 
 
 def build_augmentation(config: Config) -> Augmentation:

@@ -49,7 +49,7 @@ class Trainer:
         self.videos_per_rank = videos // world.size
         torch.manual_seed(fold(config.seed, "weights"))
         self.model = build_model(config)
-        self.train_data, self.heldout_data = build_datasets(config, self.model)
+        self.train_data, self.heldout_data = build_datasets(config, self.model, world)
         self.augmentation = build_augmentation(config)
         checkpoint = open_run_folder(config, is_main=world.is_main)
         barrier()  # no rank writes before the folder is there
