@@ -17,6 +17,7 @@ from videossl.version import __version__
 
 COMMANDS = {
     "scan": "list the videos of folders in a manifest: size, rate, length, sound or broken",
+    "pack": "transcode the videos of a manifest into tar shards that decode fast",
     "train": "train an encoder on pretext tasks, on one process or under torchrun",
     "track": "propagate first-frame masks with an encoder and score J and F",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",

@@ -4,19 +4,19 @@ Every frame is decoded once and looked at in a small grey picture. No decoder he
 conceals them and says so in its log and in a flag of the frame, and that is what counts as damage.
 """
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import av.logging
 import numpy as np
-from av.video.reformatter import ColorRange
 
 from videossl.data.bars import BarFinder
 from videossl.data.cuts import CutFinder
+from videossl.data.manifest import VideoEntry
 from videossl.data.phash import QUARTERS, spectra, video_hash
+from videossl.data.picture import FilterChain, full_luma_of, luma_of
 from videossl.decode.container import as_decode_error, open_container, video_stream
 from videossl.decode.info import VideoIndex, read_index
 from videossl.decode.source import VideoSource, as_source
@@ -26,7 +26,6 @@ from videossl.errors import VideoDecodeError
 LONG_SIDE = 96  # pixels of the small pictures; chosen: a cut, a hash and motion need no more
 BATCH = 128  # small pictures worked on at once: numpy's own cost is spread over them
 NUM_BAR_PICTURES = 32  # of the full size, evenly over the file
-STUDIO_BLACK = np.uint8(16)  # of a luma of limited range
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def inspect_video(source: str | Path | VideoSource, index: VideoIndex | None = N
     measures = _Measures(index)
     with as_decode_error(source, "pyav"), open_container(source) as container:
         stream = video_stream(container, source)
-        decoded = _Decoded(container, stream)
+        decoded = DecodedFrames(container, stream)
         shrink = _Shrinker(stream, source)
         small: list[np.ndarray] = []
         for number, frame in enumerate(decoded):
@@ -78,7 +77,20 @@ def inspect_video(source: str | Path | VideoSource, index: VideoIndex | None = N
     return measures.result(max(decoded.errors, missing))
 
 
-class _Decoded(Iterator["av.VideoFrame"]):
+def deepened(entry: VideoEntry, found: Inspection) -> VideoEntry:
+    """The row of a sound video with what its pictures show."""
+    return replace(
+        entry,
+        is_deep=True,
+        motion=found.motion,
+        motion_score=found.motion_score,
+        bars=found.bars,
+        cuts=found.cuts,
+        phash=found.phash,
+    )
+
+
+class DecodedFrames(Iterator["av.VideoFrame"]):
     """The frames of a stream, and the number of packets that had something wrong."""
 
     def __init__(self, container: "av.container.InputContainer", stream: "av.VideoStream") -> None:
@@ -125,39 +137,18 @@ class _Shrinker:
 
     def __init__(self, stream: "av.VideoStream", source: VideoSource) -> None:
         self._stream, self._source = stream, source
-        self._native: tuple[int, int] | None = None
+        self._chain: FilterChain | None = None
 
     def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
-        if self._native is None:
-            self._configure(frame)
-        if (frame.width, frame.height) != self._native:
-            size = "{}x{}".format(*(self._native or (0, 0)))
-            cause = f"the frame size changes from {size} to {frame.width}x{frame.height} inside the file"
-            raise VideoDecodeError(str(self._source), "pyav", cause)
-        self._graph.push(frame)
-        return luma_of(self._graph.pull()).copy()
-
-    def _configure(self, frame: "av.VideoFrame") -> None:
-        self._native = (frame.width, frame.height)
-        scale = min(1.0, LONG_SIDE / max(self._native))
-        width, height = (max(8, round(side * scale)) for side in self._native)
-        self._graph = av.filter.Graph()
-        if hasattr(self._graph, "threads"):
-            self._graph.threads = 1
-        nodes = [
-            self._graph.add_buffer(
-                width=frame.width,
-                height=frame.height,
-                format=frame.format,
-                time_base=self._stream.time_base,
-            ),
-            self._graph.add("scale", f"{width}:{height}:flags=area"),
-            self._graph.add("format", "gray"),
-            self._graph.add("buffersink"),
-        ]
-        for source, sink in itertools.pairwise(nodes):
-            source.link_to(sink)
-        self._graph.configure()
+        if self._chain is None:
+            scale = min(1.0, LONG_SIDE / max(frame.width, frame.height))
+            width, height = (max(8, round(side * scale)) for side in (frame.width, frame.height))
+            filters = [f"scale={width}:{height}:flags=area", "format=gray"]
+            self._chain = FilterChain(frame, self._stream.time_base, filters)
+        try:
+            return luma_of(self._chain(frame)).copy()
+        except ValueError as error:
+            raise VideoDecodeError(str(self._source), "pyav", str(error)) from None
 
 
 class _Measures:
@@ -182,7 +173,7 @@ class _Measures:
         share = (seconds - info.begin_seconds) / max(info.duration_seconds, 1e-9)
         if share * NUM_BAR_PICTURES >= self._num_bar_pictures:
             self._num_bar_pictures += 1
-            self._bars.add(_whole_luma(frame))
+            self._bars.add(full_luma_of(frame))
 
     def add(self, pictures: np.ndarray) -> None:
         """Takes the (n, h, w) small pictures of the frames last noted."""
@@ -223,24 +214,6 @@ class _Measures:
     @property
     def _tick(self) -> float:
         return float(self._index.time_base)
-
-
-def luma_of(frame: "av.VideoFrame") -> np.ndarray:
-    """(H, W) uint8 view of the first plane of an 8-bit frame."""
-    plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[
-        : frame.height, : frame.width
-    ]
-
-
-def _whole_luma(frame: "av.VideoFrame") -> np.ndarray:
-    """(H, W) uint8 luma with black at 0."""
-    layout = frame.format
-    if layout.is_rgb or not layout.is_planar or layout.components[0].bits != 8:
-        return luma_of(frame.reformat(format="gray"))
-    luma = luma_of(frame)  # 15 times quicker than converting it
-    is_full = frame.color_range == ColorRange.JPEG or layout.name.startswith("yuvj")
-    return luma if is_full else np.maximum(luma, STUDIO_BLACK) - STUDIO_BLACK
 
 
 def _filled(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from videossl.data.inspect import Inspection, inspect_video
+from videossl.data.inspect import deepened, inspect_video
 from videossl.data.journal import Journal
 from videossl.data.listing import FoundFiles, FoundVideo
 from videossl.data.manifest import VideoEntry, sound_entry
@@ -56,7 +56,12 @@ def scan_video(video: FoundVideo, *, deep: bool = False) -> VideoEntry:
         entry = sound_entry(
             index, source, group=video.group, label=video.label, modified=video.modified
         )
-        return _deepened(entry, video, inspect_video(source, index)) if deep else entry
+        if not deep:
+            return entry
+        found = inspect_video(source, index)
+        return (
+            broken_entry(video, found.damage, deep=True) if found.damage else deepened(entry, found)
+        )
     except VideoDecodeError as error:
         return broken_entry(video, error.cause, deep=deep)
     except Exception as error:  # a parser bug on one file of a million must not end the scan
@@ -247,17 +252,3 @@ def _batches(videos: Sequence[FoundVideo]) -> Iterator[tuple[FoundVideo, ...]]:
         batch.append(video)
     if batch:
         yield tuple(batch)
-
-
-def _deepened(entry: VideoEntry, video: FoundVideo, found: Inspection) -> VideoEntry:
-    if found.damage:
-        return broken_entry(video, found.damage, deep=True)
-    return replace(
-        entry,
-        is_deep=True,
-        motion=found.motion,
-        motion_score=found.motion_score,
-        bars=found.bars,
-        cuts=found.cuts,
-        phash=found.phash,
-    )

@@ -19,14 +19,19 @@ MAX_OVERCOUNT_SHARE = 0.1
 MAX_OVERCOUNT = 16
 
 
-def open_container(source: VideoSource) -> "av.container.InputContainer":
+def open_container(source: VideoSource, *, is_known: bool = False) -> "av.container.InputContainer":
     """Opens a video for reading, its decoders of one thread and held to MAX_PIXELS; the caller closes it.
+
+    With `is_known`, the header has to do: FFmpeg decodes no frames to guess rates, which takes half of the opening.
 
     Raises VideoDecodeError if its bytes cannot be had, PyAV's errors if they are no video.
     """
     # Phone files carry metadata that is not UTF-8.
-    container = av.open(source.open(), metadata_errors="replace")
+    options = {"analyzeduration": "0", "fpsprobesize": "0"} if is_known else {}
+    container = av.open(source.open(), metadata_errors="replace", options=options)
     for stream in container.streams.video:
+        if stream.codec_context is None:  # `video_stream` refuses it
+            continue
         # Threads over frames delay the output and need more memory; videos are read in parallel instead.
         stream.thread_type = "NONE"
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -60,6 +65,11 @@ def video_stream(container: "av.container.InputContainer", source: VideoSource) 
     if stream is None or stream.disposition & Disposition.attached_pic:  # a song with a cover
         kinds = sorted({stream.type for stream in container.streams} - {"video"})
         raise fail(f"no video stream (it holds {', '.join(kinds) or 'a still picture'})")
+    # A picture named .mp4 would be a video of one frame.
+    if container.format.name.endswith("_pipe") or container.format.name == "image2":
+        raise fail("it is a still picture, not a video")
+    if stream.codec_context is None:
+        raise fail("FFmpeg has no decoder for its video stream (damaged, or of an unknown codec)")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
         raise fail(f"its header announces {width}x{height} pixels, the limit is {MAX_PIXELS}")

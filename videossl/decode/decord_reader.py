@@ -84,16 +84,17 @@ class DecordReader:
         # At sizes whose padded rows it cannot copy (48x48) this fails here, not in mid-training.
         self._decode([0])
 
-    def frames_at(self, indices: Sequence[int]) -> FrameBatch:
+    def frames_at(self, indices: Sequence[int] | Tensor) -> FrameBatch:
         """See `VideoReader.frames_at`."""
         return gather_frames(self._decode, indices, self.pts_seconds)
 
+    def indices_shown_at(self, seconds: Sequence[float]) -> Tensor:
+        """See `VideoReader.indices_shown_at`."""
+        return indices_shown_at(self.pts_seconds, seconds, self._index.info.end_seconds)
+
     def frames_shown_at(self, seconds: Sequence[float]) -> FrameBatch:
         """See `VideoReader.frames_shown_at`."""
-        end = self._index.info.end_seconds
-        return gather_frames(
-            self._decode, indices_shown_at(self.pts_seconds, seconds, end), self.pts_seconds
-        )
+        return self.frames_at(self.indices_shown_at(seconds))
 
     def close(self) -> None:
         """Frees the file and the decoder."""

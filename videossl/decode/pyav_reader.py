@@ -59,21 +59,27 @@ class PyavReader:
         self._key_positions = np.flatnonzero(self._index.is_key)
         self._native_shape = _stored(info.height, info.width, info.rotation)
         self._scaled_shape = _stored(self.height, self.width, info.rotation)
+        # The scaler is quicker into planes, the plain conversion into pixels.
+        self._is_planar = self._scaled_shape != self._native_shape
+        height, width = self._scaled_shape
+        self._picture_shape = (3, height, width) if self._is_planar else (height, width, 3)
+        self._is_known = index is not None
         with as_decode_error(self._source, self.backend):
-            self._container = open_container(self._source)
+            self._container = self._open()
             self._graph = self._build_graph()
         self._is_at_start = True
 
-    def frames_at(self, indices: Sequence[int]) -> FrameBatch:
+    def frames_at(self, indices: Sequence[int] | Tensor) -> FrameBatch:
         """See `VideoReader.frames_at`."""
         return gather_frames(self._decode, indices, self.pts_seconds)
 
+    def indices_shown_at(self, seconds: Sequence[float]) -> Tensor:
+        """See `VideoReader.indices_shown_at`."""
+        return indices_shown_at(self.pts_seconds, seconds, self._index.info.end_seconds)
+
     def frames_shown_at(self, seconds: Sequence[float]) -> FrameBatch:
         """See `VideoReader.frames_shown_at`."""
-        end = self._index.info.end_seconds
-        return gather_frames(
-            self._decode, indices_shown_at(self.pts_seconds, seconds, end), self.pts_seconds
-        )
+        return self.frames_at(self.indices_shown_at(seconds))
 
     def close(self) -> None:
         """Frees the file and the decoder."""
@@ -93,28 +99,31 @@ class PyavReader:
     def _decode(self, indices: list[int]) -> Tensor:
         """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
         # NumPy, because torch's copies wake all cores for each small frame, and readers run side by side.
-        pictures = np.empty((len(indices), 3, *self._scaled_shape), dtype=np.uint8)
+        pictures = np.empty((len(indices), *self._picture_shape), dtype=np.uint8)
         done = 0
         with as_decode_error(self._source, self.backend):
-            for position, frame in self._frames_around(indices):
-                if position == indices[done]:
-                    self._to_rgb(frame, pictures[done])
-                    done += 1
-                    if done == len(indices):
-                        break
-                elif position > indices[done]:
+            for position, frame in self._frames_wanted(indices):
+                if position != indices[done]:
                     self._fail(f"frame {indices[done]} never came out of the decoder")
+                self._to_rgb(frame, pictures[done])
+                done += 1
+                if done == len(indices):
+                    break
         if done < len(indices):
             self._fail(f"the stream ends before frame {indices[done]}")
-        upright = np.rot90(pictures, -self._index.info.rotation // 90, axes=(2, 3))
-        return torch.from_numpy(np.ascontiguousarray(upright))
+        rows = 2 if self._is_planar else 1
+        upright = np.rot90(pictures, -self._index.info.rotation // 90, axes=(rows, rows + 1))
+        frames = torch.from_numpy(np.ascontiguousarray(upright))
+        return frames if self._is_planar else frames.permute(0, 3, 1, 2)
 
-    def _frames_around(self, indices: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
-        """Yields (index, frame) in presentation order, the frames wanted among them."""
+    def _frames_wanted(self, indices: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Yields (index, frame) of these frames in presentation order."""
         if self._index.times_by_order:
-            all_packets = self._packets_from(0)
-            yield from enumerate(frame for packet in all_packets for frame in packet.decode())
+            frames = (f for packet in self._packets_from(0) for f in packet.decode())
+            positions = set(indices)
+            yield from ((at, frame) for at, frame in enumerate(frames) if at in positions)
             return
+        position_of = dict(zip(self._index.pts[indices].tolist(), indices, strict=True))
         packets: Iterator[av.Packet] | None = None
         floor: int | None = None
         last, fed, stream = 0, set[int](), self._stream()
@@ -131,13 +140,13 @@ class PyavReader:
             last = members[-1]
             for frame in self._decode_until_fed(packets, members, fed, stream):
                 # Frames that come out after a seek but belong before its key frame lack their references.
-                if floor is None or frame.pts is None or frame.pts >= floor:
-                    yield self._position(frame), frame
+                if frame.pts in position_of and (floor is None or frame.pts >= floor):
+                    yield position_of[frame.pts], frame
             is_last = number + 1 == len(groups)
             if is_last or int(self._index.pts[groups[number + 1][0]]) not in fed:
                 for frame in stream.decode(None):  # what waits to be put in order
-                    if floor is None or frame.pts is None or frame.pts >= floor:
-                        yield self._position(frame), frame
+                    if frame.pts in position_of and (floor is None or frame.pts >= floor):
+                        yield position_of[frame.pts], frame
                 stream.codec_context.flush_buffers()
 
     def _decode_until_fed(
@@ -150,14 +159,17 @@ class PyavReader:
         """Decodes until every frame of `members` has gone in; a frame that nobody refers to goes in only if wanted."""
         wanted = {int(tick) for tick in self._index.pts[members]}
         missing = wanted - fed
-        may_skip = self._index.info.codec in SKIPPING_CODECS
+        may_skip, skips = self._index.info.codec in SKIPPING_CODECS, None
+        context = stream.codec_context
         for packet in packets if missing else ():
             if not packet.size:
                 return
-            fed.add(packet.pts)
-            missing.discard(packet.pts)
-            if may_skip:
-                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            tick = packet.pts
+            fed.add(tick)
+            missing.discard(tick)
+            if may_skip and skips != (tick not in wanted):
+                skips = tick not in wanted
+                context.skip_frame = "NONREF" if skips else "DEFAULT"
             yield from packet.decode()
             if not missing:
                 return
@@ -181,7 +193,7 @@ class PyavReader:
                 return itertools.chain([head], packets)
         if not self._is_at_start:
             self._container.close()
-            self._container = open_container(self._source)
+            self._container = self._open()
         self._is_at_start = False
         return self._container.demux(self._stream())
 
@@ -196,17 +208,14 @@ class PyavReader:
             return iter(()), None
         return itertools.chain([head], packets), head.pts if head.is_keyframe else None
 
+    def _open(self) -> "av.container.InputContainer":
+        return open_container(self._source, is_known=self._is_known)
+
     def _stream(self) -> "av.VideoStream":
         return self._container.streams[self._index.stream_index]
 
-    def _position(self, frame: "av.VideoFrame") -> int:
-        position = int(np.searchsorted(self._index.pts, frame.pts))
-        if position == self.num_frames or self._index.pts[position] != frame.pts:
-            self._fail(f"the decoder shows a frame at tick {frame.pts} that no packet announced")
-        return position
-
     def _to_rgb(self, frame: "av.VideoFrame", picture: np.ndarray) -> None:
-        """Fills `picture` (3, h, w) uint8, scaled but not yet upright."""
+        """Fills `picture`, (3, h, w) or (h, w, 3) uint8, scaled but not yet upright."""
         height, width = self._native_shape
         if (frame.height, frame.width) != (height, width):
             size = f"{frame.width}x{frame.height}"
@@ -214,12 +223,15 @@ class PyavReader:
         self._graph.push(frame)
         planes = self._graph.pull().planes
         height, width = self._scaled_shape
-        for channel, plane in zip(GBR, planes, strict=True):
+        for channel, plane in zip(GBR, planes, strict=False):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-            picture[channel] = rows[:height, :width]
+            if self._is_planar:
+                picture[channel] = rows[:height, :width]
+            else:
+                picture[:] = rows[:height, : 3 * width].reshape(height, width, 3)
 
     def _build_graph(self) -> "av.filter.Graph":
-        """Converts to planes of G, B and R, as torchcodec and FFmpeg's own tool do, and scales.
+        """Converts to RGB as torchcodec and FFmpeg's own tool do, and scales.
 
         `VideoFrame.reformat` takes another way through swscale: up to 112 of 255 away on 10-bit and odd-sized files.
         """
@@ -227,14 +239,14 @@ class PyavReader:
         if hasattr(graph, "threads"):
             graph.threads = 1  # more only wait for each other on frames this small
         nodes = [graph.add_buffer(template=self._stream())]
-        if self._scaled_shape != self._native_shape:
+        if self._is_planar:
             # Scaling before the conversion is 3 times quicker than after it, and 1 of 255 away on average.
             height, width = self._scaled_shape
             nodes.append(graph.add("scale", f"{width}:{height}:flags=bilinear"))
+            nodes.append(graph.add("format", "gbrp"))
         else:
-            # Straight to planes, swscale leaves the last columns of some widths unwritten (FFmpeg 8.1: 390, 408, 200).
+            # Not planes: swscale leaves the last columns of some widths unwritten (FFmpeg 8.1: 390, 408, 200).
             nodes.append(graph.add("format", "rgb24"))
-        nodes.append(graph.add("format", "gbrp"))
         nodes.append(graph.add("buffersink"))
         for source, sink in itertools.pairwise(nodes):
             source.link_to(sink)

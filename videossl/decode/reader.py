@@ -55,18 +55,24 @@ class VideoReader(Protocol):
     width: int
     pts_seconds: Tensor  # (num_frames,) float64, ascending, the container's own clock
 
-    def frames_at(self, indices: Sequence[int]) -> FrameBatch:
+    def frames_at(self, indices: Sequence[int] | Tensor) -> FrameBatch:
         """The frames of these indices in presentation order, in the order asked for; repeats are allowed.
 
         Raises UserError for an index outside [0, num_frames), VideoDecodeError for a broken stream.
         """
         ...
 
+    def indices_shown_at(self, seconds: Sequence[float]) -> Tensor:
+        """(N,) int64 indices of the frames on screen at these times: from their own time up to the next frame's.
+
+        Raises UserError outside [begin, end) of the file.
+        """
+        ...
+
     def frames_shown_at(self, seconds: Sequence[float]) -> FrameBatch:
         """The frames on screen at these times, in the order asked for; repeats are allowed.
 
-        A frame is on screen from its own time up to the next frame's. Raises UserError outside [begin, end) of the
-        file, VideoDecodeError for a broken stream.
+        Raises as `indices_shown_at` and `frames_at` do.
         """
         ...
 

@@ -102,16 +102,17 @@ class TorchcodecReader:
                 f"it counts {len(self._decoder)} frames, the packets hold {self.num_frames}; use backend=pyav or auto"
             )
 
-    def frames_at(self, indices: Sequence[int]) -> FrameBatch:
+    def frames_at(self, indices: Sequence[int] | Tensor) -> FrameBatch:
         """See `VideoReader.frames_at`."""
         return gather_frames(self._decode, indices, self.pts_seconds)
 
+    def indices_shown_at(self, seconds: Sequence[float]) -> Tensor:
+        """See `VideoReader.indices_shown_at`."""
+        return indices_shown_at(self.pts_seconds, seconds, self._index.info.end_seconds)
+
     def frames_shown_at(self, seconds: Sequence[float]) -> FrameBatch:
         """See `VideoReader.frames_shown_at`."""
-        end = self._index.info.end_seconds
-        return gather_frames(
-            self._decode, indices_shown_at(self.pts_seconds, seconds, end), self.pts_seconds
-        )
+        return self.frames_at(self.indices_shown_at(seconds))
 
     def close(self) -> None:
         """Frees the file and the decoder."""
