@@ -5,7 +5,7 @@ Everything is a function of (seed, position, attempt): whichever worker, thread 
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -135,10 +135,13 @@ class ClipDataset(Dataset[RawClips]):
             f"({failures[-1].reason}): run `videossl scan` again and use the new manifest"
         )
 
-    def decode(self, position: int, attempt: int) -> RawClips:
+    def decode(
+        self, position: int, attempt: int, into: Mapping[ClipSpec, Tensor] | None = None
+    ) -> RawClips:
         """The clips of one video: that of the position, or its `attempt`-th replacement.
 
-        Raises VideoDecodeError if it cannot be decoded.
+        Frames are written to the tensors `into` (shaped as `frame_shapes`), where given. Raises VideoDecodeError if the
+        video cannot be decoded.
         """
         row = self.row_at(position, attempt)
         entry = self.manifest[row]
@@ -165,8 +168,9 @@ class ClipDataset(Dataset[RawClips]):
         for spec, spec_times in times.items():
             index = inverse[start : start + spec_times.numel()].view(spec_times.shape)
             start += spec_times.numel()
+            out = None if into is None else into[spec].flatten(0, 1)
             # Copies whole pictures; indexing with brackets would go pixel by pixel, 7 times as long.
-            chosen = images.index_select(0, index.flatten().to(images.device))
+            chosen = torch.index_select(images, 0, index.flatten().to(images.device), out=out)
             frames[spec] = chosen.unflatten(0, index.shape)  # (K, T, 3, S, S)
             pts_seconds[spec] = decoded.pts_seconds[index]
         return RawClips(frames, pts_seconds, torch.tensor(row))

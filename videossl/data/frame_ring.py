@@ -51,11 +51,17 @@ class FrameRing:
         """A free slot; there must be one."""
         return self._free.pop()
 
+    def frames_of(self, slot: int, row: int) -> dict[ClipSpec, Tensor]:
+        """Where the frames of one sample go; in a worker."""
+        frames, _, _ = self._tensors(self._array(slot), row + 1)
+        return {spec: clips[row] for spec, clips in frames.items()}
+
     def write(self, slot: int, row: int, sample: RawClips) -> None:
-        """Puts one sample into its row; in a worker."""
+        """Puts one sample into its row, but for frames that are there already; in a worker."""
         frames, pts_seconds, video_ids = self._tensors(self._array(slot), row + 1)
         for spec, clip in sample.frames.items():
-            frames[spec][row].copy_(clip)
+            if clip.data_ptr() != frames[spec][row].data_ptr():
+                frames[spec][row].copy_(clip)
             pts_seconds[spec][row].copy_(sample.pts_seconds[spec])
         video_ids[row] = sample.video_ids
 

@@ -174,7 +174,8 @@ class _PooledLoader:
     def _decode(self, task: _Task) -> None:
         """In a worker."""
         slot, row, position, attempt = task
-        self.ring.write(slot, row, self.dataset.decode(position, attempt))
+        into = self.ring.frames_of(slot, row)
+        self.ring.write(slot, row, self.dataset.decode(position, attempt, into))
 
     def _start_next(self, pool: WorkerPool, steps: Iterator[list[int]]) -> None:
         positions = next(steps, None)
