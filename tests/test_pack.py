@@ -225,6 +225,24 @@ def test_shots_too_short_are_counted_and_not_written(tmp_path):
     assert packed.num_frames == 35
 
 
+@pytest.mark.parametrize("fps", [None, 7, 29, 60])
+def test_shots_take_no_frame_of_their_neighbours(tmp_path, fps):
+    """In a container that rounds to milliseconds, as no frame time of 30 a second is."""
+    path = write(tmp_path / "a.mkv", scene(1, 200), fps=30)
+    entry = row_of(path)
+    seconds = entry.index().pts_seconds
+    starts = [0, 43, 44, 101, 200]
+    cuts = tuple(float(np.float32(seconds[start])) for start in starts[1:-1])
+    settings = PackSettings(fps=fps, min_shot_seconds=0)
+    shots, _ = plan_shots(entry.index(), cuts, settings)
+    for shot, first, stop in zip(shots, starts, starts[1:], strict=False):
+        assert first == shot.frames[0]
+        assert shot.frames[-1] < stop
+        assert (np.diff(shot.frames) >= 0).all()
+        if fps in (None, 60):
+            assert set(shot.frames.tolist()) == set(range(first, stop))
+
+
 # --- shards ---
 
 
