@@ -310,6 +310,10 @@ def test_near_pairs_are_those_of_comparing_all(seed):
     assert distances(array[0], array).tolist() == [bit_distance(values[0], v) for v in values]
 
 
+def test_no_hashes_make_no_groups():
+    assert near_groups(np.empty(0, np.uint64)).tolist() == []
+
+
 def test_near_groups_follow_chains_and_name_the_first():
     a, far = 0b0, (1 << 40) - 1
     chain = [far, a, a | 0x3F, a | 0xFFF, far, a]

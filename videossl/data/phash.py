@@ -65,7 +65,7 @@ def near_pairs(values: np.ndarray) -> "list[tuple[int, int]]":
     compared: about n * 68 * n / 65536 comparisons in place of n * n / 2.
     """
     pairs: list[tuple[int, int]] = []
-    for band in range(NUM_BANDS):
+    for band in range(NUM_BANDS if len(values) else 0):
         keys = ((values >> np.uint64(BAND_BITS * band)) & np.uint64(0xFFFF)).astype(np.int64)
         order = np.argsort(keys, kind="stable")
         present, starts = np.unique(keys[order], return_index=True)

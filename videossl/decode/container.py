@@ -1,10 +1,12 @@
 """Opens a video with PyAV within limits: no file may take the machine down by what its header announces."""
 
 import functools
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import av
+import av.logging
 from av.stream import Disposition
 
 from videossl.decode.source import VideoSource
@@ -17,6 +19,7 @@ MAX_FRAME_SECONDS = 60.0  # mean time that a frame is shown: a slide show, not a
 # Headers that count a frame or two too many are common; a tenth more than there is means that much is missing.
 MAX_OVERCOUNT_SHARE = 0.1
 MAX_OVERCOUNT = 16
+_PICTURE_SIZE = re.compile(r"Picture size ([1-9]\d*x[1-9]\d*)")
 
 
 def open_container(source: VideoSource, *, is_known: bool = False) -> "av.container.InputContainer":
@@ -74,6 +77,26 @@ def video_stream(container: "av.container.InputContainer", source: VideoSource) 
     if width * height > MAX_PIXELS:
         raise fail(f"its header announces {width}x{height} pixels, the limit is {MAX_PIXELS}")
     return stream
+
+
+def refused_size(source: VideoSource) -> str:
+    """The picture size ("65535x65535") for which FFmpeg refuses a video, or an empty string.
+
+    Its exceptions say "Invalid argument" then: the size is in its log alone, so the file is opened once more.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with (
+            av.logging.Capture() as said,
+            suppress(av.FFmpegError, VideoDecodeError, IndexError, UnicodeError, MemoryError),
+            open_container(source) as container,
+        ):
+            next(container.demux(video_stream(container, source))).decode()
+    finally:
+        av.logging.set_level(level)
+    sizes = [match for _, _, text in said if (match := _PICTURE_SIZE.search(text))]
+    return sizes[0][1] if sizes else ""
 
 
 def check_not_truncated(stream: "av.VideoStream", source: VideoSource, num_bytes: int) -> None:

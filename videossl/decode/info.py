@@ -13,10 +13,12 @@ import numpy as np
 
 from videossl.decode.container import (
     MAX_FRAMES,
+    MAX_PIXELS,
     as_decode_error,
     check_counts,
     check_not_truncated,
     open_container,
+    refused_size,
     video_stream,
 )
 from videossl.decode.source import VideoSource, as_source
@@ -90,7 +92,10 @@ def read_index(source: str | Path | VideoSource, *, backend: str = "pyav") -> Vi
             check_not_truncated(stream, source, num_bytes)
             return _index_of(container, stream, source, num_bytes)
     except VideoDecodeError as error:
-        raise VideoDecodeError(error.path, backend, error.cause) from error.__cause__
+        cause = error.cause
+        if isinstance(error.__cause__, av.FFmpegError) and (size := refused_size(source)):
+            cause = f"its stream announces {size} pixels, the limit is {MAX_PIXELS}"
+        raise VideoDecodeError(error.path, backend, cause) from error.__cause__
 
 
 def current_index(source: VideoSource, index: VideoIndex | None, backend: str) -> VideoIndex:

@@ -212,7 +212,13 @@ class PyavReader:
         return open_container(self._source, is_known=self._is_known)
 
     def _stream(self) -> "av.VideoStream":
-        return self._container.streams[self._index.stream_index]
+        """Raises VideoDecodeError where a file that was overwritten since the scan has no such stream."""
+        streams, at = self._container.streams, self._index.stream_index
+        if at >= len(streams) or streams[at].type != "video" or streams[at].codec_context is None:
+            self._fail(f"its stream {at} is no video any more: it has changed since the scan")
+        if streams[at].format is None:
+            self._fail("the pixel format of its stream is unknown (damaged)")
+        return streams[at]
 
     def _to_rgb(self, frame: "av.VideoFrame", picture: np.ndarray) -> None:
         """Fills `picture`, (3, h, w) or (h, w, 3) uint8, scaled but not yet upright."""
