@@ -128,6 +128,12 @@ def test_size_is_even_and_never_larger_than_the_source():
     assert output_size(641, 480, (0, 0, 3, 0), 128) == ((0, 0, 4, 1), (170, 128))
 
 
+@pytest.mark.parametrize("picture", [(1, 1), (1, 64), (64, 1)])
+def test_a_picture_too_small_for_its_chroma_is_refused(picture):
+    with pytest.raises(ValueError, match="smaller than the 2x2"):
+        output_size(*picture, (), 256)
+
+
 def test_sound_is_dropped_and_the_index_comes_first(numbered_video, tmp_path):
     path = tmp_path / "loud.mp4"
     with (

@@ -86,12 +86,17 @@ def output_size(
 ) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
     """The (top, bottom, left, right) to crop and the (width, height) to scale to, all even, for a picture as shown.
 
-    A row more than a bar is cropped: the one beside it is blended with it.
+    A row more than a bar is cropped: the one beside it is blended with it. Raises ValueError for a picture that has no
+    two rows or columns.
     """
     top, bottom, left, right = ((bar + 2) // 2 * 2 if bar else 0 for bar in (*bars, 0, 0, 0, 0)[:4])
     bottom += (height - top - bottom) % 2
     right += (width - left - right) % 2
     kept_width, kept_height = width - left - right, height - top - bottom
+    if min(kept_width, kept_height) < 2:
+        raise ValueError(
+            f"the picture of {width}x{height} is smaller than the 2x2 that 4:2:0 needs"
+        )
     scale = min(1.0, short_side / min(kept_width, kept_height))
     size = tuple(max(2, 2 * round(side * scale / 2)) for side in (kept_width, kept_height))
     return (top, bottom, left, right), (size[0], size[1])
