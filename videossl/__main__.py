@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from videossl import commands
-from videossl.errors import UserError
+from videossl.errors import Preempted, UserError
 from videossl.version import __version__
 
 COMMANDS = {
@@ -26,7 +26,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 the user's input must change."""
+    """Runs one command and returns its exit code: 0 done, 2 the user's input must change, 75 preempted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="videossl",
@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"videossl {namespace.command}: {error}", file=sys.stderr)
         return 2
+    except Preempted as stop:
+        print(f"videossl {namespace.command}: {stop}", file=sys.stderr)
+        return Preempted.EXIT_CODE
     except KeyboardInterrupt:
         print(f"videossl {namespace.command}: interrupted", file=sys.stderr)
         return 130

@@ -99,10 +99,17 @@ class TrainSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on GPUs, fp32 on CPUs"
     )
-    sync_batchnorm: bool = Field(False, description="share batch statistics over GPUs")
+    sync_batchnorm: bool = Field(False, description="share batch statistics over processes")
     log_every: int = Field(10, ge=1)
     save_every: int = Field(100, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="the newest ones; the best is kept beside")
+    best_metric: str | None = Field(
+        None,
+        description="whose best checkpoint is kept as best.pt, for example arrow_of_time/accuracy of the held-out videos",
+    )
+    non_finite: Literal["skip", "abort"] = Field(
+        "skip", description="what to do with a step whose loss or gradient is not finite"
+    )
     evaluate_every: int = Field(100, ge=1)
     evaluate_batches: int = Field(8, ge=1, description="of videos_per_step held-out clips each")
     threads_per_process: int | None = Field(

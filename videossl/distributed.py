@@ -1,9 +1,12 @@
 """torchrun set-up, rank and world, and sums over ranks. Without torchrun everything is one process."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,11 +59,45 @@ def launched_world(device: str = "auto") -> Iterator[World]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo",
+        store=_unused_part(store, rank, size),
+        rank=rank,
+        world_size=size,
+    )
     try:
         yield World(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
     finally:
         dist.destroy_process_group()
+
+
+def _unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of torchrun's store in which no earlier attempt of the run has written.
+
+    Restarted workers get the store of those that died, with their addresses in it (seen with torch 2.15), and neither the
+    restart count nor anything else in the environment is the same on all hosts. So rank 0 draws a name, and hands it to
+    each process that asks with a name of its own.
+    """
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"videossl/asks/{rank}", own)
+        name = store.get(f"videossl/answer/{own}").decode()
+        store.set(f"videossl/took/{name}/{rank}", "")
+        return dist.PrefixStore(name, store)
+    answered: dict[int, bytes] = {}
+    waiting = set(range(1, size))
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"videossl/took/{own}/{other}"]):
+                waiting.remove(other)
+            elif store.check([f"videossl/asks/{other}"]):
+                asked = store.get(f"videossl/asks/{other}")
+                if answered.get(other) != asked:  # else it is on its way
+                    answered[other] = asked
+                    store.set(f"videossl/answer/{asked.decode()}", own)
+        time.sleep(0.01 if waiting else 0)
+    return dist.PrefixStore(own, store)
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -70,6 +107,24 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values)
     return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, in order, on the main rank; empty on the others. Small things of plain types and CPU tensors."""
+    if not dist.is_initialized():
+        return [value]
+    gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, gathered, dst=0)
+    return gathered or []
+
+
+def is_equal_on_all_ranks(value: int) -> bool:
+    """Whether every rank has the same number."""
+    if not dist.is_initialized():
+        return True
+    gathered: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return len(set(gathered)) == 1
 
 
 def barrier() -> None:

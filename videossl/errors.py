@@ -5,6 +5,12 @@ class UserError(ValueError):
     """Says what was got, what is allowed, and the remedy, in one line."""
 
 
+class Preempted(Exception):
+    """A scheduler asked the run to stop; all is saved, and the same command goes on. The message is one line."""
+
+    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later; tools/slurm.sbatch requeues on it
+
+
 class VideoDecodeError(UserError):
     """One video that cannot be decoded, with the backend that tried and the cause, in one line."""
 

@@ -25,6 +25,7 @@ def run(args: argparse.Namespace) -> int:
 
     from videossl.config import load_config
     from videossl.distributed import launched_world
+    from videossl.engine.preemption import StopRequest
     from videossl.engine.trainer import Trainer
 
     config = load_config(args.config, args.overrides)
@@ -39,5 +40,6 @@ def run(args: argparse.Namespace) -> int:
                 else os.cpu_count() or 1
             )
             torch.set_num_threads(config.train.threads_per_process or max(1, cores // processes))
-        Trainer(config, world).run()
+        with StopRequest() as stop:
+            Trainer(config, world, stop).run()
     return 0

@@ -1,12 +1,15 @@
-"""Checkpoints: plain types and tensors, written atomically, loaded with `weights_only=True`.
+"""Checkpoints: plain types and tensors, written atomically, loaded with `weights_only=True`, checked by their CRC-32s.
 
 A checkpoint carries the run's config and its encoder's description, so that `load_encoder(path)` needs nothing else.
 """
 
+import logging
 import os
 import pickle
 import re
+import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ import torch
 from videossl.errors import UserError
 from videossl.models.encoder import Encoder, EncoderSpec
 
+log = logging.getLogger("videossl")
+
 FORMAT = 1
+BEST_NAME = "best.pt"
 # What torch.load was seen to raise for a cut, overwritten or foreign file.
 _DAMAGE = (
     RuntimeError,
@@ -30,8 +36,12 @@ _DAMAGE = (
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, state: Mapping[str, Any], *, step: int, keep: int, is_best: bool = False
+) -> Path:
     """Writes `step_<step>.pt` under a temporary name, renames it, and drops all but the newest `keep`.
+
+    `is_best` makes it `best.pt` as well, which stays when the other name is dropped.
 
     Raises UserError if the disk refuses, leaving the earlier checkpoints as they are.
     """
@@ -44,6 +54,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        if is_best:
+            _also_as(folder / BEST_NAME, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
@@ -52,6 +64,45 @@ def save_checkpoint(folder: Path, state: dict[str, Any], *, step: int, keep: int
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def _also_as(name: Path, path: Path) -> None:
+    """A second name of a file, put in the place of what had the name before."""
+    temporary = name.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without hard links: a copy is the same to whoever reads it
+        shutil.copyfile(path, temporary)
+    temporary.replace(name)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Removes what a process that was killed had not finished writing."""
+    for path in folder.glob("*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def load_newest(folder: Path, *, is_main: bool = True) -> tuple[Path, dict[str, Any]] | None:
+    """The newest sound checkpoint of a folder and its state; None where there is no checkpoint.
+
+    Damaged ones are passed over with one warning of the main rank. Raises UserError if all are damaged.
+    """
+    problems: list[str] = []
+    for path in reversed(checkpoints(folder)):
+        try:
+            state = load_checkpoint(path)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if problems and is_main:
+            log.warning("%s; going on from %s", "; ".join(problems), path.name)
+        return path, state
+    if problems:
+        raise UserError(
+            f"no checkpoint is sound: {'; '.join(problems)}; delete {folder} to start again"
+        )
+    return None
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -80,6 +131,9 @@ def find_checkpoint(path: str | Path) -> Path:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state of a checkpoint file on the CPU; raises UserError if it is damaged or of another kind."""
     try:
+        with zipfile.ZipFile(path) as archive:  # torch writes the checksums, and does not look
+            if (record := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"checksum of {record} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         cause = str(error).split("\n")[0][:120]
@@ -93,14 +147,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def _newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:
+    found = find_checkpoint(path)
+    if path.is_dir():
+        newest = load_newest(found.parent)
+        assert newest is not None
+        return newest
+    return found, load_checkpoint(found)
+
+
 def load_encoder(path: str | Path, *, untrained_seed: int | None = None) -> Encoder:
     """The encoder of a run folder or checkpoint file, in evaluation mode.
 
     With `untrained_seed` the same architecture with fresh weights of that seed: the row to compare with. Raises UserError
     if there is no sound checkpoint.
     """
-    found = find_checkpoint(path)
-    state = load_checkpoint(found)
+    found, state = _newest_or_named(Path(path))
     try:
         described = state["encoder"]
         spec, track_stage = EncoderSpec(**described["spec"]), described["track_stage"]

@@ -5,6 +5,7 @@ Only the main rank writes. A line is written every `log_every` steps: nothing is
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ class RunLogger:
         if not self.is_main:
             return
         self.say(line)
-        self._jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        self._jsonl.write(json.dumps(_without_nan({"step": step, **values})) + "\n")
         for name, value in flatten(values):
             self._tensorboard.add_scalar(prefix + name, value, step)
 
@@ -99,6 +100,13 @@ def _step_of(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):  # a line cut off by the kill
         return float("inf")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no nan: null, as for a metric that no sample of the interval could give."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:

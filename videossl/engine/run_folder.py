@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from videossl.config import Config, read_yaml
-from videossl.engine.checkpoint import checkpoints
+from videossl.engine.checkpoint import drop_unfinished
 from videossl.errors import UserError
 from videossl.version import __version__
 
@@ -29,6 +29,8 @@ FREE_KEYS = (
     ("train", "log_every"),
     ("train", "save_every"),
     ("train", "keep_checkpoints"),
+    ("train", "best_metric"),
+    ("train", "non_finite"),
     ("train", "evaluate_every"),
     ("train", "evaluate_batches"),
     ("train", "threads_per_process"),
@@ -36,8 +38,8 @@ FREE_KEYS = (
 PACKAGES = ("torch", "torchvision", "torchcodec", "av", "decord", "pytorchvideo", "numpy")
 
 
-def open_run_folder(config: Config, *, is_main: bool) -> Path | None:
-    """Makes the run's folder, or returns the newest checkpoint of a folder whose config agrees.
+def open_run_folder(config: Config, *, is_main: bool) -> None:
+    """Makes the run's folder, or takes one whose config agrees.
 
     Raises UserError if the folder holds something else, saying which setting differs and what can be done.
     """
@@ -47,15 +49,15 @@ def open_run_folder(config: Config, *, is_main: bool) -> Path | None:
         raise UserError(f"out={out} is a file: name a folder")
     if existing.exists():
         _refuse_other_config(out, config, read_yaml(existing))
-        found = checkpoints(out / "checkpoints")
-        return found[-1] if found else None
+        if is_main:
+            drop_unfinished(out / "checkpoints")
+        return
     if out.exists() and any(out.iterdir()):
         raise UserError(f"out={out} is not empty and holds no run: name a new folder, or empty it")
     if is_main:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         existing.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (out / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    return None
 
 
 def _refuse_other_config(out: Path, config: Config, saved: dict[str, Any]) -> None:

@@ -15,11 +15,27 @@ class Tallies:
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], Tensor] = {}
 
-    def add(self, results: Mapping[str, TaskResult]) -> None:
-        """Adds one batch; no transfer from the device."""
+    def add(self, results: Mapping[str, TaskResult], skipped: Tensor | None = None) -> None:
+        """Adds one batch, as zero where `skipped` is true; no transfer from the device."""
         for task, result in results.items():
             for name, value in {"loss": tally(result.loss), **result.tallies}.items():
                 key = (task, name)
+                if skipped is not None:
+                    value = torch.where(skipped, 0.0, value)
+                self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """{task: {metric: sums}} of this rank, for a checkpoint between two log lines."""
+        state: dict[str, dict[str, Tensor]] = {}
+        for (task, name), value in self._sums.items():
+            state.setdefault(task, {})[name] = value.cpu()
+        return state
+
+    def add_state(self, state: Mapping[str, Mapping[str, Tensor]], device: torch.device) -> None:
+        """Adds what `state` gave."""
+        for task, metrics in state.items():
+            for name, value in metrics.items():
+                key, value = (task, name), value.to(device)
                 self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 
     def values(self) -> dict[str, dict[str, float]]:

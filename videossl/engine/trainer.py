@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +13,21 @@ from torch.nn.parallel import DistributedDataParallel
 from videossl.config import Config
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.data.loader import Batches, StepPositions, frame_batches, to_clip_batch
-from videossl.distributed import World, barrier
+from videossl.distributed import World, barrier, gather_objects, is_equal_on_all_ranks
 from videossl.engine.build import build_augmentation, build_datasets, build_model
-from videossl.engine.checkpoint import load_checkpoint, save_checkpoint
-from videossl.engine.logger import RunLogger, describe_tasks
+from videossl.engine.checkpoint import load_newest
+from videossl.engine.checkpoint_writer import CheckpointWriter
+from videossl.engine.finite import FiniteGuard, refuse_non_finite
+from videossl.engine.interval import Interval
+from videossl.engine.logger import RunLogger, describe_tasks, flatten
 from videossl.engine.multitask import MultiTask
 from videossl.engine.optim import build_optimizer, lr_at
+from videossl.engine.preemption import StopAsked, StopRequest
 from videossl.engine.quarantine import Quarantine
 from videossl.engine.run_folder import open_run_folder
+from videossl.engine.sync_batchnorm import synchronize_batchnorm
 from videossl.engine.tallies import Tallies
-from videossl.errors import UserError
+from videossl.errors import Preempted, UserError
 from videossl.models.encoder import count_parameters
 from videossl.rng import RowRandom, fold, row_random
 from videossl.types import ClipBatch
@@ -39,8 +43,9 @@ class Trainer:
     Raises UserError for anything the user can mend: config, manifest, folder, checkpoint, too many bad videos.
     """
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, stop: StopRequest | None = None) -> None:
         self.config, self.world = config, world
+        self.stop = StopRequest() if stop is None else stop
         videos = config.data.videos_per_step
         if videos % world.size:
             raise UserError(
@@ -51,10 +56,14 @@ class Trainer:
         self.model = build_model(config)
         self.train_data, self.heldout_data = build_datasets(config, self.model, world)
         self.augmentation = build_augmentation(config)
-        checkpoint = open_run_folder(config, is_main=world.is_main)
+        open_run_folder(config, is_main=world.is_main)
         barrier()  # no rank writes before the folder is there
         self.out = Path(config.out)
         self.step = 0
+        self.interval = Interval(0)
+        self.owes_evaluation = False  # of a run stopped in the middle of one
+        self.best: float | None = None  # of train.best_metric
+        self.writer = CheckpointWriter(self.out / "checkpoints", keep=config.train.keep_checkpoints)
         self.quarantine = Quarantine(
             self.out, rank=world.rank, max_bad_fraction=config.data.max_bad_fraction
         )
@@ -65,19 +74,27 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
             betas=config.optim.betas,
         )
-        if checkpoint is not None:
-            self._resume(checkpoint)
-        else:
+        if not self._resume():
             self._prepare_tasks()
         self.ddp = self._distribute()
+        self.guard = FiniteGuard(
+            self.model,
+            self.out,
+            policy=config.train.non_finite,
+            rank=world.rank,
+            name_of=self.train_data.source_name,
+        )
 
     def run(self) -> None:
-        """Trains from the current step to `train.steps`."""
+        """Trains from the current step to `train.steps`.
+
+        Raises Preempted, with a checkpoint written, when a scheduler asked for it.
+        """
         train = self.config.train
         logger = RunLogger(
             self.out, is_main=self.world.is_main, first_step=self.step, total_steps=train.steps
         )
-        with logger, contextlib.ExitStack() as stack:
+        with logger, contextlib.closing(self.writer), contextlib.ExitStack() as stack:
             logger.say(self.describe())
             if self.step >= train.steps:
                 logger.say(
@@ -89,33 +106,46 @@ class Trainer:
             batches = stack.enter_context(
                 contextlib.closing(self._batches(self.train_data, first, last))
             )
-            tallies, waited, started = Tallies(), 0.0, time.perf_counter()
-            logged_step = self.step
             self.model.train()
-            while self.step < train.steps:
-                waited += self.train_step(batches, tallies)
-                logger.advance(self.step)
-                done = self.step == train.steps
-                if self.step % train.log_every == 0 or done:
-                    elapsed = time.perf_counter() - started
-                    self._log(logger, tallies, waited, elapsed, self.step - logged_step)
-                    tallies, waited, logged_step = Tallies(), 0.0, self.step
-                    started = time.perf_counter()
-                if self.heldout_data is not None and (
-                    self.step % train.evaluate_every == 0 or done
-                ):
-                    self._log_evaluation(logger)
-                    started = time.perf_counter()
-                if self.step % train.save_every == 0 or done:
-                    self.save()
-                    started = time.perf_counter() if not done else started
+            try:
+                self._train(batches, logger)
+            except StopAsked as stop:
+                self.save()
+                self.writer.finish()
+                name = self.stop.signal_name or "a signal to another rank"
+                raise Preempted(
+                    f"stopped by {name} at step {self.step}, which is saved: the same command goes on from there"
+                ) from stop
+            self.writer.finish()
 
-    def train_step(self, batches: Iterator[RawClips], tallies: Tallies) -> float:
+    def _train(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
+        train = self.config.train
+        if self.owes_evaluation:
+            self._log_evaluation(logger)
+        while self.step < train.steps:
+            self.interval.waited += self.train_step(batches)
+            logger.advance(self.step)
+            done = self.step == train.steps
+            if self.step % train.log_every == 0 or done:
+                self._log(logger)
+                self.interval = Interval(self.step)
+            is_best = False
+            if self.heldout_data is not None and (self.step % train.evaluate_every == 0 or done):
+                with self.interval.paused():
+                    is_best = self._log_evaluation(logger)
+            if self.step % train.save_every == 0 or done or is_best:
+                with self.interval.paused():
+                    self.save(is_best=is_best)
+            self.stop.check()
+
+    def train_step(self, batches: Iterator[RawClips]) -> float:
         """One optimiser step; returns the seconds spent waiting for data."""
         config, waited = self.config, 0.0
         lr = self.lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.guard.begin()
+        all_results, video_ids = [], []
         for micro in range(config.train.accumulate):
             before = time.perf_counter()
             raw = next(batches)
@@ -133,10 +163,19 @@ class Trainer:
                     views = self.model.make_views(batch, rng)
                     loss, results = self.ddp(views)
                 (loss / config.train.accumulate).backward()
-            tallies.add(results)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
-        self.optimizer.step()
+            all_results.append(results)
+            video_ids.append(raw.video_ids)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+        losses = {
+            name: torch.stack([results[name].loss.detach() for results in all_results]).sum()
+            for name, _ in self.model.named_tasks()
+        }
+        skipped = self.guard.update(
+            self.optimizer, norm, losses, step=self.step, video_ids=torch.cat(video_ids)
+        )
         self.optimizer.zero_grad(set_to_none=True)
+        for results in all_results:
+            self.interval.tallies.add(results, skipped)
         self.step += 1
         return waited
 
@@ -148,6 +187,7 @@ class Trainer:
         tallies = Tallies()
         batches = self._batches(self.heldout_data, 0, self.config.train.evaluate_batches)
         for index, raw in enumerate(batches):
+            self.stop.check()
             self.quarantine.record(raw.failures, step=self.step)
             batch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
             with self._autocast():
@@ -157,21 +197,25 @@ class Trainer:
         self.model.train()
         return tallies.values()
 
-    def save(self) -> None:
-        """Writes a checkpoint of this step; only the main rank does."""
+    def save(self, *, is_best: bool = False) -> None:
+        """Writes a checkpoint of this step, in the background; every rank must call it, the main one writes.
+
+        Raises UserError if the weights are not finite.
+        """
+        self.guard.read()
+        refuse_non_finite(list(self.model.state_dict().items()), self.step)
+        tallies = gather_objects(self.interval.tallies.state())
         if self.world.is_main:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "config": self.config.model_dump(mode="json"),
                 "encoder": self.model.encoder.describe(),
+                "tallies": tallies,
+                "owes_evaluation": self.owes_evaluation,
+                "best": self.best,
             }
-            save_checkpoint(
-                self.out / "checkpoints",
-                state,
-                step=self.step,
-                keep=self.config.train.keep_checkpoints,
-            )
+            self.writer.save(state, step=self.step, is_best=is_best)
 
     def lr(self) -> float:
         """The learning rate of the current step."""
@@ -231,21 +275,42 @@ class Trainer:
         for _, task in self.model.named_tasks():
             task.prepare(batch, self.config.seed)
 
-    def _resume(self, path: Path) -> None:
-        state = load_checkpoint(path)
+    def _resume(self) -> bool:
+        newest = load_newest(self.writer.folder, is_main=self.world.is_main)
+        state: dict[str, Any] = newest[1] if newest is not None else {"step": 0}
+        if not is_equal_on_all_ranks(state["step"]):
+            raise UserError(
+                f"the ranks see different checkpoints in {self.writer.folder}: name an out=... on storage that all "
+                "hosts share"
+            )
+        if newest is None:
+            return False
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
+        self.owes_evaluation, self.best = state["owes_evaluation"], state["best"]
+        self.interval = Interval(self.step, self._own_tallies(state["tallies"]))
+        return True
+
+    def _own_tallies(self, states: list[dict[str, dict[str, torch.Tensor]]]) -> Tallies:
+        """What this rank had added up since the last log line; of another number of ranks, all of it on the main one."""
+        tallies = Tallies()
+        if len(states) == self.world.size:
+            states = [states[self.world.rank]]
+        elif not self.world.is_main:
+            states = []
+        for state in states:
+            tallies.add_state(state, self.world.device)
+        return tallies
 
     def _distribute(self) -> MultiTask | DistributedDataParallel:
         if self.world.size == 1:
             return self.model
         if self.config.train.sync_batchnorm:
-            if self.world.device.type != "cuda":
-                raise UserError(
-                    "train.sync_batchnorm needs GPUs: torch has it for CUDA only; set it to false"
-                )
-            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            if self.world.device.type == "cuda":
+                self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            else:
+                synchronize_batchnorm(self.model)
         ids = [self.world.local_rank] if self.world.device.type == "cuda" else None
         return DistributedDataParallel(self.model, device_ids=ids)
 
@@ -270,32 +335,45 @@ class Trainer:
             device=self.world.device,
         )
 
-    def _log(
-        self, logger: RunLogger, tallies: Tallies, waited: float, elapsed: float, steps: int
-    ) -> None:
-        tasks = tallies.values()  # collective: every rank
-        for name, metrics in tasks.items():
-            if not math.isfinite(metrics["loss"]):
-                raise UserError(
-                    f"the loss of {name} is {metrics['loss']} at step {self.step}: lower optim.lr or optim.clip_norm; "
-                    "the last checkpoint is from before"
-                )
+    def _log(self, logger: RunLogger) -> None:
+        self.guard.read()
+        interval = self.interval
+        tasks = interval.tallies.values()  # collective: every rank
+        steps = self.step - interval.first_step
         videos = steps * self.config.data.videos_per_step * self.config.train.accumulate
         clips = videos * sum(spec.num_clips for spec in self.train_data.specs)
         values = {
             "lr": self.lr(),
-            "clips_per_second": clips / elapsed,
-            "data_wait_share": waited / elapsed,
+            "clips_per_second": clips / interval.seconds,
+            "data_wait_share": interval.waited / interval.seconds,
             "bad_videos": self.quarantine.num_failures,
+            "skipped_steps": self.guard.count,
         }
         line = (
             f"step {self.step}/{self.config.train.steps}  {describe_tasks(tasks)}  lr {values['lr']:.2e}  "
             f"{values['clips_per_second']:.1f} clips/s  waiting {100 * values['data_wait_share']:.0f} %"
             + (f"  bad {values['bad_videos']}" if values["bad_videos"] else "")
+            + (f"  skipped {values['skipped_steps']}" if values["skipped_steps"] else "")
         )
         logger.write(self.step, line, {"tasks": tasks, **values}, "train/")
 
-    def _log_evaluation(self, logger: RunLogger) -> None:
+    def _log_evaluation(self, logger: RunLogger) -> bool:
+        """Returns whether train.best_metric is better than ever."""
+        self.owes_evaluation = True
         tasks = self.evaluate()
+        self.owes_evaluation = False
         line = f"step {self.step} on held-out videos: {describe_tasks(tasks)}"
         logger.write(self.step, line, {"heldout": tasks})
+        name = self.config.train.best_metric
+        if name is None:
+            return False
+        values = dict(flatten(tasks))
+        if name not in values:
+            raise UserError(
+                f"train.best_metric {name!r} is not measured; allowed: {', '.join(values)}"
+            )
+        value = -values[name] if name.endswith("loss") else values[name]
+        is_best = self.best is None or value > self.best
+        if is_best:
+            self.best = value
+        return is_best
