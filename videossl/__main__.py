@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from videossl import commands
-from videossl.errors import Preempted, UserError
+from videossl.errors import Preempted, RankLost, UserError
 from videossl.version import __version__
 
 COMMANDS = {
@@ -59,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as stop:
         print(f"videossl {namespace.command}: {stop}", file=sys.stderr)
         return Preempted.EXIT_CODE
+    except RankLost as lost:
+        if str(lost):
+            print(f"videossl {namespace.command}: {lost}", file=sys.stderr)
+        return RankLost.EXIT_CODE
     except KeyboardInterrupt:
         print(f"videossl {namespace.command}: interrupted", file=sys.stderr)
         return 130

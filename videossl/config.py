@@ -112,6 +112,11 @@ class TrainSection(Section):
     )
     evaluate_every: int = Field(100, ge=1)
     evaluate_batches: int = Field(8, ge=1, description="of videos_per_step held-out clips each")
+    watchdog_seconds: float = Field(
+        300,
+        gt=0,
+        description="without progress before a run names the rank that stands still and ends",
+    )
     threads_per_process: int | None = Field(
         None, ge=1, description="of torch on CPUs; null: cores / processes"
     )

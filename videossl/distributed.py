@@ -23,6 +23,7 @@ class World:
     size: int
     local_rank: int
     device: torch.device
+    store: dist.Store | None = None  # shared by all ranks of this attempt; None in a world of one
 
     @property
     def is_main(self) -> bool:
@@ -60,14 +61,15 @@ def launched_world(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     store, rank, size = next(dist.rendezvous("env://"))
+    store = _unused_part(store, rank, size)
     dist.init_process_group(
         "nccl" if chosen.type == "cuda" else "gloo",
-        store=_unused_part(store, rank, size),
+        store=store,
         rank=rank,
         world_size=size,
     )
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_rank, chosen)
+        yield World(rank, size, local_rank, chosen, store)
     finally:
         dist.destroy_process_group()
 

@@ -11,6 +11,12 @@ class Preempted(Exception):
     EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later; tools/slurm.sbatch requeues on it
 
 
+class RankLost(Exception):
+    """Another process of the run is gone. The message is one line, or empty where another rank has said it."""
+
+    EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+
+
 class VideoDecodeError(UserError):
     """One video that cannot be decoded, with the backend that tried and the cause, in one line."""
 

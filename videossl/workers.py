@@ -136,6 +136,15 @@ class WorkerPool:
         """The process numbers of the living workers."""
         return [w.process.pid for w in self._workers.values() if w.process.pid is not None]
 
+    def busy(self) -> list[tuple[Any, float]]:
+        """The key and the seconds of each task being worked at; another thread may ask."""
+        found = []
+        for worker in list(self._workers.values()):
+            serial, since = self._clock[2 * worker.index : 2 * worker.index + 2]
+            keys = [task.key for task in list(worker.tasks) if task.serial == serial]
+            found += [(key, time.monotonic() - since) for key in keys]
+        return found
+
     def submit(self, key: Any, task: Any) -> None:
         """Hands a task to the worker with least to do, or keeps it until one has room. `key` names its outcome."""
         self.submit_all([(key, task)])

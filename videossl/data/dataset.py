@@ -84,7 +84,8 @@ class ClipDataset(Dataset[RawClips]):
         self.seed, self.short_side, self.shuffle = seed, short_side, shuffle
         self.rules, self.cut_bars = rules, cut_bars
         self.backend: Backend = backend
-        resolve_backend(backend, device)  # refused here: once, and not by every worker
+        # Refused here: once, and not by every worker.
+        self.reader = resolve_backend(backend, device)
         self.device = device
         needed = max(spec.min_span_seconds for spec in self.specs)
         self.rows, num_seen, num_broken = _usable_rows(manifest, rows, needed, rules)

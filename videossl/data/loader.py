@@ -10,7 +10,7 @@ replacement is a function of (seed, position, n), whichever worker finds out and
 import functools
 import logging
 from collections import deque
-from collections.abc import Generator, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -34,6 +34,13 @@ HELD_BATCHES = (
 )
 
 Batches = Generator[RawClips, None, None]
+
+
+@dataclass
+class DecodeStatus:
+    """`ask()` says which videos are being decoded and for how long; empty where no process but this one knows."""
+
+    ask: Callable[[], str] = str
 
 
 class StepPositions:
@@ -83,6 +90,7 @@ def frame_batches(
     memory_gib: float | None = None,
     quarantine: MutableMapping[str, Failure] | None = None,
     pin_memory: bool = False,
+    status: DecodeStatus | None = None,
 ) -> Batches:
     """The batches of these positions, decoded ahead by `num_workers` processes; 0 decodes in this one, when asked.
 
@@ -103,7 +111,7 @@ def frame_batches(
             dataset, positions, num_threads=num_workers, quarantine=quarantine
         )
     else:
-        batches = _PooledLoader(dataset, positions, quarantine, num_workers).batches(
+        batches = _PooledLoader(dataset, positions, quarantine, num_workers, status).batches(
             timeout_seconds, memory_gib
         )
     return _pinned(batches) if pin_memory else batches
@@ -135,7 +143,9 @@ class _PooledLoader:
         positions: StepPositions,
         quarantine: MutableMapping[str, Failure],
         num_workers: int,
+        status: DecodeStatus | None = None,
     ) -> None:
+        self.status = DecodeStatus() if status is None else status
         self.dataset, self.positions, self.quarantine = dataset, positions, quarantine
         self.num_rows = positions.videos_per_rank
         self.num_workers = min(num_workers, max(len(positions) * self.num_rows, 1))
@@ -159,6 +169,7 @@ class _PooledLoader:
         )
         with pool:
             steps = iter(self.positions)
+            self.status.ask = lambda: self._being_decoded(pool)
             for _ in range(PREFETCHED_BATCHES):
                 self._start_next(pool, steps)
             while self.in_flight:
@@ -170,6 +181,13 @@ class _PooledLoader:
                 self._start_next(pool, steps)  # before the consumer computes, not after
                 yield frames
                 del frames  # or the slot would be held until the next batch is there
+
+    def _being_decoded(self, pool: WorkerPool) -> str:
+        said = []
+        for (_, sample), seconds in pool.busy():
+            row = self.dataset.row_at(sample.position, sample.attempt)
+            said.append(f"{self.dataset.source_name(row)} for {seconds:.0f} s")
+        return ", ".join(said)
 
     def _decode(self, task: _Task) -> None:
         """In a worker."""

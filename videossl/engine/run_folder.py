@@ -31,6 +31,7 @@ FREE_KEYS = (
     ("train", "keep_checkpoints"),
     ("train", "best_metric"),
     ("train", "non_finite"),
+    ("train", "watchdog_seconds"),
     ("train", "evaluate_every"),
     ("train", "evaluate_batches"),
     ("train", "threads_per_process"),

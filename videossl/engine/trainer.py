@@ -1,6 +1,7 @@
 """The training loop: batch, views, one encoder forward for all tasks, one optimiser step; log, evaluate, checkpoint."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from videossl.config import Config
 from videossl.data.dataset import ClipDataset, RawClips
-from videossl.data.loader import Batches, StepPositions, frame_batches, to_clip_batch
+from videossl.data.loader import Batches, DecodeStatus, StepPositions, frame_batches, to_clip_batch
 from videossl.distributed import World, barrier, gather_objects, is_equal_on_all_ranks
 from videossl.engine.build import build_augmentation, build_datasets, build_model
 from videossl.engine.checkpoint import load_newest
@@ -25,10 +26,11 @@ from videossl.engine.optim import build_optimizer, lr_at
 from videossl.engine.preemption import StopAsked, StopRequest
 from videossl.engine.quarantine import Quarantine
 from videossl.engine.run_folder import open_run_folder
+from videossl.engine.status_lines import first_lines, peak_memory_gib, step_line
 from videossl.engine.sync_batchnorm import synchronize_batchnorm
 from videossl.engine.tallies import Tallies
-from videossl.errors import Preempted, UserError
-from videossl.models.encoder import count_parameters
+from videossl.engine.watchdog import Watchdog, is_broken_exchange
+from videossl.errors import Preempted, RankLost, UserError
 from videossl.rng import RowRandom, fold, row_random
 from videossl.types import ClipBatch
 
@@ -74,6 +76,8 @@ class Trainer:
             weight_decay=config.optim.weight_decay,
             betas=config.optim.betas,
         )
+        self.decode_status = DecodeStatus()
+        self.watchdog = Watchdog(world, config.train.watchdog_seconds)
         if not self._resume():
             self._prepare_tasks()
         self.ddp = self._distribute()
@@ -95,7 +99,16 @@ class Trainer:
             self.out, is_main=self.world.is_main, first_step=self.step, total_steps=train.steps
         )
         with logger, contextlib.closing(self.writer), contextlib.ExitStack() as stack:
-            logger.say(self.describe())
+            logger.say(
+                first_lines(
+                    self.config,
+                    self.world,
+                    self.model,
+                    self.train_data,
+                    self.heldout_data,
+                    step=self.step,
+                )
+            )
             if self.step >= train.steps:
                 logger.say(
                     f"already trained to step {self.step}; raise train.steps in a new folder to go on"
@@ -107,8 +120,14 @@ class Trainer:
                 contextlib.closing(self._batches(self.train_data, first, last))
             )
             self.model.train()
+            stack.enter_context(self.watchdog)
             try:
                 self._train(batches, logger)
+            except RuntimeError as error:
+                lost = self.watchdog.lost() if is_broken_exchange(error) else None
+                if lost is None:
+                    raise
+                raise RankLost(lost) from error
             except StopAsked as stop:
                 self.save()
                 self.writer.finish()
@@ -148,10 +167,12 @@ class Trainer:
         all_results, video_ids = [], []
         for micro in range(config.train.accumulate):
             before = time.perf_counter()
+            self.watchdog.note(self.step, "waiting for data", lambda: self.decode_status.ask())
             raw = next(batches)
             waited += time.perf_counter() - before
             self.quarantine.record(raw.failures, step=self.step)
             self.quarantine.count(raw.failures, num_samples=len(raw.video_ids))
+            self.watchdog.note(self.step, "forward", functools.partial(self._names, raw.video_ids))
             is_last = micro == config.train.accumulate - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
                 index = self.step * config.train.accumulate + micro
@@ -162,6 +183,7 @@ class Trainer:
                 with self._autocast():
                     views = self.model.make_views(batch, rng)
                     loss, results = self.ddp(views)
+                self.watchdog.note(self.step, "backward")
                 (loss / config.train.accumulate).backward()
             all_results.append(results)
             video_ids.append(raw.video_ids)
@@ -188,6 +210,9 @@ class Trainer:
         batches = self._batches(self.heldout_data, 0, self.config.train.evaluate_batches)
         for index, raw in enumerate(batches):
             self.stop.check()
+            self.watchdog.note(
+                self.step, "evaluation", functools.partial(self._names, raw.video_ids)
+            )
             self.quarantine.record(raw.failures, step=self.step)
             batch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
             with self._autocast():
@@ -202,6 +227,7 @@ class Trainer:
 
         Raises UserError if the weights are not finite.
         """
+        self.watchdog.note(self.step, "saving")
         self.guard.read()
         refuse_non_finite(list(self.model.state_dict().items()), self.step)
         tallies = gather_objects(self.interval.tallies.state())
@@ -228,20 +254,6 @@ class Trainer:
             final_share=optim.final_lr_share,
         )
 
-    def describe(self) -> str:
-        """What this run is, in a few lines."""
-        config, data = self.config, self.train_data
-        heldout = len(self.heldout_data) if self.heldout_data is not None else 0
-        encoder = self.model.encoder
-        return (
-            f"videos: {len(data)} to train on, {heldout} held out by source group; left out: {data.left_out}\n"
-            f"batch: {config.data.videos_per_step} videos over {self.world.size} process(es), "
-            f"x{config.train.accumulate} accumulated, on {self.world.device.type}\n"
-            f"encoder: {encoder.spec.name} to {encoder.spec.deepest_stage}, "
-            f"{count_parameters(encoder) / 1e6:.2f} M parameters; tasks: {', '.join(config.tasks)}\n"
-            f"out: {self.out}, from step {self.step} to {config.train.steps}"
-        )
-
     def _batches(self, data: ClipDataset, first: int, last: int) -> Batches:
         positions = StepPositions(
             first,
@@ -255,6 +267,7 @@ class Trainer:
             positions,
             **self._worker_options(),
             pin_memory=self.world.device.type == "cuda",
+            status=self.decode_status,
         )
 
     def _worker_options(self) -> dict[str, Any]:
@@ -269,7 +282,13 @@ class Trainer:
     def _prepare_tasks(self) -> None:
         """Lets tasks fit what they need of the data, on the same videos on every rank."""
         positions = StepPositions(0, 1, rank=0, world_size=1, videos_per_rank=PREPARATION_VIDEOS)
-        (raw,) = frame_batches(self.train_data, positions, **self._worker_options())
+        with self.watchdog:
+            self.watchdog.note(
+                0, "decoding what tasks prepare on", lambda: self.decode_status.ask()
+            )
+            (raw,) = frame_batches(
+                self.train_data, positions, **self._worker_options(), status=self.decode_status
+            )
         self.quarantine.record(raw.failures, step=0)
         batch: ClipBatch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
         for _, task in self.model.named_tasks():
@@ -314,6 +333,9 @@ class Trainer:
         ids = [self.world.local_rank] if self.world.device.type == "cuda" else None
         return DistributedDataParallel(self.model, device_ids=ids)
 
+    def _names(self, video_ids: torch.Tensor) -> str:
+        return ", ".join(self.train_data.source_name(row) for row in video_ids.tolist())
+
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         if isinstance(self.ddp, DistributedDataParallel):
             return self.ddp.no_sync()
@@ -342,19 +364,18 @@ class Trainer:
         steps = self.step - interval.first_step
         videos = steps * self.config.data.videos_per_step * self.config.train.accumulate
         clips = videos * sum(spec.num_clips for spec in self.train_data.specs)
+        left = (self.config.train.steps - self.step) * interval.seconds / steps
         values = {
+            "epoch": self.step * videos / steps / len(self.train_data),
             "lr": self.lr(),
             "clips_per_second": clips / interval.seconds,
             "data_wait_share": interval.waited / interval.seconds,
+            "seconds_left": left,
+            "memory_gib": peak_memory_gib(self.world.device),
             "bad_videos": self.quarantine.num_failures,
             "skipped_steps": self.guard.count,
         }
-        line = (
-            f"step {self.step}/{self.config.train.steps}  {describe_tasks(tasks)}  lr {values['lr']:.2e}  "
-            f"{values['clips_per_second']:.1f} clips/s  waiting {100 * values['data_wait_share']:.0f} %"
-            + (f"  bad {values['bad_videos']}" if values["bad_videos"] else "")
-            + (f"  skipped {values['skipped_steps']}" if values["skipped_steps"] else "")
-        )
+        line = step_line(self.step, self.config.train.steps, tasks, values)
         logger.write(self.step, line, {"tasks": tasks, **values}, "train/")
 
     def _log_evaluation(self, logger: RunLogger) -> bool:

@@ -1,0 +1,47 @@
+"""One line names the rank that stands still or dies, its step and its videos."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from test_fault_tolerance import CONFIG, torchrun
+from test_train import arguments
+
+
+def failed_run(kind: str, video_folder: Path, tmp_path: Path) -> list[str]:
+    """What the run says, without torchrun's own words."""
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    script = str(Path(__file__).with_name("stalled_run.py"))
+    overrides = ["train.watchdog_seconds=3", "data.timeout_seconds=500", "train.evaluate_every=99"]
+    run = arguments(tmp_path / "c.yaml", video_folder, tmp_path / "run", *overrides)
+    started = time.monotonic()
+    done = subprocess.run(
+        torchrun(script, kind, *run), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert time.monotonic() - started < 100
+    assert done.returncode != 0
+    return [line for line in done.stderr.splitlines() if "rank 1 " in line and "[rank" not in line]
+
+
+def test_a_rank_that_stands_still_is_named(video_folder, tmp_path):
+    (line,) = failed_run("sleep", video_folder, tmp_path)
+    assert line.startswith("no progress for 3 s (train.watchdog_seconds) of rank 1 at step 3 (")
+    assert line.endswith("the same command goes on from the last checkpoint")
+
+
+def test_a_rank_that_waits_for_a_video_names_it(video_folder, tmp_path):
+    (line,) = failed_run("data", video_folder, tmp_path)
+    assert "of rank 1 at step 0 (decoding what tasks prepare on: " in line
+    assert ".mp4 for " in line
+
+
+def test_a_rank_that_dies_is_named(video_folder, tmp_path):
+    (line,) = failed_run("die", video_folder, tmp_path)
+    assert "rank 1 died, or was stopped, at step" in line
+
+
+@pytest.mark.slow  # torchrun gives a stopped process 30 s to end
+def test_a_rank_that_is_stopped_is_named(video_folder, tmp_path):
+    (line,) = failed_run("stop", video_folder, tmp_path)
+    assert "no answer for 3 s (train.watchdog_seconds) from rank 1 at step" in line
