@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from videossl.config import Config, read_yaml
+from videossl.distributed import barrier
 from videossl.engine.checkpoint import drop_unfinished
 from videossl.errors import UserError
 from videossl.version import __version__
@@ -36,29 +37,46 @@ FREE_KEYS = (
     ("train", "evaluate_batches"),
     ("train", "threads_per_process"),
 )
+CONFIG_NAME = "config.yaml"
+CONFIG_BEGUN = "config.yaml.tmp"  # a run killed while it was made leaves no more than this
 PACKAGES = ("torch", "torchvision", "torchcodec", "av", "decord", "pytorchvideo", "numpy")
 
 
 def open_run_folder(config: Config, *, is_main: bool) -> None:
-    """Makes the run's folder, or takes one whose config agrees.
+    """Makes the run's folder, or takes one whose config agrees; every rank must call it, the main one writes.
 
     Raises UserError if the folder holds something else, saying which setting differs and what can be done.
     """
+    check_run_folder(config)
+    barrier()  # no rank looks at what the main one is making
     out = Path(config.out)
-    existing = out / "config.yaml"
+    if is_main:
+        _make(out, config)
+    barrier()  # no rank writes before the folder is there
+
+
+def check_run_folder(config: Config) -> None:
+    """Raises UserError where `open_run_folder` would; writes nothing."""
+    out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise UserError(f"out={out} is a file: name a folder")
+    existing = out / CONFIG_NAME
     if existing.exists():
         _refuse_other_config(out, config, read_yaml(existing))
-        if is_main:
-            drop_unfinished(out / "checkpoints")
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(path.name != CONFIG_BEGUN for path in out.iterdir()):
         raise UserError(f"out={out} is not empty and holds no run: name a new folder, or empty it")
-    if is_main:
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        existing.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _make(out: Path, config: Config) -> None:
+    """The config is the first to be there, whole: without it the folder is no run's, and is refused."""
+    if not (out / CONFIG_NAME).exists():
+        out.mkdir(parents=True, exist_ok=True)
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+        (out / CONFIG_BEGUN).write_text(text)
+        (out / CONFIG_BEGUN).replace(out / CONFIG_NAME)
         (out / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
+    (out / "checkpoints").mkdir(exist_ok=True)
+    drop_unfinished(out / "checkpoints")
 
 
 def _refuse_other_config(out: Path, config: Config, saved: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from videossl.config import Config
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.data.loader import Batches, DecodeStatus, StepPositions, frame_batches, to_clip_batch
-from videossl.distributed import World, barrier, gather_objects, is_equal_on_all_ranks
+from videossl.distributed import World, gather_objects, is_equal_on_all_ranks
 from videossl.engine.build import build_augmentation, build_datasets, build_model
 from videossl.engine.checkpoint import load_newest
 from videossl.engine.checkpoint_writer import CheckpointWriter
@@ -59,7 +59,6 @@ class Trainer:
         self.train_data, self.heldout_data = build_datasets(config, self.model, world)
         self.augmentation = build_augmentation(config)
         open_run_folder(config, is_main=world.is_main)
-        barrier()  # no rank writes before the folder is there
         self.out = Path(config.out)
         self.step = 0
         self.interval = Interval(0)
