@@ -11,6 +11,7 @@ FLOOR_ONE = {
     "distributed",
     "errors",
     "color",
+    "drawing",
     "progress",
     "masks",
     "video_writer",
@@ -43,12 +44,13 @@ ALLOWED = {
         "types",
         "errors",
         "color",
+        "drawing",
         "progress",
         "masks",
         "video_writer",
         "version",
     },
-    "pretext": {"pretext", "models", "types", "rng", "errors", "color"},
+    "pretext": {"pretext", "models", "types", "rng", "errors", "color", "drawing"},
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
 }
 

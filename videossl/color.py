@@ -34,6 +34,31 @@ def rgb_to_lab(rgb: Tensor, dim: int = -3) -> Tensor:
     return torch.stack((116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)), dim)
 
 
+def lab_to_rgb(lab: Tensor, dim: int = -3) -> Tensor:
+    """sRGB in [0, 1] of CIE Lab (D65), channels on axis `dim`, float; colours outside of sRGB are clipped."""
+    lightness, a, b = lab.unbind(dim)
+    fy = (lightness + 16) / 116
+    xyz = [
+        torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+        for f in (fy + a / 500, fy, fy - b / 200)
+    ]
+    to_rgb = torch.tensor(_RGB_TO_XYZ, dtype=torch.float64).inverse().tolist()
+    linear = torch.stack([sum(w * v for w, v in zip(row, xyz, strict=True)) for row in to_rgb], dim)
+    linear = linear.clamp(0, 1)
+    return torch.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055
+    ).clamp(0, 1)
+
+
+def picture(normalized: Tensor, dim: int = -3) -> Tensor:
+    """What people see of the encoders' input form: uint8 RGB, same shape, on the CPU."""
+    shape = [1] * normalized.ndim
+    shape[dim] = 3
+    offset, scale = (normalized.new_tensor(v).view(shape) for v in (LAB_OFFSET, LAB_SCALE))
+    rgb = lab_to_rgb((normalized * scale + offset).float(), dim)
+    return (255 * rgb).round().to(torch.uint8).cpu()
+
+
 def normalize_lab(lab: Tensor, dim: int = -3) -> Tensor:
     """Lab to the encoders' input form, same shape."""
     shape = [1] * lab.ndim

@@ -99,13 +99,21 @@ class TrainSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 on GPUs, fp32 on CPUs"
     )
+    task_weights: Literal["fixed", "learned"] = Field(
+        "fixed",
+        description="learned: each task's weight times its learned certainty (Kendall 2018)",
+    )
+    channels_last: bool | None = Field(
+        None, description="memory order of the encoder; null: channels_last_3d on GPUs"
+    )
+    compile: bool = Field(False, description="torch.compile of the encoder")
     sync_batchnorm: bool = Field(False, description="share batch statistics over processes")
     log_every: int = Field(10, ge=1)
     save_every: int = Field(100, ge=1)
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones; the best is kept beside")
     best_metric: str | None = Field(
         None,
-        description="whose best checkpoint is kept as best.pt, for example arrow_of_time/accuracy of the held-out videos",
+        description="whose best checkpoint is kept: heldout/arrow_of_time/accuracy, knn/accuracy, tracking/J&F-Mean",
     )
     non_finite: Literal["skip", "abort"] = Field(
         "skip", description="what to do with a step whose loss or gradient is not finite"
@@ -122,6 +130,32 @@ class TrainSection(Section):
     )
 
 
+class KnnSection(Section):
+    manifest: str | None = Field(None, description="with labels; null: no kNN while training")
+    every: int = Field(500, ge=1, description="steps")
+    num_frames: int = Field(8, ge=1)
+    seconds_between_frames: float = Field(2 / 15, gt=0)
+    neighbours: int = Field(20, ge=1)
+    temperature: float = Field(0.07, gt=0)
+
+
+class TrackingSection(Section):
+    davis: str | None = Field(None, description="root of a DAVIS tree; null: no tracking")
+    every: int = Field(500, ge=1, description="steps")
+    split: str = "val"
+    sequences: tuple[str, ...] | None = Field(None, description="only these of the split")
+    max_frames: int | None = Field(25, ge=3, description="of each sequence; null: all")
+
+
+class MonitorSection(Section):
+    gradients_every: int = Field(
+        100, ge=0, description="steps between measurements of each task's gradient; 0: never"
+    )
+    pictures: bool = Field(True, description="what tasks see and answer, in TensorBoard")
+    knn: KnnSection = KnnSection()
+    tracking: TrackingSection = TrackingSection()
+
+
 class Config(Section):
     out: str = Field(description="folder of the run")
     seed: int = 0
@@ -135,6 +169,7 @@ class Config(Section):
     )
     optim: OptimSection = OptimSection()
     train: TrainSection = TrainSection()
+    monitor: MonitorSection = MonitorSection()
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -111,6 +111,11 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def world_size() -> int:
+    """The number of ranks; 1 without torchrun."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def gather_objects(value: Any) -> list[Any]:
     """Every rank's value, in order, on the main rank; empty on the others. Small things of plain types and CPU tensors."""
     if not dist.is_initialized():
@@ -118,6 +123,15 @@ def gather_objects(value: Any) -> list[Any]:
     gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, gathered, dst=0)
     return gathered or []
+
+
+def from_main(value: Any) -> Any:
+    """The main rank's value, on every rank. Small things of plain types."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def is_equal_on_all_ranks(value: int) -> bool:

@@ -122,7 +122,8 @@ class TaskResult:
 
     A tally is (2, G): sums and counts per group, made by `tally`. Adding tallies over batches and ranks and then taking
     `tally_value` gives the exact mean over all of them. `accuracy` and `chance` are always among them: chance is what
-    the best guess that does not look at the input scores on `accuracy`.
+    the best guess that does not look at the input scores on `accuracy`. `cheat` is what the cheapest known rule without
+    a network scores on it, where there is one.
     """
 
     loss: Tensor

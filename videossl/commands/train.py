@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.distributed import launched_world
     from videossl.engine.preemption import StopRequest
     from videossl.engine.trainer import Trainer
+    from videossl.engine.watchdog import Watchdog
 
     config = load_config(args.config, args.overrides)
     with launched_world(config.device) as world:
@@ -40,6 +41,6 @@ def run(args: argparse.Namespace) -> int:
                 else os.cpu_count() or 1
             )
             torch.set_num_threads(config.train.threads_per_process or max(1, cores // processes))
-        with StopRequest() as stop:
-            Trainer(config, world, stop).run()
+        with StopRequest() as stop, Watchdog(world, config.train.watchdog_seconds) as watchdog:
+            Trainer(config, world, stop=stop, watchdog=watchdog).run()
     return 0

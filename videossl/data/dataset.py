@@ -117,6 +117,10 @@ class ClipDataset(Dataset[RawClips]):
         """Where a row's video lies, for people."""
         return str(self.manifest[row].source)
 
+    def source_names(self, rows: Tensor) -> str:
+        """Where the videos of some rows lie, for people."""
+        return ", ".join(self.source_name(row) for row in rows.tolist())
+
     def frame_shapes(self) -> dict[ClipSpec, tuple[int, ...]]:
         """(K, T, 3, S, S) of each spec's frames of one video."""
         side = self.short_side

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
@@ -51,7 +52,12 @@ def build_model(config: Config) -> MultiTask:
             tasks[name] = load(name)(task_config, encoder.stages)
         except ValueError as error:
             raise UserError(f"tasks.{name}: {error}") from error
-    return MultiTask(encoder, tasks, {name: c.weight for name, c in configs.items()})
+    return MultiTask(
+        encoder,
+        tasks,
+        {name: c.weight for name, c in configs.items()},
+        learn_weights=config.train.task_weights == "learned",
+    )
 
 
 @dataclass(frozen=True)
@@ -130,3 +136,10 @@ def build_datasets(
 def build_augmentation(config: Config) -> Augmentation:
     """The augment section as the transforms want it."""
     return Augmentation(**config.augment.model_dump())
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """The precision of forward passes: bfloat16 where `train.precision` says so, on GPUs by default."""
+    precision = config.train.precision
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

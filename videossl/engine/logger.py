@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("videossl")
@@ -58,6 +59,12 @@ class RunLogger:
         self._jsonl.write(json.dumps(_without_nan({"step": step, **values})) + "\n")
         for name, value in flatten(values):
             self._tensorboard.add_scalar(prefix + name, value, step)
+
+    def draw(self, step: int, tag: str, pictures: Mapping[str, Tensor]) -> None:
+        """Pictures (3, H, W) uint8 for TensorBoard."""
+        if self.is_main:
+            for name, picture in pictures.items():
+                self._tensorboard.add_image(f"{tag}/{name}", picture, step)
 
     def say(self, line: str) -> None:
         """A line for people only."""
@@ -121,8 +128,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
 
 
 def describe_tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
-    """`order_verification loss 0.693 acc 0.51 (chance 0.50)  arrow_of_time ...`."""
+    """`order_verification loss 0.693 acc 0.51 (chance 0.50, cheat 0.54)  arrow_of_time ...`."""
     return "  ".join(
-        f"{name} loss {m['loss']:.3f} acc {m['accuracy']:.3f} (chance {m['chance']:.2f})"
+        f"{name} loss {m['loss']:.3f} acc {m['accuracy']:.3f} ({describe_bars(m)})"
         for name, m in tasks.items()
     )
+
+
+def describe_bars(metrics: Mapping[str, float]) -> str:
+    """What an accuracy must be above: chance, and the cheapest cheat where one is known."""
+    cheat = f", cheat {metrics['cheat']:.2f}" if "cheat" in metrics else ""
+    return f"chance {metrics['chance']:.2f}{cheat}"

@@ -24,15 +24,27 @@ class _Request:
 
 
 class MultiTask(nn.Module):
-    """An encoder and its tasks; `forward(views)` encodes the views of all tasks together and lets each task judge."""
+    """An encoder and its tasks; `forward(views)` encodes the views of all tasks together and lets each task judge.
+
+    `weights` are the fixed factors of the tasks' losses. With `learn_weights` each loss l is besides weighed by its own
+    uncertainty, w (exp(-s) l + s / 2) with s = log sigma^2 learned from 0 (Kendall, Gal, Cipolla, CVPR 2018, section 3.2).
+    """
 
     def __init__(
-        self, encoder: Encoder, tasks: Mapping[str, PretextTask], weights: Mapping[str, float]
+        self,
+        encoder: Encoder,
+        tasks: Mapping[str, PretextTask],
+        weights: Mapping[str, float],
+        *,
+        learn_weights: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.tasks = nn.ModuleDict(tasks)
         self.weights = dict(weights)
+        self.log_variances = (
+            nn.ParameterDict({name: torch.zeros(()) for name in tasks}) if learn_weights else None
+        )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> dict[str, Views]:
         """Each task's views of the batch, without gradient."""
@@ -45,10 +57,31 @@ class MultiTask(nn.Module):
         results = {
             name: task(features[name], views[name].targets) for name, task in self.named_tasks()
         }
-        total = torch.stack(
-            [self.weights[name] * result.loss for name, result in results.items()]
-        ).sum()
-        return total, results
+        return torch.stack(list(self.terms(results).values())).sum(), results
+
+    def terms(self, results: Mapping[str, TaskResult]) -> dict[str, Tensor]:
+        """What each task adds to the total loss."""
+        if self.log_variances is None:
+            return {name: self.weights[name] * result.loss for name, result in results.items()}
+        return {
+            name: self.weights[name] * (torch.exp(-s) * results[name].loss + s / 2)
+            for name, s in self.log_variances.items()
+        }
+
+    def learned_weights(self) -> dict[str, float]:
+        """The factors that learned weights have come to; empty where they are fixed."""
+        learned = self.log_variances.items() if self.log_variances is not None else ()
+        return {name: self.weights[name] * float(torch.exp(-s.detach())) for name, s in learned}
+
+    def draw(self, views: Mapping[str, Views]) -> dict[str, Tensor]:
+        """Pictures (3, H, W) uint8 of what the tasks see and answer, by `task/name`; call `eval` before."""
+        with torch.no_grad():
+            features = self.encode(views)
+            return {
+                f"{name}/{title}": picture
+                for name, task in self.named_tasks()
+                for title, picture in task.draw(views[name], features[name]).items()
+            }
 
     def encode(self, views: Mapping[str, Views]) -> dict[str, dict[str, FeatureMaps]]:
         """{task: {view: features at the task's stage}}, by one encoder call per shape of view.

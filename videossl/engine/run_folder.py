@@ -36,6 +36,7 @@ FREE_KEYS = (
     ("train", "evaluate_every"),
     ("train", "evaluate_batches"),
     ("train", "threads_per_process"),
+    ("monitor",),  # looks, and changes nothing
 )
 CONFIG_NAME = "config.yaml"
 CONFIG_BEGUN = "config.yaml.tmp"  # a run killed while it was made leaves no more than this
@@ -84,7 +85,8 @@ def _refuse_other_config(out: Path, config: Config, saved: dict[str, Any]) -> No
     differing = [
         f"{'.'.join(path)} was {_at(saved, path)!r}, is {_at(current, path)!r}"
         for path in sorted({*_paths(saved), *_paths(current)})
-        if path not in FREE_KEYS and _at(saved, path) != _at(current, path)
+        if not any(path[: len(free)] == free for free in FREE_KEYS)
+        and _at(saved, path) != _at(current, path)
     ]
     if differing:
         shown = "; ".join(differing[:3]) + (

@@ -1,11 +1,11 @@
 """Sums of task results over batches and ranks: read from the device only when somebody looks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from videossl.distributed import sum_over_ranks
+from videossl.distributed import World, sum_over_ranks
 from videossl.types import TaskResult, tally, tally_value
 
 
@@ -14,6 +14,20 @@ class Tallies:
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], Tensor] = {}
+
+    @classmethod
+    def continued(
+        cls, states: Sequence[Mapping[str, Mapping[str, Tensor]]], world: World
+    ) -> "Tallies":
+        """From the `state` of each rank: its own, or all of them on the main rank if there were more or fewer ranks."""
+        tallies = cls()
+        if len(states) == world.size:
+            states = [states[world.rank]]
+        elif not world.is_main:
+            states = []
+        for state in states:
+            tallies.add_state(state, world.device)
+        return tallies
 
     def add(self, results: Mapping[str, TaskResult], skipped: Tensor | None = None) -> None:
         """Adds one batch, as zero where `skipped` is true; no transfer from the device."""
@@ -39,7 +53,10 @@ class Tallies:
                 self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
 
     def values(self) -> dict[str, dict[str, float]]:
-        """{task: {metric: mean}} over all ranks, one transfer; every rank must call it."""
+        """{task: {metric: mean}} over all ranks, one transfer; every rank must call it.
+
+        `answers` is the number of those whose mean the accuracy is.
+        """
         if not self._sums:
             return {}
         flat = sum_over_ranks(
@@ -51,4 +68,6 @@ class Tallies:
             summed = flat[start : start + tallied.numel()].view_as(tallied)
             start += tallied.numel()
             values.setdefault(task, {})[name] = tally_value(summed)
+            if name == "accuracy":
+                values[task]["answers"] = float(summed[1].sum())
         return values

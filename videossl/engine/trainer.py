@@ -4,35 +4,38 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from videossl.config import Config
-from videossl.data.dataset import ClipDataset, RawClips
-from videossl.data.loader import Batches, DecodeStatus, StepPositions, frame_batches, to_clip_batch
+from videossl.data.dataset import RawClips
+from videossl.data.loader import Batches
 from videossl.distributed import World, gather_objects, is_equal_on_all_ranks
-from videossl.engine.build import build_augmentation, build_datasets, build_model
+from videossl.engine.alarms import Alarms
+from videossl.engine.build import autocast, build_datasets, build_model
 from videossl.engine.checkpoint import load_newest
 from videossl.engine.checkpoint_writer import CheckpointWriter
+from videossl.engine.evaluation import Details, Evaluation, Evaluations
+from videossl.engine.feed import Feed
 from videossl.engine.finite import FiniteGuard, refuse_non_finite
+from videossl.engine.heldout import HeldOut
 from videossl.engine.interval import Interval
-from videossl.engine.logger import RunLogger, describe_tasks, flatten
-from videossl.engine.multitask import MultiTask
+from videossl.engine.logger import RunLogger
 from videossl.engine.optim import build_optimizer, lr_at
+from videossl.engine.placement import distribute, no_sync, place
 from videossl.engine.preemption import StopAsked, StopRequest
 from videossl.engine.quarantine import Quarantine
+from videossl.engine.report import Report
 from videossl.engine.run_folder import open_run_folder
-from videossl.engine.status_lines import first_lines, peak_memory_gib, step_line
-from videossl.engine.sync_batchnorm import synchronize_batchnorm
+from videossl.engine.status_lines import first_lines
 from videossl.engine.tallies import Tallies
 from videossl.engine.watchdog import Watchdog, is_broken_exchange
 from videossl.errors import Preempted, RankLost, UserError
-from videossl.rng import RowRandom, fold, row_random
-from videossl.types import ClipBatch
+from videossl.rng import fold
+from videossl.types import TaskResult
 
 log = logging.getLogger("videossl")
 
@@ -42,44 +45,62 @@ PREPARATION_VIDEOS = 32  # that tasks may fit colour classes on: the same ones o
 class Trainer:
     """One run of a config in one process of `world`. `run()` trains to the last step and may be called again later.
 
+    `stop` and `watchdog` are the caller's, who enters them; `evaluations` are run besides the one on held-out videos.
     Raises UserError for anything the user can mend: config, manifest, folder, checkpoint, too many bad videos.
     """
 
-    def __init__(self, config: Config, world: World, stop: StopRequest | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        *,
+        stop: StopRequest | None = None,
+        watchdog: Watchdog | None = None,
+        evaluations: Sequence[Evaluation] = (),
+    ) -> None:
         self.config, self.world = config, world
         self.stop = StopRequest() if stop is None else stop
-        videos = config.data.videos_per_step
-        if videos % world.size:
+        self.watchdog = (
+            Watchdog(world, config.train.watchdog_seconds) if watchdog is None else watchdog
+        )
+        if config.data.videos_per_step % world.size:
             raise UserError(
-                f"data.videos_per_step {videos} must be a multiple of the {world.size} processes"
+                f"data.videos_per_step {config.data.videos_per_step} must be a multiple of the {world.size} processes"
             )
-        self.videos_per_rank = videos // world.size
         torch.manual_seed(fold(config.seed, "weights"))
         self.model = build_model(config)
+        self.watchdog.note(0, "opening the data")
         self.train_data, self.heldout_data = build_datasets(config, self.model, world)
-        self.augmentation = build_augmentation(config)
         open_run_folder(config, is_main=world.is_main)
         self.out = Path(config.out)
         self.step = 0
         self.interval = Interval(0)
-        self.owes_evaluation = False  # of a run stopped in the middle of one
-        self.best: float | None = None  # of train.best_metric
         self.writer = CheckpointWriter(self.out / "checkpoints", keep=config.train.keep_checkpoints)
-        self.quarantine = Quarantine(
+        quarantine = Quarantine(
             self.out, rank=world.rank, max_bad_fraction=config.data.max_bad_fraction
         )
-        self.model.to(world.device)
+        self.feed = Feed(config, world, quarantine)
+        self.alarms = Alarms(is_main=world.is_main)
+        heldout = (
+            [HeldOut(config, self.feed, self.heldout_data, self.alarms)]
+            if self.heldout_data
+            else []
+        )
+        self.evaluations = Evaluations(
+            [*heldout, *evaluations],
+            best_metric=config.train.best_metric,
+            total_steps=config.train.steps,
+        )
+        place(self.model, config, world)
         self.optimizer = build_optimizer(
             self.model,
             lr=config.optim.lr,
             weight_decay=config.optim.weight_decay,
             betas=config.optim.betas,
         )
-        self.decode_status = DecodeStatus()
-        self.watchdog = Watchdog(world, config.train.watchdog_seconds)
         if not self._resume():
             self._prepare_tasks()
-        self.ddp = self._distribute()
+        self.ddp = distribute(self.model, config, world)
         self.guard = FiniteGuard(
             self.model,
             self.out,
@@ -87,17 +108,20 @@ class Trainer:
             rank=world.rank,
             name_of=self.train_data.source_name,
         )
+        self.report = Report(
+            config, self.model, self.train_data, self.feed, self.guard, self.alarms
+        )
 
     def run(self) -> None:
         """Trains from the current step to `train.steps`.
 
-        Raises Preempted, with a checkpoint written, when a scheduler asked for it.
+        Raises Preempted, with a checkpoint written, when a scheduler asked for it, and RankLost when another rank died.
         """
         train = self.config.train
         logger = RunLogger(
             self.out, is_main=self.world.is_main, first_step=self.step, total_steps=train.steps
         )
-        with logger, contextlib.closing(self.writer), contextlib.ExitStack() as stack:
+        with logger, contextlib.closing(self.writer):
             logger.say(
                 first_lines(
                     self.config,
@@ -113,48 +137,50 @@ class Trainer:
                     f"already trained to step {self.step}; raise train.steps in a new folder to go on"
                 )
                 return
-            first, last = self.step * train.accumulate, train.steps * train.accumulate
             # Closed however the run ends, so that no worker outlives it.
-            batches = stack.enter_context(
-                contextlib.closing(self._batches(self.train_data, first, last))
-            )
-            self.model.train()
-            stack.enter_context(self.watchdog)
-            try:
-                self._train(batches, logger)
-            except RuntimeError as error:
-                lost = self.watchdog.lost() if is_broken_exchange(error) else None
-                if lost is None:
-                    raise
-                raise RankLost(lost) from error
-            except StopAsked as stop:
-                self.save()
-                self.writer.finish()
-                name = self.stop.signal_name or "a signal to another rank"
-                raise Preempted(
-                    f"stopped by {name} at step {self.step}, which is saved: the same command goes on from there"
-                ) from stop
+            with contextlib.closing(self.batches()) as batches:
+                self.model.train()
+                self._train_or_explain(batches, logger)
             self.writer.finish()
+
+    def _train_or_explain(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
+        try:
+            self._train(batches, logger)
+        except RuntimeError as error:
+            lost = self.watchdog.lost() if is_broken_exchange(error) else None
+            if lost is None:
+                raise
+            raise RankLost(lost) from error
+        except StopAsked as stop:
+            self.save()
+            self.writer.finish()
+            name = self.stop.signal_name or "a signal to another rank"
+            raise Preempted(
+                f"stopped by {name} at step {self.step}, which is saved: the same command goes on from there"
+            ) from stop
 
     def _train(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
         train = self.config.train
-        if self.owes_evaluation:
-            self._log_evaluation(logger)
+        self._evaluate(logger)  # what a run that was stopped in the middle of it still owes
         while self.step < train.steps:
             self.interval.waited += self.train_step(batches)
             logger.advance(self.step)
-            done = self.step == train.steps
-            if self.step % train.log_every == 0 or done:
-                self._log(logger)
+            if self._is_logged(self.step):
+                self.report.write(logger, self.step, self.interval, self.lr())
                 self.interval = Interval(self.step)
-            is_best = False
-            if self.heldout_data is not None and (self.step % train.evaluate_every == 0 or done):
-                with self.interval.paused():
-                    is_best = self._log_evaluation(logger)
-            if self.step % train.save_every == 0 or done or is_best:
-                with self.interval.paused():
+            self.evaluations.become_due(self.step)
+            with self.interval.paused():
+                is_best = self._evaluate(logger)
+                if self.step % train.save_every == 0 or self.step == train.steps or is_best:
                     self.save(is_best=is_best)
             self.stop.check()
+
+    def batches(self) -> Batches:
+        """This rank's batches from the current step to the last one; close it to end the workers."""
+        accumulate = self.config.train.accumulate
+        return self.feed.batches(
+            self.train_data, self.step * accumulate, self.config.train.steps * accumulate
+        )
 
     def train_step(self, batches: Iterator[RawClips]) -> float:
         """One optimiser step; returns the seconds spent waiting for data."""
@@ -166,23 +192,21 @@ class Trainer:
         all_results, video_ids = [], []
         for micro in range(config.train.accumulate):
             before = time.perf_counter()
-            self.watchdog.note(self.step, "waiting for data", lambda: self.decode_status.ask())
+            self.watchdog.note(self.step, "waiting for data", lambda: self.feed.status.ask())
             raw = next(batches)
             waited += time.perf_counter() - before
-            self.quarantine.record(raw.failures, step=self.step)
-            self.quarantine.count(raw.failures, num_samples=len(raw.video_ids))
-            self.watchdog.note(self.step, "forward", functools.partial(self._names, raw.video_ids))
+            self.feed.quarantine.record(raw.failures, step=self.step)
+            self.feed.quarantine.count(raw.failures, num_samples=len(raw.video_ids))
+            names = functools.partial(self.train_data.source_names, raw.video_ids)
+            self.watchdog.note(self.step, "forward", names)
             is_last = micro == config.train.accumulate - 1
-            with contextlib.nullcontext() if is_last else self._no_sync():
-                index = self.step * config.train.accumulate + micro
-                rng = self._rows("views", index, len(raw.video_ids))
-                # Dropout draws from torch's global generator: seeded last, whatever drew from it before.
-                torch.manual_seed(fold(config.seed, "dropout", index, self.world.rank))
-                batch = to_clip_batch(raw, self.world.device, self.augmentation, rng)
-                with self._autocast():
-                    views = self.model.make_views(batch, rng)
-                    loss, results = self.ddp(views)
+            if is_last and self._is_logged(self.step + 1):
+                self.report.probe.arm()
+            with contextlib.nullcontext() if is_last else no_sync(self.ddp):
+                loss, results = self._forward(raw, micro)
                 self.watchdog.note(self.step, "backward")
+                if micro == 0 and self._measures_gradients():
+                    self.report.gradients.measure(self.model.terms(results))
                 (loss / config.train.accumulate).backward()
             all_results.append(results)
             video_ids.append(raw.video_ids)
@@ -200,26 +224,15 @@ class Trainer:
         self.step += 1
         return waited
 
-    @torch.no_grad()
-    def evaluate(self) -> dict[str, dict[str, float]]:
-        """{task: {metric: mean}} on clips of the held-out videos, the same ones at every call; no augmentation."""
-        assert self.heldout_data is not None
-        self.model.eval()
-        tallies = Tallies()
-        batches = self._batches(self.heldout_data, 0, self.config.train.evaluate_batches)
-        for index, raw in enumerate(batches):
-            self.stop.check()
-            self.watchdog.note(
-                self.step, "evaluation", functools.partial(self._names, raw.video_ids)
-            )
-            self.quarantine.record(raw.failures, step=self.step)
-            batch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
-            with self._autocast():
-                rng = self._rows("heldout views", index, len(raw.video_ids))
-                _, results = self.model(self.model.make_views(batch, rng))
-            tallies.add(results)
-        self.model.train()
-        return tallies.values()
+    def _forward(self, raw: RawClips, micro: int) -> tuple[torch.Tensor, dict[str, TaskResult]]:
+        index = self.step * self.config.train.accumulate + micro
+        rng = self.feed.rows("views", index, len(raw.video_ids))
+        # Dropout draws from torch's global generator: seeded last, whatever drew from it before.
+        torch.manual_seed(fold(self.config.seed, "dropout", index, self.world.rank))
+        batch = self.feed.clips(raw, rng)
+        with autocast(self.config, self.world.device):
+            loss, results = self.ddp(self.model.make_views(batch, rng))
+        return loss, results
 
     def save(self, *, is_best: bool = False) -> None:
         """Writes a checkpoint of this step, in the background; every rank must call it, the main one writes.
@@ -237,8 +250,8 @@ class Trainer:
                 "config": self.config.model_dump(mode="json"),
                 "encoder": self.model.encoder.describe(),
                 "tallies": tallies,
-                "owes_evaluation": self.owes_evaluation,
-                "best": self.best,
+                "owed": list(self.evaluations.owed),
+                "best": self.evaluations.best,
             }
             self.writer.save(state, step=self.step, is_best=is_best)
 
@@ -253,43 +266,11 @@ class Trainer:
             final_share=optim.final_lr_share,
         )
 
-    def _batches(self, data: ClipDataset, first: int, last: int) -> Batches:
-        positions = StepPositions(
-            first,
-            last,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            videos_per_rank=self.videos_per_rank,
-        )
-        return frame_batches(
-            data,
-            positions,
-            **self._worker_options(),
-            pin_memory=self.world.device.type == "cuda",
-            status=self.decode_status,
-        )
-
-    def _worker_options(self) -> dict[str, Any]:
-        data = self.config.data
-        return {
-            "num_workers": data.num_workers,
-            "timeout_seconds": data.timeout_seconds,
-            "memory_gib": data.worker_memory_gib,
-            "quarantine": self.quarantine.videos,
-        }
-
     def _prepare_tasks(self) -> None:
         """Lets tasks fit what they need of the data, on the same videos on every rank."""
-        positions = StepPositions(0, 1, rank=0, world_size=1, videos_per_rank=PREPARATION_VIDEOS)
-        with self.watchdog:
-            self.watchdog.note(
-                0, "decoding what tasks prepare on", lambda: self.decode_status.ask()
-            )
-            (raw,) = frame_batches(
-                self.train_data, positions, **self._worker_options(), status=self.decode_status
-            )
-        self.quarantine.record(raw.failures, step=0)
-        batch: ClipBatch = to_clip_batch(raw, self.world.device, self.augmentation, rng=None)
+        self.watchdog.note(0, "decoding what tasks prepare on", lambda: self.feed.status.ask())
+        batch = self.feed.first_videos(self.train_data, PREPARATION_VIDEOS)
+        self.watchdog.note(0, "preparing tasks")
         for _, task in self.model.named_tasks():
             task.prepare(batch, self.config.seed)
 
@@ -306,94 +287,21 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
-        self.owes_evaluation, self.best = state["owes_evaluation"], state["best"]
-        self.interval = Interval(self.step, self._own_tallies(state["tallies"]))
+        self.evaluations.owed, self.evaluations.best = state["owed"], state["best"]
+        tallies = Tallies.continued(state["tallies"], self.world)
+        self.interval = Interval(self.step, tallies)
         return True
 
-    def _own_tallies(self, states: list[dict[str, dict[str, torch.Tensor]]]) -> Tallies:
-        """What this rank had added up since the last log line; of another number of ranks, all of it on the main one."""
-        tallies = Tallies()
-        if len(states) == self.world.size:
-            states = [states[self.world.rank]]
-        elif not self.world.is_main:
-            states = []
-        for state in states:
-            tallies.add_state(state, self.world.device)
-        return tallies
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.train.log_every == 0 or step == self.config.train.steps
 
-    def _distribute(self) -> MultiTask | DistributedDataParallel:
-        if self.world.size == 1:
-            return self.model
-        if self.config.train.sync_batchnorm:
-            if self.world.device.type == "cuda":
-                self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-            else:
-                synchronize_batchnorm(self.model)
-        ids = [self.world.local_rank] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=ids)
+    def _measures_gradients(self) -> bool:
+        every = self.config.monitor.gradients_every
+        return every > 0 and self.step % every == 0
 
-    def _names(self, video_ids: torch.Tensor) -> str:
-        return ", ".join(self.train_data.source_name(row) for row in video_ids.tolist())
+    def _evaluate(self, logger: RunLogger) -> bool:
+        def poll(details: Details) -> None:
+            self.stop.check()
+            self.watchdog.note(self.step, "evaluation", details)
 
-    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
-        if isinstance(self.ddp, DistributedDataParallel):
-            return self.ddp.no_sync()
-        return contextlib.nullcontext()
-
-    def _autocast(self) -> torch.autocast:
-        precision = self.config.train.precision
-        enabled = precision == "bf16" or (precision == "auto" and self.world.device.type == "cuda")
-        return torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _rows(self, purpose: str, index: int, num_rows: int) -> RowRandom:
-        return row_random(
-            self.config.seed,
-            purpose,
-            index,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            num_rows=num_rows,
-            device=self.world.device,
-        )
-
-    def _log(self, logger: RunLogger) -> None:
-        self.guard.read()
-        interval = self.interval
-        tasks = interval.tallies.values()  # collective: every rank
-        steps = self.step - interval.first_step
-        videos = steps * self.config.data.videos_per_step * self.config.train.accumulate
-        clips = videos * sum(spec.num_clips for spec in self.train_data.specs)
-        left = (self.config.train.steps - self.step) * interval.seconds / steps
-        values = {
-            "epoch": self.step * videos / steps / len(self.train_data),
-            "lr": self.lr(),
-            "clips_per_second": clips / interval.seconds,
-            "data_wait_share": interval.waited / interval.seconds,
-            "seconds_left": left,
-            "memory_gib": peak_memory_gib(self.world.device),
-            "bad_videos": self.quarantine.num_failures,
-            "skipped_steps": self.guard.count,
-        }
-        line = step_line(self.step, self.config.train.steps, tasks, values)
-        logger.write(self.step, line, {"tasks": tasks, **values}, "train/")
-
-    def _log_evaluation(self, logger: RunLogger) -> bool:
-        """Returns whether train.best_metric is better than ever."""
-        self.owes_evaluation = True
-        tasks = self.evaluate()
-        self.owes_evaluation = False
-        line = f"step {self.step} on held-out videos: {describe_tasks(tasks)}"
-        logger.write(self.step, line, {"heldout": tasks})
-        name = self.config.train.best_metric
-        if name is None:
-            return False
-        values = dict(flatten(tasks))
-        if name not in values:
-            raise UserError(
-                f"train.best_metric {name!r} is not measured; allowed: {', '.join(values)}"
-            )
-        value = -values[name] if name.endswith("loss") else values[name]
-        is_best = self.best is None or value > self.best
-        if is_best:
-            self.best = value
-        return is_best
+        return self.evaluations.run_owed(self.model, logger, poll, self.step)

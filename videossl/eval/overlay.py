@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from scipy import ndimage
 
-Rgb = NDArray[np.uint8]  # (H, W, 3)
+from videossl.drawing import Rgb, Strip, contact_sheet
+
 IndexMask = NDArray[np.uint8]  # (H, W)
 
 # Distinct for colour-blind eyes too (Okabe and Ito), brightest first; ids beyond them start again.
@@ -47,27 +48,8 @@ def write_contact_sheet(
     path: Path, rows: Sequence[tuple[str, Sequence[Rgb]]], *, height: int = 160
 ) -> None:
     """Writes a PNG with one titled row of pictures per entry, each scaled to `height` pixels."""
-    strips = []
-    for title, pictures in rows:
-        scaled = [
-            Image.fromarray(picture).resize(
-                (round(picture.shape[1] * height / picture.shape[0]), height)
-            )
-            for picture in pictures
-        ]
-        strip = Image.new("RGB", (sum(p.width + 4 for p in scaled), height + 20), "white")
-        ImageDraw.Draw(strip).text((4, 4), title, fill="black")
-        left = 0
-        for picture in scaled:
-            strip.paste(picture, (left, 20))
-            left += picture.width + 4
-        strips.append(strip)
-    sheet = Image.new("RGB", (max(s.width for s in strips), sum(s.height for s in strips)), "white")
-    top = 0
-    for strip in strips:
-        sheet.paste(strip, (0, top))
-        top += strip.height
+    sheet = contact_sheet([Strip(*row) for row in rows], height=height)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    sheet.save(partial, format="PNG")
+    Image.fromarray(sheet).save(partial, format="PNG")
     partial.replace(path)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
@@ -68,9 +69,7 @@ class Task(PretextTask):
         return Views({"forward": clip, "backward": clip.flip(2)}, {"moving": moving})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        # One call of the head for both, so that its batch statistics cannot tell them apart.
-        both = torch.cat([self._pool(features["forward"]), self._pool(features["backward"])])
-        forward, backward = self.head(both).squeeze(1).float().chunk(2)  # (B,) each
+        forward, backward = self._scores(features)
         # Against its own reversal: what the clip shows cancels, its direction is left; the reversal scores the negative.
         score = forward - backward
         moving = targets["moving"]
@@ -87,6 +86,24 @@ class Task(PretextTask):
                 "moving_share": tally(moving),
             },
         )
+
+    def _scores(self, features: dict[str, FeatureMaps]) -> tuple[Tensor, Tensor]:
+        """(B,) of each direction, by one call of the head: its batch statistics cannot tell them apart."""
+        both = torch.cat([self._pool(features["forward"]), self._pool(features["backward"])])
+        forward, backward = self.head(both).squeeze(1).float().chunk(2)
+        return forward, backward
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """Clips forward in time, and their scores: positive where the answer is right."""
+        forward, backward = self._scores(features)
+        strips = []
+        for row, clip in enumerate(views.inputs["forward"][:NUM_DRAWN]):
+            score = float(forward[row] - backward[row])
+            still = "" if views.targets["moving"][row] else ", left out: too little moves"
+            title = f"forward score {score:+.2f}: {'right' if score > 0 else 'wrong'}{still}"
+            strips.append(Strip(title, film(clip)))
+        return {"arrow": from_array(contact_sheet(strips, height=96))}
 
     def _pool(self, maps: FeatureMaps) -> Tensor:
         return pool_grid(maps.data, groups=self.config.num_groups, cells=self.config.cells)

@@ -7,8 +7,8 @@ What is copied is `predict: classes` (one-hot k-means classes of the hidden colo
 
 Departures: cosine similarity with a low temperature instead of raw products, random reversal, and each frame's own crop
 offset. Against cheats: a frame never carries a hidden channel into the encoder (the gradient with respect to it is exactly
-0, whatever the temporal kernels); the offsets make "the same cell" the wrong answer; and the report sets beside the accuracy
-what copying the same cell scores, on all cells and on those that moved.
+0, whatever the temporal kernels); the offsets make "the same cell" the wrong answer; and the report sets what copying the
+same cell scores (`cheat`) beside the accuracy, on all cells and on those that moved.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,17 @@ from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
-from videossl.models.attention_copy import attention_copy
+from videossl.color import picture
+from videossl.drawing import (
+    NUM_DRAWN,
+    Strip,
+    as_array,
+    brighten,
+    contact_sheet,
+    from_array,
+    mark_cell,
+)
+from videossl.models.attention_copy import attention_copy, attention_map
 from videossl.models.encoder import StageInfo
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom, fold
@@ -99,6 +109,9 @@ class Task(PretextTask):
         tables, hidden = (1, 2) if config.hide == "both" else (2, 1)
         self.register_buffer("centroids", torch.zeros(tables, config.num_classes, hidden))
         self.centroids: Tensor
+        # Made once: a tensor made of numbers in each step would make a GPU wait for its transfer.
+        self.register_buffer("frame_gaps", torch.tensor(config.frame_gaps), persistent=False)
+        self.frame_gaps: Tensor
 
     def prepare(self, batch: ClipBatch, seed: int) -> None:
         """Fits the colour classes by k-means on the chroma of cells of these clips."""
@@ -141,8 +154,7 @@ class Task(PretextTask):
         return Views({"frames": view}, targets)
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        embedded = F.normalize(self.head(features["frames"].data).float(), dim=1)
-        embedded = rearrange(embedded, "b d t h w -> b t d h w")
+        embedded = self._embed(features["frames"])
         classes, hidden = targets["classes"], targets["hidden"]  # (B, T, h, w), (B, V, T, h, w)
         if self.config.predict == "classes":
             values = rearrange(
@@ -150,13 +162,7 @@ class Task(PretextTask):
             )
         else:
             values = rearrange(hidden.float(), "b v t h w -> b t v h w")
-        copied = attention_copy(
-            embedded[:, -1],
-            embedded[:, :-1],
-            values[:, :-1],
-            temperature=self.config.temperature,
-            radius=self.config.radius,
-        )
+        copied = self._copy(embedded, values[:, :-1])
         if self.config.predict == "classes":
             # nll_loss over maps has no backward for permuted strides.
             loss = F.nll_loss((copied + 1e-6).log().contiguous(), classes[:, -1])
@@ -165,6 +171,61 @@ class Task(PretextTask):
             loss = F.smooth_l1_loss(copied, values[:, -1])
             predicted = self._classify(copied.unsqueeze(2), targets["table"])[:, 0]
         return TaskResult(loss, self._tallies(predicted.detach(), classes, targets))
+
+    def _embed(self, maps: FeatureMaps) -> Tensor:
+        """(B, T, D, h, w), of length 1."""
+        embedded = F.normalize(self.head(maps.data).float(), dim=1)
+        return rearrange(embedded, "b d t h w -> b t d h w")
+
+    def _copy(self, embedded: Tensor, values: Tensor) -> Tensor:
+        """What the target reads of the references' values (B, T - 1, V, h, w): (B, V, h, w)."""
+        return attention_copy(
+            embedded[:, -1],
+            embedded[:, :-1],
+            values,
+            temperature=self.config.temperature,
+            radius=self.config.radius,
+        )
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """The last reference, the target, the target with copied colours; and where one moving cell looked."""
+        embedded = self._embed(features["frames"])
+        hidden = views.targets["hidden"]
+        copied = self._copy(embedded, rearrange(hidden.float(), "b v t h w -> b t v h w")[:, :-1])
+        strips = []
+        for row in range(min(NUM_DRAWN, len(copied))):
+            frames, table = views.inputs["frames"][row], int(views.targets["table"][row])
+            reference = self._coloured(frames[:, -2], hidden[row, :, -2], table)
+            truth = self._coloured(frames[:, -1], hidden[row, :, -1], table)
+            guess = self._coloured(frames[:, -1], copied[row], table)
+            change = (frames[0, -1] - frames[0, -2]).abs()
+            change = F.avg_pool2d(change[None, None], self.spatial_stride)[0, 0]
+            cell = divmod(int(change.argmax()), change.shape[1])
+            looked = attention_map(
+                embedded[row, -1],
+                cell,
+                embedded[row, -2:-1],
+                temperature=self.config.temperature,
+                radius=self.config.radius,
+            )[0]
+            marked = mark_cell(truth, cell, self.spatial_stride)
+            strips.append(
+                Strip(
+                    "reference | true colours, a cell marked | colours copied | where the marked cell looked",
+                    [as_array(p) for p in (reference, marked, guess, brighten(reference, looked))],
+                )
+            )
+        return {"colours": from_array(contact_sheet(strips, height=128))}
+
+    def _coloured(self, frame: Tensor, hidden: Tensor, table: int) -> Tensor:
+        """(3, H, W) uint8: a view's frame with these hidden colours (V, h, w) instead of its own."""
+        large = F.interpolate(hidden[None].float(), frame.shape[1:], mode="bilinear")[0]
+        if self.config.hide == "both":
+            return picture(torch.cat([frame[:1].float(), large]))
+        shown = [frame[1:2].float() / 2, frame[2:3].float() / 2]
+        shown[table] = large
+        return picture(torch.cat([frame[:1].float(), *shown]))
 
     def _tallies(
         self, predicted: Tensor, classes: Tensor, targets: dict[str, Tensor]
@@ -176,12 +237,14 @@ class Task(PretextTask):
         label = truth + self.config.num_classes * targets["table"][:, None, None]
         num_labels = self.config.num_classes * len(self.centroids)
         # The share of the batch's most frequent class: no guess made before looking can score more.
-        shares = torch.bincount(label.flatten(), minlength=num_labels).view(len(self.centroids), -1)
+        counts = torch.zeros(num_labels, device=label.device)
+        shares = counts.index_add_(0, label.flatten(), torch.ones_like(right).flatten())
+        shares = shares.view(len(self.centroids), -1)
         majority = shares.amax(1).sum() / label.numel()
         return {
             "accuracy": tally(right),
             "chance": tally(majority.expand_as(right)),
-            "identity_accuracy": tally(copied),
+            "cheat": tally(copied),
             "balanced_accuracy": tally_by_class(right, label, num_labels),
             "balanced_identity_accuracy": tally_by_class(copied, label, num_labels),
             "moving_accuracy": tally(right, moved),
@@ -190,8 +253,7 @@ class Task(PretextTask):
 
     def _choose_frames(self, clip: Tensor, rng: RowRandom) -> Tensor:
         """(B, 3, T, H, W): references and target of each row, at its drawn gap; backward in time for half the rows."""
-        gaps = torch.tensor(self.config.frame_gaps, device=clip.device)
-        gap = gaps[rng.integers(high=len(gaps))]
+        gap = self.frame_gaps[rng.integers(high=len(self.frame_gaps))]
         steps = torch.arange(self.config.num_references + 1, device=clip.device)
         reverse = rng.integers(high=2).bool() & self.training
         steps = torch.where(reverse[:, None], steps.flip(0), steps)  # (B, T)

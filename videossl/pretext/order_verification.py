@@ -8,7 +8,8 @@ a window are judged, so that no label depends on a draw.
 Departures: short sub-clips through a 3D-CNN instead of single frames through AlexNet; all tuples instead of one.
 Against cheats: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn where the
 video moves (data/sampling.py); sub-clips are shifted and photometrically jittered independently (data/transforms.py);
-tuples whose outsider looks like the middle are left out, as in the paper.
+tuples whose outsider looks like the middle are left out, as in the paper; and beside the accuracy stands what the
+distances of three thumbnails give away (`cheat`).
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
+from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
@@ -82,6 +84,14 @@ class Task(PretextTask):
         # Pairwise features first, as in VCOP: the relation of two clips is easier than that of three. What differs is
         # given beside what they are, standardised: see heads.mlp.
         self.standardize = torch.nn.BatchNorm1d(channels)
+        # Made once: a tensor made of numbers in each step would make a GPU wait for its transfer.
+        tuples = IN_ORDER + OUT_OF_ORDER if config.mode == "verification" else ORDERS
+        self.register_buffer("tuples", torch.tensor(tuples), persistent=False)
+        labels = torch.arange(len(tuples))
+        labels = (labels < len(IN_ORDER)).long() if config.mode == "verification" else labels
+        self.register_buffer("labels", labels, persistent=False)
+        self.tuples: Tensor
+        self.labels: Tensor
         self.pair = torch.nn.Linear(3 * channels, config.hidden)
         self.head = mlp(3 * config.hidden, config.hidden, num_answers, dropout=config.dropout)
 
@@ -96,12 +106,12 @@ class Task(PretextTask):
         vectors = rearrange(pooled, "(b k) c -> b k c", k=self.clip_spec.num_clips)
         if self.config.mode == "verification":
             return self._verify(vectors, targets["thumbnails"])
-        return self._sort(vectors)
+        return self._sort(vectors, targets["thumbnails"])
 
-    def _logits(self, vectors: Tensor, tuples: tuple[tuple[int, ...], ...]) -> Tensor:
-        """(B, K, C) features to (B, len(tuples), answers)."""
-        index = torch.tensor(tuples, device=vectors.device)  # (tuples, 3)
-        x = self.standardize(vectors.flatten(0, 1)).view_as(vectors)[:, index]  # (B, tuples, 3, C)
+    def _logits(self, vectors: Tensor) -> Tensor:
+        """(B, K, C) features to (B, tuples, answers)."""
+        standard = self.standardize(vectors.flatten(0, 1)).view_as(vectors)
+        x = standard[:, self.tuples]  # (B, tuples, 3, C)
         pairs = torch.stack(
             [_relation(x[:, :, i], x[:, :, j]) for i, j in ((0, 1), (1, 2), (0, 2))], 2
         )
@@ -110,10 +120,8 @@ class Task(PretextTask):
         return logits.float()
 
     def _verify(self, vectors: Tensor, thumbnails: Tensor) -> TaskResult:
-        logits = self._logits(vectors, IN_ORDER + OUT_OF_ORDER)  # (B, 6, 2)
-        labels = torch.tensor(
-            [1] * len(IN_ORDER) + [0] * len(OUT_OF_ORDER), device=logits.device
-        ).expand(len(logits), -1)
+        logits = self._logits(vectors)  # (B, 6, 2)
+        labels = self.labels.expand(len(logits), -1)
         to_a, to_e = (
             (thumbnails[:, C] - thumbnails[:, outsider]).abs().mean(dim=(1, 2))
             >= self.config.min_difference
@@ -130,28 +138,73 @@ class Task(PretextTask):
         ).view_as(keep)
         loss = (per_tuple * keep * balance).sum(1).mean()
         right = (logits.argmax(-1) == labels).float()
-        recalls = [tally(right[:, :2], keep[:, :2]), tally(right[:, 2:], keep[:, 2:])]
+        recalls = _recalls(right, keep)
+        cheat = (self._is_middle_between(thumbnails) == (labels == 1)).float()
         # Both classes weigh alike, so guessing scores one half whatever their shares are.
         return TaskResult(
             loss,
             {
                 "accuracy": torch.cat(recalls, 1),
                 "chance": tally(torch.full_like(right, 0.5)),
+                "cheat": torch.cat(_recalls(cheat, keep), 1),
                 "recall_in_order": recalls[0],
                 "recall_out_of_order": recalls[1],
                 "kept_share": tally(keep),
             },
         )
 
-    def _sort(self, vectors: Tensor) -> TaskResult:
-        logits = self._logits(vectors, ORDERS)  # (B, 6, 6)
-        labels = torch.arange(len(ORDERS), device=logits.device).expand(len(logits), -1)
+    def _sort(self, vectors: Tensor, thumbnails: Tensor) -> TaskResult:
+        logits = self._logits(vectors)  # (B, 6, 6)
+        labels = self.labels.expand(len(logits), -1)
         loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         right = (logits.argmax(-1) == labels).float()
+        # The pair furthest apart tells the middle one; which of the others came first remains a guess.
+        knows_middle = self._is_middle_between(thumbnails)[:, :1].float().expand_as(right)
         return TaskResult(
             loss,
-            {"accuracy": tally(right), "chance": tally(torch.full_like(right, 1 / len(ORDERS)))},
+            {
+                "accuracy": tally(right),
+                "chance": tally(torch.full_like(right, 1 / len(ORDERS))),
+                "cheat": tally(knows_middle / 2),
+            },
         )
+
+    def _is_middle_between(self, thumbnails: Tensor) -> Tensor:
+        """(B, tuples): whether first and last are the two that look least alike. No network, and often right."""
+        shown = thumbnails[:, self.tuples]  # (B, tuples, 3, h, w)
+        first, middle, last = (
+            (shown[:, :, i] - shown[:, :, j]).abs().mean((2, 3))
+            for i, j in ((0, 1), (0, 2), (1, 2))
+        )
+        return middle >= torch.maximum(first, last)
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """The middle frames of each window's clips in their order, and the answers' probabilities."""
+        num_clips = self.clip_spec.num_clips
+        pooled = pool_grid(features["clips"].data, groups=1, cells=self.config.cells)
+        answers = self._logits(rearrange(pooled, "(b k) c -> b k c", k=num_clips)).softmax(-1)
+        clips = rearrange(views.inputs["clips"], "(b k) c t h w -> b k c t h w", k=num_clips)
+        strips = []
+        for clip, answer in zip(clips[:NUM_DRAWN], answers, strict=False):
+            if self.config.mode == "verification":
+                names = ("bcd", "dcb", "bad", "dab", "bed", "deb")
+                said = ", ".join(
+                    f"{n} {float(p):.2f}" for n, p in zip(names, answer[:, 1], strict=True)
+                )
+                title = f"a b c d e; in order? {said} (right: 1 1 0 0 0 0)"
+            else:
+                right = answer.gather(1, self.labels[:, None])[:, 0]
+                title = f"a b c; of its six orders the right one gets {float(right.mean()):.2f} (chance 0.17)"
+            middle = clip[:, :, self.config.num_frames // 2].transpose(0, 1)  # (3, K, H, W)
+            strips.append(Strip(title, film(middle)))
+        return {"order": from_array(contact_sheet(strips, height=96))}
+
+
+def _recalls(right: Tensor, keep: Tensor) -> list[Tensor]:
+    """Of the tuples in order, and of those that are not."""
+    split = len(IN_ORDER)
+    return [tally(right[:, :split], keep[:, :split]), tally(right[:, split:], keep[:, split:])]
 
 
 def _relation(first: Tensor, second: Tensor) -> Tensor:

@@ -55,3 +55,7 @@ class PretextTask(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         """Head, loss and tallies from the features of each view of `make_views`, at `stage`."""
+
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """Pictures by name, (3, H, W) uint8, of a few of the views and what the task answers. Default: none."""
+        return {}

@@ -1,0 +1,104 @@
+"""What is measured on the model while it trains: objects handed to the trainer, run when due, the best value kept.
+
+The trainer knows no benchmark: held-out clips (`heldout.py`), kNN and tracking are all given to it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from videossl.distributed import from_main
+from videossl.engine.logger import RunLogger, flatten
+from videossl.engine.multitask import MultiTask
+from videossl.errors import UserError
+
+Details = Callable[[], str]  # of a piece of work, for whoever asks why a run stands still
+Poll = Callable[[Details], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Numbers by name, maybe nested; the line that people read; pictures by name, (3, H, W) uint8 RGB."""
+
+    values: Mapping[str, Any]
+    line: str
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Evaluation(Protocol):
+    """Something measured every `every` steps and at the last one.
+
+    It is called on every rank, with the model in evaluation mode and without gradient. Before each piece of work it must
+    call `poll` with what it is about to look at, equally often on every rank: that is where a run can be stopped. What the
+    main rank returns counts.
+    """
+
+    name: str
+    every: int
+
+    def __call__(self, model: MultiTask, poll: Poll) -> Measured: ...
+
+
+class Evaluations:
+    """The evaluations of a run, in order. `owed` are those a stopped run has not finished, `best` is the best value of
+    `best_metric` (a path such as heldout/arrow_of_time/accuracy; less is better if it ends in loss).
+
+    Raises UserError if no evaluation measures `best_metric`.
+    """
+
+    def __init__(
+        self, evaluations: Sequence[Evaluation], *, best_metric: str | None, total_steps: int
+    ) -> None:
+        self.owed: list[str] = []
+        self.best: float | None = None
+        self._evaluations, self._total_steps = list(evaluations), total_steps
+        self._best_metric = best_metric
+        names = [evaluation.name for evaluation in evaluations]
+        if best_metric is not None and best_metric.split("/")[0] not in names:
+            raise UserError(
+                f"train.best_metric {best_metric!r} is not measured: it must begin with one of "
+                f"{', '.join(f'{name}/' for name in names) or '(this run evaluates nothing)'}"
+            )
+
+    def become_due(self, step: int) -> None:
+        """Adds what is due after this step to `owed`."""
+        self.owed += [
+            evaluation.name
+            for evaluation in self._evaluations
+            if step % evaluation.every == 0 or step == self._total_steps
+        ]
+
+    def run_owed(self, model: MultiTask, logger: RunLogger, poll: Poll, step: int) -> bool:
+        """Runs what is owed; returns whether `best_metric` is better than ever, the same on every rank."""
+        is_best = False
+        for evaluation in self._evaluations:
+            if evaluation.name not in self.owed:
+                continue
+            model.eval()
+            with torch.no_grad():
+                measured = evaluation(model, poll)
+            model.train()
+            self.owed.remove(evaluation.name)
+            line = f"step {step} {measured.line}"
+            logger.write(step, line, {evaluation.name: measured.values})
+            logger.draw(step, evaluation.name, measured.pictures)
+            is_best |= self._is_best(evaluation.name, measured.values)
+        return is_best
+
+    def _is_best(self, name: str, values: Mapping[str, Any]) -> bool:
+        metric = self._best_metric
+        if metric is None or metric.split("/")[0] != name:
+            return False
+        flat = from_main(dict(flatten({name: values})))
+        if metric not in flat:
+            raise UserError(
+                f"train.best_metric {metric!r} is not measured; allowed: {', '.join(flat)}"
+            )
+        value = -flat[metric] if metric.endswith("loss") else flat[metric]
+        if self.best is not None and not value > self.best:
+            return False
+        self.best = value
+        return True
