@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.models.attention_copy import attention_copy
+from videossl.models.attention_copy import attention_copy, attention_map
 
 
 def dense_loop(
@@ -193,3 +193,17 @@ def test_peak_memory_stays_far_below_the_dense_matrix() -> None:
         attention_copy(query, keys, values, temperature=0.05, radius=12, top_k=10)
     grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown_bytes < 400e6  # the dense matrix alone is 1.3 GB
+
+
+@pytest.mark.parametrize("radius", [None, 2])
+def test_the_map_of_a_cell_holds_the_weights_it_is_read_with(radius):
+    torch.manual_seed(0)
+    query, keys = torch.randn(4, 5, 6), torch.randn(3, 4, 5, 6)
+    everything = (
+        torch.eye(3 * 5 * 6).view(3, 5, 6, -1).permute(0, 3, 1, 2)
+    )  # each memory cell a value of its own
+    read = attention_copy(query[None], keys[None], everything[None], temperature=0.5, radius=radius)
+    for cell in ((0, 0), (2, 5), (4, 3)):
+        weights = attention_map(query, cell, keys, temperature=0.5, radius=radius)
+        torch.testing.assert_close(weights.flatten(), read[0, :, cell[0], cell[1]])
+        assert float(weights.sum()) == pytest.approx(1)

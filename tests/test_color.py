@@ -1,6 +1,6 @@
 import torch
 
-from videossl.color import encoder_input, rgb_to_lab
+from videossl.color import encoder_input, lab_to_rgb, picture, rgb_to_lab
 
 # CIE Lab (D65) of sRGB primaries, from the published conversion tables.
 KNOWN = {
@@ -24,3 +24,15 @@ def test_a_grey_picture_has_no_chroma_and_the_axis_is_free():
     x = encoder_input(grey, dim=1)
     assert x[:, 1:].abs().max() < 1e-3
     assert torch.equal(x.movedim(1, -1), encoder_input(grey.movedim(1, -1), dim=-1))
+
+
+def test_lab_goes_back_to_the_rgb_it_came_from():
+    rgb = torch.randint(0, 256, (2, 3, 5, 16, 16), generator=torch.Generator().manual_seed(0))
+    rgb = rgb.to(torch.uint8)
+    assert torch.equal(picture(encoder_input(rgb, dim=1), dim=1), rgb)
+    torch.testing.assert_close(
+        lab_to_rgb(torch.tensor(list(KNOWN.values())), dim=1),
+        torch.tensor(list(KNOWN), dtype=torch.float32) / 255,
+        rtol=0,
+        atol=5e-3,
+    )

@@ -18,6 +18,7 @@ from videossl.__main__ import main
 from videossl.config import load_config
 from videossl.distributed import World
 from videossl.engine.checkpoint import checkpoints, load_checkpoint, load_encoder
+from videossl.engine.heldout import HeldOut
 from videossl.engine.trainer import Trainer
 from videossl.errors import Preempted, UserError
 
@@ -128,13 +129,13 @@ def test_a_signal_during_the_evaluation_leaves_it_to_the_next_start(
     config = load_config(config_file, [f"data.manifest={video_folder}", f"out={tmp_path / 'run'}"])
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
     trainer = Trainer(config, world)
-    evaluate = Trainer.evaluate
+    evaluate = HeldOut.__call__
 
-    def interrupted(self):
-        self.stop.signal_name = "SIGTERM"
-        return evaluate(self)
+    def interrupted(self, model, poll):
+        trainer.stop.signal_name = "SIGTERM"
+        return evaluate(self, model, poll)
 
-    monkeypatch.setattr(Trainer, "evaluate", interrupted)
+    monkeypatch.setattr(HeldOut, "__call__", interrupted)
     with pytest.raises(Preempted, match="stopped by SIGTERM at step 8"):
         trainer.run()
     monkeypatch.undo()
@@ -263,7 +264,7 @@ def test_all_checkpoints_damaged_is_said(config_file, video_folder, tmp_path, ca
 
 def test_the_best_checkpoint_stays(config_file, video_folder, tmp_path):
     out = tmp_path / "run"
-    overrides = ["train.best_metric=colorization/loss", "train.keep_checkpoints=1"]
+    overrides = ["train.best_metric=heldout/colorization/loss", "train.keep_checkpoints=1"]
     assert main(arguments(config_file, video_folder, out, *overrides)) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     heldout = {r["step"]: r["heldout"]["colorization"]["loss"] for r in records if "heldout" in r}
@@ -274,10 +275,13 @@ def test_the_best_checkpoint_stays(config_file, video_folder, tmp_path):
 
 
 def test_an_unknown_best_metric_is_named(config_file, video_folder, tmp_path, capsys):
-    overrides = ["train.best_metric=colour", "train.evaluate_every=1"]
-    assert main(arguments(config_file, video_folder, tmp_path / "run", *overrides)) == 2
+    run = arguments(config_file, video_folder, tmp_path / "run", "train.evaluate_every=1")
+    assert main([*run, "train.best_metric=colour"]) == 2
     error = capsys.readouterr().err
-    assert "train.best_metric 'colour' is not measured; allowed: colorization/loss, " in error
+    assert "train.best_metric 'colour' is not measured: it must begin with one of heldout/" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*run, "train.best_metric=heldout/colour"]) == 2
+    assert "is not measured; allowed: heldout/colorization/loss, " in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(config_file, video_folder, tmp_path):

@@ -132,3 +132,30 @@ def test_a_tensor_that_two_tasks_share_is_encoded_once(monkeypatch):
     assert torch.equal(
         features["arrow_of_time"]["clip"].data, features["order_verification"]["clip"].data
     )
+
+
+def test_learned_weights_are_those_of_kendall():
+    """At s the factor is exp(-s) and s / 2 is added; the best s of a constant loss l is log(2 l)."""
+    torch.manual_seed(0)
+    config = {**CONFIG, "train": {"task_weights": "learned"}}
+    model = build_model(validate(Config, config)).eval()
+    views = model.make_views(batch_rows(model), rows(0, 1))
+    fixed = build().eval()
+    with torch.no_grad():
+        assert torch.equal(model(views)[0], fixed(views)[0])  # it begins where fixed weights are
+    results = model(views)[1]
+    loss = float(results["arrow_of_time"].loss.detach())
+    optimizer = torch.optim.LBFGS([model.log_variances["arrow_of_time"]], max_iter=50)
+
+    def term() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = model.terms(results)["arrow_of_time"]
+        value.backward(retain_graph=True)
+        return value
+
+    optimizer.step(term)
+    learned = model.learned_weights()
+    assert learned["arrow_of_time"] == pytest.approx(1 / (2 * loss), rel=1e-4)
+    assert learned["colorization"] == 2.0
+    assert fixed.learned_weights() == {}
+    assert "log_variances.colorization" in model.state_dict()

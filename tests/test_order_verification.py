@@ -81,6 +81,39 @@ def test_windows_that_do_not_change_are_left_out():
 def test_sorting_has_six_answers():
     task = build(mode="permutation")
     vectors = features_on_a_line()[: 3 * 4]
-    result = task({"clips": FeatureMaps(vectors, 1, 16)}, {})
+    result = task({"clips": FeatureMaps(vectors, 1, 16)}, {"thumbnails": torch.zeros(4, 3, 8, 8)})
     assert tally_value(result.tallies["chance"]) == pytest.approx(1 / 6)
     assert task.clip_spec.num_clips == 3
+
+
+@pytest.mark.parametrize("mode", ["verification", "permutation"])
+def test_the_cheat_looks_at_three_thumbnails(mode):
+    """Against a loop over tuples; brightness that goes one way tells the order, noise does not."""
+    task = build(mode=mode).eval()
+    num_clips = task.clip_spec.num_clips
+    features = {"clips": FeatureMaps(torch.randn(8 * num_clips, 128, 2, 2, 2), 1, 16)}
+    torch.manual_seed(0)
+    noise = torch.randn(8, num_clips, 8, 8)
+    steady = torch.arange(float(num_clips))[None, :, None, None].expand(8, -1, 8, 8).clone()
+    for thumbnails in (noise, steady):
+        right = {True: [], False: []}
+        for video, t in itertools.product(
+            thumbnails, IN_ORDER + OUT_OF_ORDER if num_clips == 5 else ORDERS
+        ):
+            a, b, c = (video[i] for i in t)
+            ends = float((a - c).abs().mean())
+            is_between = ends >= max(float((a - b).abs().mean()), float((b - c).abs().mean()))
+            if num_clips == 5:
+                right[t in IN_ORDER].append(is_between == (t in IN_ORDER))
+        found = tally_value(task(features, {"thumbnails": thumbnails}).tallies["cheat"])
+        if num_clips == 5:
+            expected = sum(sum(r) / len(r) for r in right.values()) / 2
+        else:
+            middles = [
+                float((v[0] - v[2]).abs().mean())
+                >= max(float((v[0] - v[1]).abs().mean()), float((v[1] - v[2]).abs().mean()))
+                for v in thumbnails
+            ]
+            expected = sum(middles) / len(middles) / 2
+        assert found == pytest.approx(expected)
+    assert found == (1.0 if num_clips == 5 else 0.5)

@@ -142,3 +142,19 @@ def test_a_fourth_task_is_one_file_and_one_config(tmp_path, monkeypatch, video_f
 def test_unknown_task_fails():
     with pytest.raises(UserError, match="task 'jigsaw' is unknown; allowed: arrow_of_time"):
         load("jigsaw")
+
+
+@pytest.mark.parametrize(("name", "settings"), CASES)
+def test_pictures_are_rgb_and_leave_no_trace(name, settings):
+    model = build(name, settings).eval()
+    batch = random_batch(model)
+    for _, task in model.named_tasks():
+        task.prepare(batch, 0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pictures = model.draw(model.make_views(batch, rows()))
+    assert pictures
+    for title, picture in pictures.items():
+        assert title.startswith(f"{name}/")
+        assert (picture.dtype, picture.ndim, picture.shape[0]) == (torch.uint8, 3, 3)
+        assert picture.float().std() > 1
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

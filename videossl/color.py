@@ -52,20 +52,16 @@ def lab_to_rgb(lab: Tensor, dim: int = -3) -> Tensor:
 
 def picture(normalized: Tensor, dim: int = -3) -> Tensor:
     """What people see of the encoders' input form: uint8 RGB, same shape, on the CPU."""
-    shape = [1] * normalized.ndim
-    shape[dim] = 3
-    offset, scale = (normalized.new_tensor(v).view(shape) for v in (LAB_OFFSET, LAB_SCALE))
-    rgb = lab_to_rgb((normalized * scale + offset).float(), dim)
-    return (255 * rgb).round().to(torch.uint8).cpu()
+    parts = zip(normalized.float().unbind(dim), LAB_OFFSET, LAB_SCALE, strict=True)
+    lab = torch.stack([channel * scale + offset for channel, offset, scale in parts], dim)
+    return (255 * lab_to_rgb(lab, dim)).round().to(torch.uint8).cpu()
 
 
 def normalize_lab(lab: Tensor, dim: int = -3) -> Tensor:
     """Lab to the encoders' input form, same shape."""
-    shape = [1] * lab.ndim
-    shape[dim] = 3
-    offset = lab.new_tensor(LAB_OFFSET).view(shape)
-    scale = lab.new_tensor(LAB_SCALE).view(shape)
-    return (lab - offset) / scale
+    # Number by number: a tensor of them would be copied to a GPU, which the host waits for.
+    parts = zip(lab.unbind(dim), LAB_OFFSET, LAB_SCALE, strict=True)
+    return torch.stack([(channel - offset) / scale for channel, offset, scale in parts], dim)
 
 
 def encoder_input(rgb_uint8: Tensor, dim: int = -3) -> Tensor:

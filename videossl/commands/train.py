@@ -3,6 +3,14 @@
 import argparse
 import logging
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch is imported by those who train, not by --help
+    from videossl.config import Config
+    from videossl.distributed import World
+    from videossl.engine.watchdog import Watchdog
 
 EXAMPLE = """examples:
   videossl train --config configs/demo.yaml data.manifest=videos.parquet out=runs/first
@@ -16,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything, take two steps, say what the run would need, write nothing",
+    )
     parser.epilog = EXAMPLE
 
 
@@ -23,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Trains to the config's last step; an existing run of the same config is resumed."""
     import torch
 
+    from videossl.commands.monitors import build_monitors
     from videossl.config import load_config
     from videossl.distributed import launched_world
     from videossl.engine.preemption import StopRequest
@@ -42,5 +56,24 @@ def run(args: argparse.Namespace) -> int:
             )
             torch.set_num_threads(config.train.threads_per_process or max(1, cores // processes))
         with StopRequest() as stop, Watchdog(world, config.train.watchdog_seconds) as watchdog:
-            Trainer(config, world, stop=stop, watchdog=watchdog).run()
+            monitors = build_monitors(config, world)
+            if args.dry_run:
+                print_estimate(config, world, watchdog)
+                return 0
+            Trainer(config, world, stop=stop, watchdog=watchdog, evaluations=monitors).run()
     return 0
+
+
+def print_estimate(config: "Config", world: "World", watchdog: "Watchdog") -> None:
+    """Two steps in a folder of their own, which goes away."""
+    from videossl.engine.dry_run import dry_run
+    from videossl.engine.run_folder import check_run_folder
+    from videossl.engine.trainer import Trainer
+
+    check_run_folder(config)
+    with TemporaryDirectory() as folder:  # of each rank its own
+        (Path(folder) / "run").mkdir()
+        there = config.model_copy(update={"out": f"{folder}/run"})
+        text = dry_run(Trainer(there, world, watchdog=watchdog))
+    if world.is_main:
+        print(text.replace(there.out, config.out))

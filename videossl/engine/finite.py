@@ -46,6 +46,8 @@ class FiniteGuard:
         name_of: Callable[[int], str],
     ) -> None:
         self.count = 0
+        # On a GPU what happened is read at log steps, so that the host does not wait in between.
+        self.looks_at_once = next(model.parameters()).device.type == "cpu"
         self._policy, self._rank, self._name_of = policy, rank, name_of
         self._path = out / "nonfinite.jsonl"
         # Batch statistics take what a bad batch gives them before anyone knows: they are put back.
@@ -76,8 +78,7 @@ class FiniteGuard:
         is_bad = (~total.isfinite().all()).float()
         if dist.is_initialized():
             dist.all_reduce(is_bad, dist.ReduceOp.MAX)
-        on_cpu = is_bad.device.type == "cpu"
-        if on_cpu:
+        if self.looks_at_once:
             if not is_bad.item():
                 optimizer.step()
         else:
@@ -87,7 +88,7 @@ class FiniteGuard:
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             buffer.copy_(torch.where(is_bad.bool(), kept, buffer))
         self._unread.append(_Step(step, is_bad, video_ids, losses))
-        if on_cpu:
+        if self.looks_at_once:
             self.read()
         return is_bad.bool()
 

@@ -71,7 +71,6 @@ class Trainer:
         self.model = build_model(config)
         self.watchdog.note(0, "opening the data")
         self.train_data, self.heldout_data = build_datasets(config, self.model, world)
-        open_run_folder(config, is_main=world.is_main)
         self.out = Path(config.out)
         self.step = 0
         self.interval = Interval(0)
@@ -91,6 +90,7 @@ class Trainer:
             best_metric=config.train.best_metric,
             total_steps=config.train.steps,
         )
+        open_run_folder(config, is_main=world.is_main)  # nothing is written before
         place(self.model, config, world)
         self.optimizer = build_optimizer(
             self.model,

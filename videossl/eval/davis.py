@@ -7,7 +7,7 @@ alone, so that later masks need not exist to track.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -42,6 +42,15 @@ class DavisSequence:
     def is_annotated(self) -> bool:
         """Whether every frame has a mask to score against."""
         return len(self.mask_paths) == len(self.frame_names)
+
+    def first_frames(self, count: int | None) -> "DavisSequence":
+        """The sequence cut after `count` frames; None keeps all."""
+        return replace(
+            self,
+            frame_names=self.frame_names[:count],
+            frame_paths=self.frame_paths[:count],
+            mask_paths=self.mask_paths[:count],
+        )
 
     def mask(self, index: int) -> IndexMask:
         """The mask of one frame as (H, W) object ids; void counts as background."""

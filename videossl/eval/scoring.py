@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,14 +87,26 @@ def score_sequence(results: Path, sequence: DavisSequence) -> list[ObjectScore]:
 
     Raises UserError for a missing or damaged mask, one of another size, and object ids the sequence does not have.
     """
+
+    def read(index: int) -> IndexMask:
+        path = results / sequence.name / f"{sequence.frame_names[index]}.png"
+        return _read_result(path, sequence)
+
+    return score_masks(sequence, read)
+
+
+def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) -> list[ObjectScore]:
+    """The scores of each object from `mask_of(frame)`, (H, W) of object ids; the first and last frame are not asked for."""
     per_object: dict[int, list[tuple[float, float]]] = {
         number: [] for number in sequence.object_ids
     }
     for index in range(1, len(sequence.frame_names) - 1):
-        truth = sequence.mask(index)
-        found = _read_result(
-            results / sequence.name / f"{sequence.frame_names[index]}.png", sequence, truth
-        )
+        found, truth = mask_of(index), sequence.mask(index)
+        if found.shape != truth.shape:
+            raise UserError(
+                f"frame {sequence.frame_names[index]} of {sequence.name} is {_size(found)} but the ground truth is "
+                f"{_size(truth)}"
+            )
         for number, values in per_object.items():
             pred_mask, gt_mask = found == number, truth == number
             values.append(
@@ -111,10 +123,8 @@ def score_sequence(results: Path, sequence: DavisSequence) -> list[ObjectScore]:
     ]
 
 
-def _read_result(path: Path, sequence: DavisSequence, truth: IndexMask) -> IndexMask:
+def _read_result(path: Path, sequence: DavisSequence) -> IndexMask:
     found = read_mask(path)
-    if found.shape != truth.shape:
-        raise UserError(f"{path} is {_size(found)} but the ground truth is {_size(truth)}")
     highest = max(sequence.object_ids)
     if int(found.max()) > highest:
         raise UserError(

@@ -141,7 +141,7 @@ class Task(PretextTask):
         else:
             rows = torch.arange(len(clip), device=clip.device)
             hidden = chroma[rows, hidden_channel].unsqueeze(1)
-            kept = F.one_hot(1 - hidden_channel, 2).to(clip.dtype)[:, :, None, None, None]
+            kept = torch.stack([hidden_channel, 1 - hidden_channel], 1)[:, :, None, None, None]
             view = torch.cat([clip[:, :1], 2 * kept * clip[:, CHROMA]], 1)
             table = hidden_channel
         moved = (lightness[:, -1] - lightness[:, -2]).abs() >= self.config.moving_difference
@@ -157,9 +157,8 @@ class Task(PretextTask):
         embedded = self._embed(features["frames"])
         classes, hidden = targets["classes"], targets["hidden"]  # (B, T, h, w), (B, V, T, h, w)
         if self.config.predict == "classes":
-            values = rearrange(
-                F.one_hot(classes, self.config.num_classes).float(), "b t h w n -> b t n h w"
-            )
+            numbers = torch.arange(self.config.num_classes, device=classes.device)
+            values = (classes[:, :, None] == numbers[:, None, None]).float()
         else:
             values = rearrange(hidden.float(), "b v t h w -> b t v h w")
         copied = self._copy(embedded, values[:, :-1])

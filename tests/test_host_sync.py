@@ -1,0 +1,106 @@
+"""A step asks the device for nothing: each answer would stop the host until the GPU has caught up."""
+
+import contextlib
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from videossl.config import load_config
+from videossl.distributed import World
+from videossl.engine.trainer import Trainer
+
+WAITING_METHODS = (
+    "item",
+    "tolist",
+    "cpu",
+    "numpy",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "__index__",
+)
+WAITING_OPERATORS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "bincount",
+    "masked_select",
+    "unique",
+    "lift_fresh",
+    "equal",
+)
+TASKS = """
+encoder: {name: tiny}
+data: {short_side: 48, videos_per_step: 4, num_workers: 0, holdout_fraction: 0.3}
+train: {steps: 8, log_every: 8, accumulate: 2}
+tasks:
+  order_verification: {crop_size: 32, num_frames: 2, window_seconds: 1.0, min_gap_seconds: 0.1, MODE}
+  arrow_of_time: {crop_size: 32, num_frames: 4}
+  colorization: {crop_size: 32, frame_shift: 4, num_references: 1, radius: 3, HIDE}
+"""
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a GPU: operators whose shape or answer the host needs, and tensors made of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        has_bool_index = name in ("index", "index_put_") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if name.startswith(WAITING_OPERATORS) or has_bool_index:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def counted_waits(monkeypatch):
+    waits = Waits()
+    with monkeypatch.context() as patched, waits:
+        for name in WAITING_METHODS:
+            method = getattr(torch.Tensor, name)
+
+            def counted(self, *args, _name=name, _method=method, **kwargs):
+                waits.counts[_name] += 1
+                return _method(self, *args, **kwargs)
+
+            patched.setattr(torch.Tensor, name, counted)
+        yield waits.counts
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "hide"),
+    [
+        ("mode: verification", "hide: one, predict: values"),
+        ("mode: permutation", "hide: both, predict: classes"),
+    ],
+)
+def test_a_step_never_waits_for_the_device(
+    mode, hide, guarded, video_folder, tmp_path, monkeypatch
+):
+    path = tmp_path / "c.yaml"
+    path.write_text(TASKS.replace("MODE", mode).replace("HIDE", hide))
+    config = load_config(
+        path,
+        [f"data.manifest={video_folder}", f"out={tmp_path / 'run'}", "monitor.gradients_every=1"],
+    )
+    trainer = Trainer(config, World(rank=0, size=1, local_rank=0, device=torch.device("cpu")))
+    # As on a GPU: a fused optimiser that looks by itself, and a guard that does not.
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters(), fused=True)
+    trainer.guard.looks_at_once = not guarded
+    trainer.model.train()
+    with contextlib.closing(trainer.batches()) as batches:
+        trainer.train_step(batches)
+        ready = iter([next(batches) for _ in range(2)])  # decoding is the processor's business
+        with counted_waits(monkeypatch) as counts:
+            trainer.train_step(ready)
+    if guarded:
+        assert not counts
+    else:  # the counter sees what there is to see
+        assert counts["item"] == 1
