@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The tour: renders videos, trains three tasks on two processes, scores tracking against baselines, draws the overlay.
 # Everything lands in runs/demo; a second call goes on where the first stopped.
+# shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "$0")/setup.sh" ""
 
 work=runs/demo

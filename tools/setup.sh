@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by demo.sh and test.sh: a virtual environment with this checkout in it, made once.
 # usage: source tools/setup.sh EXTRA     (EXTRA: empty, or [test])
 set -euo pipefail

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Lint, types, tests, in the project's own environment. `--all` adds the tests that take minutes each.
+# shellcheck source-path=SCRIPTDIR source=setup.sh
 source "$(dirname "$0")/setup.sh" "[test]"
 
 selection=(-m "not slow")

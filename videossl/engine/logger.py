@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,13 +16,31 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+
+from videossl.engine.event_file import EventFile
 
 log = logging.getLogger("videossl")
 
 
+class _LogFile(logging.FileHandler):
+    """train.log, which says once that it cannot be written, and then is silent."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._is_silent = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._is_silent:
+            self._is_silent = True
+            log.warning("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+
+
 class RunLogger:
-    """Writes a run's folder; on ranks other than the main one it does nothing."""
+    """Writes a run's folder; on ranks other than the main one it does nothing.
+
+    A disk that refuses costs what could not be written, and one warning per file: training goes on.
+    """
 
     def __init__(self, out: Path, *, is_main: bool, first_step: int, total_steps: int) -> None:
         self.is_main = is_main
@@ -30,11 +49,11 @@ class RunLogger:
             return
         metrics = out / "metrics.jsonl"
         _drop_after(metrics, first_step)
-        self._jsonl = metrics.open("a", buffering=1)
-        self._file = logging.FileHandler(out / "train.log")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._jsonl = metrics.open("ab", buffering=0)
+        self._file = _LogFile(out / "train.log")
         log.addHandler(self._file)
-        self._tensorboard = SummaryWriter(str(out / "tb"), purge_step=first_step)
+        self._tensorboard = EventFile(out / "tb", step=first_step)
+        self._refused: set[str] = set()
         if sys.stderr.isatty():
             columns = (
                 TextColumn("train"),
@@ -56,15 +75,19 @@ class RunLogger:
         if not self.is_main:
             return
         self.say(line)
-        self._jsonl.write(json.dumps(_without_nan({"step": step, **values})) + "\n")
-        for name, value in flatten(values):
-            self._tensorboard.add_scalar(prefix + name, value, step)
+        record = json.dumps(_without_nan({"step": step, **values})) + "\n"
+        with self._tried("metrics.jsonl"):
+            self._jsonl.write(record.encode())
+        with self._tried("tb"):
+            for name, value in flatten(values):
+                self._tensorboard.scalar(prefix + name, value, step)
 
     def draw(self, step: int, tag: str, pictures: Mapping[str, Tensor]) -> None:
         """Pictures (3, H, W) uint8 for TensorBoard."""
         if self.is_main:
-            for name, picture in pictures.items():
-                self._tensorboard.add_image(f"{tag}/{name}", picture, step)
+            with self._tried("tb"):
+                for name, picture in pictures.items():
+                    self._tensorboard.image(f"{tag}/{name}", picture, step)
 
     def say(self, line: str) -> None:
         """A line for people only."""
@@ -75,6 +98,15 @@ class RunLogger:
             self._file.handle(log.makeRecord("videossl", logging.INFO, "", 0, line, (), None))
         else:
             log.info(line)
+
+    @contextmanager
+    def _tried(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if name not in self._refused:
+                self._refused.add(name)
+                log.warning("%s of the run cannot be written: %s; training goes on", name, error)
 
     def __enter__(self) -> Self:
         return self
