@@ -23,7 +23,7 @@ def judge(encoder: Encoder, task: Task, clips: torch.Tensor):
     batch = ClipBatch({spec: clips[:, None]}, {spec: times}, torch.arange(len(clips)))
     rng = row_random(0, "views", 0, rank=0, world_size=1, num_rows=len(clips), device=CPU)
     views = task.make_views(batch, rng)
-    features = {name: encoder(x)[task.stage] for name, x in views.inputs.items()}
+    features = {name: encoder(views.clips(name))[task.stage] for name in views.names}
     return views, task(features, views.targets)
 
 
@@ -35,8 +35,8 @@ def test_both_directions_are_one_tensor_and_its_flip():
     encoder, task = build()
     clips = random_clips()
     views, _ = judge(encoder, task, clips)
-    assert torch.equal(views.inputs["forward"], clips)
-    assert torch.equal(views.inputs["backward"], clips[:, :, [3, 2, 1, 0]])
+    assert torch.equal(views.clips("forward"), clips)
+    assert torch.equal(views.clips("backward"), clips[:, :, [3, 2, 1, 0]])
 
 
 def test_a_reversed_clip_is_judged_the_other_way_round():
@@ -73,3 +73,30 @@ def test_too_few_frames_for_the_groups_fails():
     encoder = Encoder(EncoderSpec("tiny"))
     with pytest.raises(ValueError, match="2 frames give fewer features in time than num_groups 3"):
         Task(ArrowOfTimeConfig(num_frames=2, num_groups=3), encoder.stages)
+
+
+def test_clips_that_order_verification_asks_for_too_are_encoded_once():
+    from videossl.config import Config
+    from videossl.engine.build import build_model
+
+    window = {"crop_size": 32, "num_frames": 4, "seconds_between_frames": 0.1}
+    window |= {"min_gap_seconds": 0.1, "window_seconds": 1.0}
+    tasks = {"order_verification": window, "arrow_of_time": {**window, "num_clips": 5}}
+    model = build_model(validate(Config, {"out": "unused", "tasks": tasks})).eval()
+    (spec,) = {task.clip_spec for _, task in model.named_tasks()}
+    clips = torch.randn(2, 5, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = ClipBatch({spec: clips}, {spec: torch.zeros(2, 5, 4).double()}, torch.arange(2))
+    rng = row_random(0, "views", 0, rank=0, world_size=1, num_rows=2, device=CPU)
+    views = model.make_views(batch, rng)
+    seen = []
+    for part in (model.encoder.stem, *model.encoder.blocks.values()):
+        part.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    _, results = model(views)
+    assert seen == [
+        10,
+        10,
+        10,
+        20,
+        20,
+    ]  # stem to res3 see frames alone, res4 and res5 both directions
+    assert float(results["arrow_of_time"].tallies["moving_share"][1].sum()) == 2 * 5

@@ -1,3 +1,4 @@
+import itertools
 import os
 
 import pytest
@@ -9,7 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 from videossl.config import Config, validate
 from videossl.engine.build import build_model
 from videossl.engine.multitask import MultiTask
-from videossl.models.encoder import Encoder
+from videossl.engine.shared_pass import Request, SharedPass
+from videossl.models.encoder import ENCODERS, STAGES, Encoder, EncoderSpec
 from videossl.rng import generator, row_random
 from videossl.types import ClipBatch, Views
 
@@ -109,7 +111,7 @@ def test_the_shared_forward_equals_separate_forwards(monkeypatch):
         for task, by_view in together.items():
             stage = model.tasks[task].stage
             for view, maps in by_view.items():
-                alone = model.encoder(views[task].inputs[view])[stage]
+                alone = model.encoder(views[task].clips(view))[stage]
                 # On a CPU the convolution's own blocking depends on the number of rows: the last bits may differ.
                 torch.testing.assert_close(maps.data, alone.data, rtol=0, atol=2e-6)
 
@@ -159,3 +161,49 @@ def test_learned_weights_are_those_of_kendall():
     assert learned["colorization"] == 2.0
     assert fixed.learned_weights() == {}
     assert "log_variances.colorization" in model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["tiny", "slow_r50", "x3d_s", "r2plus1d_18", "s3d"])
+@pytest.mark.parametrize("stages", [("res5", "res5"), ("res3", "res5"), ("res2", "res2")])
+def test_reversed_views_are_encoded_as_if_they_had_been_reversed_first(name, stages):
+    """Shallow and deep readers of a clip and its reversal, of one with a reversal alone, and of one without."""
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec(name)).eval()
+    x, y, z = (torch.randn(2, 3, 4, 32, 32) for _ in range(3))
+    first, second = (STAGES.index(stage) for stage in stages)
+    requests = [
+        Request("a", "forward", x, first),
+        Request("a", "backward", x, second, is_reversed=True),
+        Request("b", "backward", y, first, is_reversed=True),
+        Request("c", "forward", z, second),
+        Request("d", "forward", x, second),
+    ]
+    with torch.no_grad():
+        found = SharedPass(requests, encoder).run()
+        assert [request for request, _ in found] == requests
+        for request, maps in found:
+            rows = request.rows.flip(2) if request.is_reversed else request.rows
+            alone = encoder(rows)[STAGES[request.depth]]
+            scale = alone.data.abs().max()
+            torch.testing.assert_close(maps.data / scale, alone.data / scale, rtol=0, atol=1e-5)
+
+
+def test_frame_wise_stages_are_those_where_a_frame_changes_no_other():
+    for name in ENCODERS:
+        encoder = Encoder(EncoderSpec(name)).eval()
+        for parameter in encoder.parameters():
+            if parameter.ndim == 1:  # a branch that begins at zero would hide what it sees
+                torch.nn.init.uniform_(parameter, 0.5, 1.0)
+        x = torch.randn(1, 3, 6, 32, 32)
+        changed = x.clone()
+        changed[:, :, 3] += 1
+        with torch.no_grad():
+            pairs = [(encoder(x)[s].data, encoder(changed)[s].data) for s in encoder.stages]
+        others = [0, 1, 2, 4, 5]
+        alike = [
+            a.shape[2] == 6 and torch.allclose(a[:, :, others], b[:, :, others], atol=1e-6)
+            for a, b in pairs
+        ]
+        pairs = zip(encoder.stages, alike, strict=True)
+        expected = tuple(stage for stage, _ in itertools.takewhile(lambda pair: pair[1], pairs))
+        assert encoder.frame_wise_stages == expected, name

@@ -108,12 +108,25 @@ class FeatureMaps:
 class Views:
     """What a task wants encoded, and what it needs to judge the answer.
 
-    `inputs[name]` is (N, 3, T, H, W); names are the task's own. `targets` holds tensors on the same device. A view that
-    *is* a tensor object another task also asks for is encoded once.
+    `inputs[name]` is (N, 3, T, H, W); names are the task's own. `reversals` names further views, each with the name of the
+    input that it shows backward in time. `targets` holds tensors on the same device. A view that *is* a tensor object
+    another task also asks for is encoded once.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Tensor] = field(default_factory=dict)
+    reversals: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Of all views."""
+        return [*self.inputs, *self.reversals]
+
+    def clips(self, name: str) -> Tensor:
+        """The clips of a view, reversed ones too: (N, 3, T, H, W)."""
+        if name in self.reversals:
+            return self.inputs[self.reversals[name]].flip(2)
+        return self.inputs[name]
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from videossl.engine.shared_pass import Request, SharedPass
 from videossl.models.encoder import STAGES, Encoder
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import ClipBatch, FeatureMaps, TaskResult, Views
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Rows one view needs encoded, down to one stage."""
-
-    task: str
-    view: str
-    rows: Tensor
-    depth: int
 
 
 class MultiTask(nn.Module):
@@ -86,53 +76,21 @@ class MultiTask(nn.Module):
     def encode(self, views: Mapping[str, Views]) -> dict[str, dict[str, FeatureMaps]]:
         """{task: {view: features at the task's stage}}, by one encoder call per shape of view.
 
-        A tensor that several views share is encoded once. Rows are ordered by the deepest stage anyone reads of them, so
-        that the shallow ones leave the pass early.
+        See `SharedPass` for what is shared.
         """
         requests = defaultdict(list)
         for name, task in self.named_tasks():
-            for view, rows in views[name].inputs.items():
-                requests[rows.shape[1:]].append(
-                    _Request(name, view, rows, STAGES.index(task.stage))
-                )
+            depth = STAGES.index(task.stage)
+            for view in views[name].names:
+                source = views[name].reversals.get(view)
+                rows = views[name].inputs[source or view]
+                request = Request(name, view, rows, depth, is_reversed=source is not None)
+                requests[rows.shape[1:]].append(request)
         features: dict[str, dict[str, FeatureMaps]] = defaultdict(dict)
         for group in requests.values():
-            for request, maps in self._encode_shape(group):
+            for request, maps in SharedPass(group, self.encoder).run():
                 features[request.task][request.view] = maps
         return features
 
-    def _encode_shape(self, requests: list[_Request]) -> list[tuple[_Request, FeatureMaps]]:
-        tensors: dict[tuple[object, ...], Tensor] = {}
-        depths: dict[tuple[object, ...], int] = {}
-        for request in requests:
-            key = _identity(request.rows)
-            tensors[key] = request.rows
-            depths[key] = max(depths.get(key, 0), request.depth)
-        ordered = sorted(tensors, key=lambda key: -depths[key])
-        first_row, num_rows = {}, 0
-        for key in ordered:
-            first_row[key] = num_rows
-            num_rows += len(tensors[key])
-        rows_per_stage = {
-            stage: sum(len(tensors[key]) for key in ordered if depths[key] >= depth)
-            for depth, stage in enumerate(STAGES)
-        }
-        rows = (
-            torch.cat([tensors[key] for key in ordered])
-            if len(ordered) > 1
-            else tensors[ordered[0]]
-        )
-        encoded = self.encoder(rows, rows_per_stage)
-        return [
-            (request, encoded[STAGES[request.depth]][start : start + len(request.rows)])
-            for request in requests
-            for start in [first_row[_identity(request.rows)]]
-        ]
-
     def named_tasks(self) -> list[tuple[str, PretextTask]]:
         return list(self.tasks.items())  # type: ignore[arg-type]
-
-
-def _identity(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for tensors that are the same memory read the same way."""
-    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())

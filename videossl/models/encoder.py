@@ -5,7 +5,7 @@ parameters without a gradient break DistributedDataParallel at its second step. 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +40,18 @@ class EncoderSpec:
     deepest_stage: str = "res5"
     keep_time: bool = True
     max_stride: int | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows [start, stop) of an encoder's input; backward in time if `is_reversed`."""
+
+    start: int
+    stop: int
+    is_reversed: bool
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
 
 class Encoder(nn.Module):
@@ -85,18 +97,35 @@ class Encoder(nn.Module):
                 for n, i in infos.items()
             }
         self.stages: dict[str, StageInfo] = infos
+        parts = [self.stem, *self.blocks.values()]
+        self._num_frame_wise = next(
+            (index for index, part in enumerate(parts) if not _is_frame_wise(part)), len(parts)
+        )
+
+    @property
+    def frame_wise_stages(self) -> tuple[str, ...]:
+        """The first stages, as far as each frame's features depend on that frame alone."""
+        return tuple(self.blocks)[: max(0, self._num_frame_wise - 1)]
 
     def forward(
-        self, x: Tensor, rows_per_stage: Mapping[str, int] | None = None
+        self,
+        x: Tensor,
+        rows_per_stage: Mapping[str, int] | None = None,
+        segments: Sequence[Segment] | None = None,
     ) -> dict[str, FeatureMaps]:
         """(N, 3, T, H, W) to {stage: FeatureMaps}.
 
         `rows_per_stage[stage]` keeps only the leading rows from that stage on, so rows ordered by the deepest stage that
-        reads them do no work that nobody looks at. A stage with 0 rows ends the pass.
+        reads them do no work that nobody looks at. A stage with 0 rows ends the pass. `segments` are the rows that go on
+        behind the frame-wise stages, in this order: what a clip shows backward in time needs no work of its own before.
         """
         features: dict[str, FeatureMaps] = {}
-        x = self.stem(x)
-        for name, block in self.blocks.items():
+        for index, (name, block) in enumerate([("", self.stem), *self.blocks.items()]):
+            if segments is not None and index == self._num_frame_wise:
+                x = _regroup(x, segments)
+            if not name:
+                x = block(x)
+                continue
             if rows_per_stage is not None:
                 if rows_per_stage[name] == 0:
                     break
@@ -109,6 +138,29 @@ class Encoder(nn.Module):
     def describe(self) -> dict[str, object]:
         """Plain types for a checkpoint, from which `Encoder(EncoderSpec(**...), track_stage=...)` builds it again."""
         return {"spec": asdict(self.spec), "track_stage": self.track_stage}
+
+
+def _regroup(x: Tensor, segments: Sequence[Segment]) -> Tensor:
+    rows = [x[s.start : s.stop].flip(2) if s.is_reversed else x[s.start : s.stop] for s in segments]
+    return torch.cat(rows)
+
+
+# What leaves frames apart if its kernel and stride along time are 1, or whatever they are.
+_BY_KERNEL = (nn.Conv3d, nn.MaxPool3d, nn.AvgPool3d)
+_ALWAYS = (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.SiLU, nn.Identity, nn.Dropout)
+
+
+def _is_frame_wise(part: nn.Module) -> bool:
+    """Whether a frame's output depends on that frame alone; a layer that is not known counts as one that mixes them."""
+    for layer in part.modules():
+        if any(True for _ in layer.children()):
+            continue
+        if isinstance(layer, _BY_KERNEL):
+            if _triple(layer.kernel_size)[0] != 1 or _triple(layer.stride)[0] != 1:
+                return False
+        elif not isinstance(layer, _ALWAYS):
+            return False
+    return True
 
 
 Builder = Callable[[], zoo.Stages]

@@ -27,6 +27,13 @@ class ArrowOfTimeConfig(TaskConfig):
     num_frames: int = Field(8, ge=2)
     seconds_between_frames: float = Field(1 / 15, gt=0)
     crop_size: int = Field(112, ge=16, description="pixels, square")
+    num_clips: int = Field(
+        1,
+        ge=1,
+        description="of each video; clips of the same shape and window as another task's are shared with it",
+    )
+    min_gap_seconds: float = Field(0.0, ge=0, description="between the starts of several clips")
+    window_seconds: float = Field(0.0, ge=0, description="all of several clips lie inside")
     num_groups: int = Field(
         2, ge=1, description="parts of a clip that are pooled apart; T-CAM's T = 2"
     )
@@ -50,7 +57,12 @@ class Task(PretextTask):
     def __init__(self, config: ArrowOfTimeConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.clip_spec = ClipSpec(
-            1, config.num_frames, config.seconds_between_frames, config.crop_size
+            config.num_clips,
+            config.num_frames,
+            config.seconds_between_frames,
+            config.crop_size,
+            config.min_gap_seconds,
+            config.window_seconds,
         )
         self.config = config
         features_per_clip = config.num_groups * config.cells**2 * stages[config.stage].channels
@@ -62,11 +74,11 @@ class Task(PretextTask):
             )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
-        clip = batch.clips[self.clip_spec][:, 0]  # (B, 3, T, H, W)
+        clip = batch.clips[self.clip_spec].flatten(0, 1)  # (B K, 3, T, H, W), no copy
         lightness = clip[:, 0]
         motion = (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
         moving = (motion >= self.config.min_motion).float()
-        return Views({"forward": clip, "backward": clip.flip(2)}, {"moving": moving})
+        return Views({"forward": clip}, {"moving": moving}, {"backward": "forward"})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         forward, backward = self._scores(features)
