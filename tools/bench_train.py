@@ -3,8 +3,8 @@
     python tools/bench_train.py RAW_MANIFEST [PACKED_MANIFEST] [--config configs/shared_clips.yaml ...]
 
 Shared: one run of all tasks. Separate: a run of each task alone, with its own decoding, encoder and optimiser, one after
-the other; clips of all of them count, their times add up. Rounds alternate. Everything is trained for real, into folders
-that go away.
+the other; clips of all of them count, their times add up. Plain: the same, and each view goes through the encoder by itself.
+Rounds alternate. Everything is trained for real, into folders that go away.
 """
 
 import argparse
@@ -16,16 +16,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from videossl.config import Config, load_config
 from videossl.distributed import World, choose_device
+from videossl.engine.multitask import MultiTask
 from videossl.engine.status_lines import flops_per_video, peak_memory_gib
 from videossl.engine.trainer import Trainer
 from videossl.models.encoder import count_parameters
+from videossl.types import FeatureMaps, Views
 
 WARM_STEPS = 3
 CPU_VARIANTS = {
@@ -132,36 +134,54 @@ def flops(path: str, manifest: str, encoder: str) -> None:
 
 def sharing(path: str, manifest: str, steps: int, rounds: int) -> None:
     names = list(load_config(path, ["out=unused"]).tasks)
-    seconds: dict[str, list[float]] = {name: [] for name in ["shared", *names]}
-    waits: dict[str, list[float]] = {name: [] for name in seconds}
+    rows = ["shared", *names, *(f"{name}, plain" for name in names)]
+    seconds: dict[str, list[float]] = {row: [] for row in rows}
+    waits: dict[str, list[float]] = {row: [] for row in rows}
     cost, clips = {}, 0
     for _ in range(rounds):
-        for name in seconds:
-            with trainer_of(path, manifest, task=None if name == "shared" else name) as trainer:
+        for row in rows:
+            task = None if row == "shared" else row.removesuffix(", plain")
+            with trainer_of(path, manifest, task=task) as trainer:
+                if row.endswith(", plain"):
+                    encode_plainly(trainer.model)
                 taken, waited = timed_steps(trainer, steps)
-                seconds[name].append(taken / steps)
-                waits[name].append(waited / taken)
-                cost[name] = gflops(trainer)
+                seconds[row].append(taken / steps)
+                waits[row].append(waited / taken)
+                cost[row] = gflops(trainer)
                 clips = max(clips, clips_per_step(trainer.config, trainer))
-    separate = [sum(seconds[name][i] for name in names) for i in range(rounds)]
-    ratios = [apart / shared for apart, shared in zip(separate, seconds["shared"], strict=True)]
+    for name, parts in (("separate", names), ("plain", [f"{name}, plain" for name in names])):
+        seconds[name] = [sum(seconds[part][i] for part in parts) for i in range(rounds)]
+        cost[name] = sum(cost[part] for part in parts)
     print(
         f"\nsharing: {path} on {Path(manifest).parent.name}/{Path(manifest).name}, {clips} clips a step"
     )
-    print(f"{'':24} {'ms/step':>8} {'waiting':>8} {'GFLOPs/video':>13}")
-    for name in seconds:
-        mean = 1000 * statistics.median(seconds[name])
-        wait = 100 * statistics.median(waits[name])
-        print(f"{name:24} {mean:8.0f} {wait:7.0f}% {cost[name]:13.2f}")
-    apart = statistics.median(separate)
-    print(
-        f"{'separate, together':24} {1000 * apart:8.0f} {'':8} {sum(cost[n] for n in names):13.2f}"
-    )
-    print(
-        f"clips/s shared {clips / statistics.median(seconds['shared']):.1f}, separate {clips / apart:.1f}; ratio median "
-        f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); FLOPs ratio "
-        f"{sum(cost[n] for n in names) / cost['shared']:.2f}"
-    )
+    print(f"{'':28} {'ms/step':>8} {'clips/s':>8} {'GFLOPs/video':>13} {'waiting':>8}")
+    for row in (*rows, "separate", "plain"):
+        middle = statistics.median(seconds[row])
+        speed = f"{clips / middle:8.1f}" if row in ("shared", "separate", "plain") else 8 * " "
+        wait = f"{100 * statistics.median(waits[row]):7.0f}%" if row in waits else ""
+        print(f"{row:28} {1000 * middle:8.0f} {speed} {cost[row]:13.2f} {wait}")
+    for name in ("separate", "plain"):
+        ratios = [a / b for a, b in zip(seconds[name], seconds["shared"], strict=True)]
+        print(
+            f"shared against {name}: median {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}); "
+            f"FLOPs {cost[name] / cost['shared']:.2f}"
+        )
+
+
+def encode_plainly(model: MultiTask) -> None:
+    """Each view by a call of its own, as a task would that knows of no other."""
+
+    def encode(views: Mapping[str, Views]) -> dict[str, dict[str, FeatureMaps]]:
+        return {
+            name: {
+                view: model.encoder(views[name].clips(view))[task.stage]
+                for view in views[name].names
+            }
+            for name, task in model.named_tasks()
+        }
+
+    model.encode = encode  # type: ignore[method-assign]
 
 
 def saving(path: str, manifest: str, rounds: int, every: int = 100) -> None:
