@@ -23,6 +23,7 @@ FLOOR_ONE = {
 ALLOWED = {
     "decode": {"decode", "types", "errors"},
     "models": {"models", "types", "errors"},
+    "losses": {"losses", "distributed"},
     "data": {
         "data",
         "decode",
@@ -50,7 +51,7 @@ ALLOWED = {
         "video_writer",
         "version",
     },
-    "pretext": {"pretext", "models", "types", "rng", "errors", "color", "drawing"},
+    "pretext": {"pretext", "models", "losses", "types", "rng", "errors", "color", "drawing"},
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
 }
 
