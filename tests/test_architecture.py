@@ -51,7 +51,17 @@ ALLOWED = {
         "video_writer",
         "version",
     },
-    "pretext": {"pretext", "models", "losses", "types", "rng", "errors", "color", "drawing"},
+    "pretext": {
+        "pretext",
+        "models",
+        "losses",
+        "distributed",
+        "types",
+        "rng",
+        "errors",
+        "color",
+        "drawing",
+    },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
 }
 

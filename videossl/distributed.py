@@ -111,6 +111,28 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)  # what every rank's loss says of this rank's rows
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """The rows of all ranks, in their order, each (N, ...): (ranks * N, ...). Gradients go back to the rank of the row."""
+    if not dist.is_initialized():
+        return rows
+    gathered: Tensor = _GatherRows.apply(rows)
+    return gathered
+
+
 def world_size() -> int:
     """The number of ranks; 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
