@@ -154,6 +154,55 @@ class TaskResult:
             raise ValueError(f"a task must tally {sorted(missing)}")
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a task answers to each of the Q questions it asks of a batch, detached: what evaluation judges.
+
+    `scores` (Q, A) are larger for the likelier of A answers, `labels` (Q,) int64 is the right one, `videos` (Q,) int64 the
+    batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `rivals[name]` (Q,) int64 is
+    the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean. Raises ValueError if the
+    numbers of rows disagree.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    videos: Tensor
+    weights: Tensor | None = None
+    rivals: dict[str, Tensor] = field(default_factory=dict)
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2 or self.scores.requires_grad:
+            raise ValueError(f"scores must be detached and (Q, A), got {tuple(self.scores.shape)}")
+        rows = {"labels": self.labels, "videos": self.videos, **self.rivals, **self.numbers}
+        rows |= {} if self.weights is None else {"weights": self.weights}
+        for name, values in rows.items():
+            if tuple(values.shape) != (len(self.scores),):
+                raise ValueError(f"{name} must be ({len(self.scores)},), got {tuple(values.shape)}")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What each of the Q questions of a batch shows, so that rules without a network can try to answer them.
+
+    `frames` (Q, F, 3, H, W) are the frames in the order shown, normalised Lab, as the encoder sees them; `labels` (Q,) int64
+    the right answer among `num_answers`; `videos` (Q,) int64 the batch row. Raises ValueError if the shapes disagree.
+    """
+
+    frames: Tensor
+    labels: Tensor
+    videos: Tensor
+    num_answers: int
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 5 or self.frames.shape[2] != 3:
+            raise ValueError(f"frames must be (Q, F, 3, H, W), got {tuple(self.frames.shape)}")
+        if not len(self.frames) == len(self.labels) == len(self.videos):
+            raise ValueError(
+                f"{len(self.frames)} questions have {len(self.labels)} labels and {len(self.videos)} videos"
+            )
+
+
 def tally(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """(2, 1): the weighted sum of `values` and the sum of the weights (1 each if not given)."""
     values = values.detach().float()

@@ -20,7 +20,16 @@ from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
-from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    Answers,
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Questions,
+    TaskResult,
+    Views,
+    tally,
+)
 
 
 class ArrowOfTimeConfig(TaskConfig):
@@ -104,6 +113,32 @@ class Task(PretextTask):
         both = torch.cat([self._pool(features["forward"]), self._pool(features["backward"])])
         forward, backward = self.head(both).squeeze(1).float().chunk(2)
         return forward, backward
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """Two questions a clip, forward and backward, each judged by its own score; `pairwise` is whether forward won."""
+        forward, backward = self._scores(features)
+        scores = torch.cat([forward, backward])
+        labels = torch.cat([torch.ones_like(forward), torch.zeros_like(backward)]).long()
+        won = (forward > backward).float() + 0.5 * (forward == backward).float()
+        return Answers(
+            torch.stack([-scores, scores], 1),
+            labels,
+            self._video_of_clips(len(forward), forward.device).repeat(2),
+            targets["moving"].repeat(2),
+            numbers={"pairwise": won.repeat(2)},
+        )
+
+    def questions(self, views: Views) -> Questions:
+        """Each clip that moves, forward and backward."""
+        moving = views.targets["moving"].bool()
+        both = [views.clips(name)[moving].movedim(1, 2) for name in ("forward", "backward")]
+        videos = self._video_of_clips(len(moving), moving.device)[moving]
+        labels = torch.tensor([1, 0]).repeat_interleave(len(videos)).to(videos.device)
+        return Questions(torch.cat(both), labels, videos.repeat(2), 2)
+
+    def _video_of_clips(self, count: int, device: torch.device) -> Tensor:
+        return torch.arange(count, device=device) // self.clip_spec.num_clips
 
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:

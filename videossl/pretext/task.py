@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from videossl.models.encoder import StageInfo
 from videossl.rng import RowRandom
-from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views
+from videossl.types import (
+    Answers,
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Questions,
+    TaskResult,
+    Views,
+)
 
 
 class TaskConfig(BaseModel):
@@ -55,6 +63,16 @@ class PretextTask(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         """Head, loss and tallies from the features of each view of `make_views`, at `stage`."""
+
+    def answers(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Answers | None:
+        """The answer to each question, without gradient: what `videossl pretext-eval` judges. Default: nothing but tallies."""
+        return None
+
+    def questions(self, views: Views) -> Questions | None:
+        """The frames that each question shows: what `videossl audit` tries to cheat on. Default: none."""
+        return None
 
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
         """Pictures by name, (3, H, W) uint8, of a few of the views and what the task answers. Default: none."""
