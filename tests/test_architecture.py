@@ -63,6 +63,8 @@ ALLOWED = {
         "drawing",
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
+    "audit": FLOOR_ONE
+    | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }
 
 
