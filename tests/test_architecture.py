@@ -11,6 +11,7 @@ FLOOR_ONE = {
     "distributed",
     "errors",
     "color",
+    "clip_views",
     "drawing",
     "progress",
     "masks",
@@ -60,11 +61,11 @@ ALLOWED = {
         "rng",
         "errors",
         "color",
+        "clip_views",
         "drawing",
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
-    "audit": FLOOR_ONE
-    | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
+    "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }
 
 

@@ -30,12 +30,13 @@ WAITING_OPERATORS = (
     "lift_fresh",
     "equal",
 )
+WINDOW = "crop_size: 32, num_frames: 3, window_seconds: 1.0, min_gap_seconds: 0.1"
 TASKS = """
 encoder: {name: tiny}
 data: {short_side: 48, videos_per_step: 4, num_workers: 0, holdout_fraction: 0.3}
 train: {steps: 8, log_every: 8, accumulate: 2}
 tasks:
-  order_verification: {crop_size: 32, num_frames: 2, window_seconds: 1.0, min_gap_seconds: 0.1, MODE}
+  ORDER
   arrow_of_time: {crop_size: 32, num_frames: 4}
   colorization: {crop_size: 32, frame_shift: 4, num_references: 1, radius: 3, HIDE}
 """
@@ -75,17 +76,18 @@ def counted_waits(monkeypatch):
 
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize(
-    ("mode", "hide"),
+    ("order", "hide"),
     [
-        ("mode: verification", "hide: one, predict: values"),
-        ("mode: permutation", "hide: both, predict: classes"),
+        (f"order_verification: {{{WINDOW}}}", "hide: one, predict: values"),
+        (f"clip_order: {{{WINDOW}, split_channels: true}}", "hide: both, predict: classes"),
+        (f"odd_one_out: {{{WINDOW}, crop_shift: 4}}", "hide: one, predict: classes"),
     ],
 )
 def test_a_step_never_waits_for_the_device(
-    mode, hide, guarded, video_folder, tmp_path, monkeypatch
+    order, hide, guarded, video_folder, tmp_path, monkeypatch
 ):
     path = tmp_path / "c.yaml"
-    path.write_text(TASKS.replace("MODE", mode).replace("HIDE", hide))
+    path.write_text(TASKS.replace("ORDER", order).replace("HIDE", hide))
     config = load_config(
         path,
         [f"data.manifest={video_folder}", f"out={tmp_path / 'run'}", "monitor.gradients_every=1"],

@@ -6,12 +6,13 @@ import torch
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.order_verification import (
     IN_ORDER,
-    ORDERS,
     OUT_OF_ORDER,
+    TUPLES,
     OrderVerificationConfig,
     Task,
 )
-from videossl.types import FeatureMaps, tally_value
+from videossl.rng import row_random
+from videossl.types import ClipBatch, FeatureMaps, tally_value
 
 
 def build(**settings) -> Task:
@@ -28,7 +29,9 @@ def test_tuples_are_those_of_the_paper():
     assert len(set(IN_ORDER + OUT_OF_ORDER)) == 6
     assert all(t[::-1] in IN_ORDER for t in IN_ORDER)
     assert all(t[::-1] in OUT_OF_ORDER for t in OUT_OF_ORDER)
-    assert set(ORDERS) == set(itertools.permutations(range(3)))
+
+
+EVERY_TUPLE = torch.ones(8, 6)
 
 
 def features_on_a_line(num_videos: int = 8) -> torch.Tensor:
@@ -40,7 +43,7 @@ def features_on_a_line(num_videos: int = 8) -> torch.Tensor:
 def test_order_is_learned_where_features_carry_it():
     task = build(dropout=0.0)
     features = {"clips": FeatureMaps(features_on_a_line(), 1, 16)}
-    targets = {"thumbnails": torch.arange(5.0)[None, :, None, None].expand(8, 5, 8, 8)}
+    targets = {"thumbnails": torch.zeros(8, 5, 8, 8), "differs": EVERY_TUPLE}
     optimizer = torch.optim.Adam(task.parameters(), lr=1e-2)
     for _ in range(40):
         result = task(features, targets)
@@ -53,12 +56,12 @@ def test_order_is_learned_where_features_carry_it():
 @pytest.mark.parametrize("share", [0.5, 0.25])
 def test_the_loss_weighs_the_classes_as_asked(share):
     task = build(positive_share=share)
-    torch.nn.init.zeros_(task.head[-1].weight)
-    task.head[-1].bias.data = torch.tensor(
-        [0.0, 20.0]
-    )  # says "in order" of everything: negatives cost 20 each
+    for last in (task.head.answer[-1], task.head.compare[-1]):
+        torch.nn.init.zeros_(last.weight)
+        # Says "in order" of everything: negatives cost 20 each.
+        last.bias.data = torch.tensor([0.0, 10.0])
     features = {"clips": FeatureMaps(features_on_a_line(), 1, 16)}
-    targets = {"thumbnails": torch.arange(5.0)[None, :, None, None].expand(8, 5, 8, 8)}
+    targets = {"thumbnails": torch.zeros(8, 5, 8, 8), "differs": EVERY_TUPLE}
     result = task(features, targets)
     assert float(result.loss.detach()) == pytest.approx((1 - share) * 20, rel=1e-4)
     assert tally_value(result.tallies["accuracy"]) == 0.5, (
@@ -67,53 +70,88 @@ def test_the_loss_weighs_the_classes_as_asked(share):
     assert tally_value(result.tallies["recall_in_order"]) == 1
 
 
+def batch_of(thumbnails: torch.Tensor, task: Task) -> ClipBatch:
+    """Still sub-clips, each a thumbnail (B, 5, 8, 8) of lightness enlarged."""
+    spec = task.clip_spec
+    size = spec.crop_size // 8
+    lightness = thumbnails.repeat_interleave(size, 2).repeat_interleave(size, 3)
+    clips = lightness[:, :, None, None].repeat(1, 1, 3, spec.num_frames, 1, 1)
+    times = torch.zeros(len(clips), 5, spec.num_frames).double()
+    return ClipBatch({spec: clips}, {spec: times}, torch.arange(len(clips)))
+
+
+def rows(count: int):
+    return row_random(3, "v", rank=0, world_size=1, num_rows=count, device=torch.device("cpu"))
+
+
 def test_windows_that_do_not_change_are_left_out():
     task = build(min_difference=0.1)
     features = {"clips": FeatureMaps(features_on_a_line(), 1, 16)}
     thumbnails = torch.zeros(8, 5, 8, 8)
     thumbnails[:2, 0] = 1.0  # only the outsider a of two videos differs from the middle
-    result = task(features, {"thumbnails": thumbnails})
+    result = task(features, task.make_views(batch_of(thumbnails, task), rows(8)).targets)
     # Of 8 x 6 tuples: both positives and the two with a, of two videos.
     assert tally_value(result.tallies["kept_share"]) == pytest.approx(2 * 4 / 48)
-    assert float(task(features, {"thumbnails": torch.zeros(8, 5, 8, 8)}).loss) == 0
+    still = task.make_views(batch_of(torch.zeros(8, 5, 8, 8), task), rows(8))
+    assert float(task(features, still.targets).loss.detach()) == 0
 
 
-def test_sorting_has_six_answers():
-    task = build(mode="permutation")
-    vectors = features_on_a_line()[: 3 * 4]
-    result = task({"clips": FeatureMaps(vectors, 1, 16)}, {"thumbnails": torch.zeros(4, 3, 8, 8)})
-    assert tally_value(result.tallies["chance"]) == pytest.approx(1 / 6)
-    assert task.clip_spec.num_clips == 3
-
-
-@pytest.mark.parametrize("mode", ["verification", "permutation"])
-def test_the_cheat_looks_at_three_thumbnails(mode):
+def test_the_cheat_looks_at_three_thumbnails():
     """Against a loop over tuples; brightness that goes one way tells the order, noise does not."""
-    task = build(mode=mode).eval()
-    num_clips = task.clip_spec.num_clips
-    features = {"clips": FeatureMaps(torch.randn(8 * num_clips, 128, 2, 2, 2), 1, 16)}
+    task = build().eval()
+    features = {"clips": FeatureMaps(torch.randn(8 * 5, 128, 2, 2, 2), 1, 16)}
     torch.manual_seed(0)
-    noise = torch.randn(8, num_clips, 8, 8)
-    steady = torch.arange(float(num_clips))[None, :, None, None].expand(8, -1, 8, 8).clone()
+    noise = torch.randn(8, 5, 8, 8)
+    steady = torch.arange(5.0)[None, :, None, None].expand(8, -1, 8, 8).clone()
     for thumbnails in (noise, steady):
         right = {True: [], False: []}
-        for video, t in itertools.product(
-            thumbnails, IN_ORDER + OUT_OF_ORDER if num_clips == 5 else ORDERS
-        ):
+        for video, t in itertools.product(thumbnails, TUPLES):
             a, b, c = (video[i] for i in t)
             ends = float((a - c).abs().mean())
             is_between = ends >= max(float((a - b).abs().mean()), float((b - c).abs().mean()))
-            if num_clips == 5:
-                right[t in IN_ORDER].append(is_between == (t in IN_ORDER))
-        found = tally_value(task(features, {"thumbnails": thumbnails}).tallies["cheat"])
-        if num_clips == 5:
-            expected = sum(sum(r) / len(r) for r in right.values()) / 2
-        else:
-            middles = [
-                float((v[0] - v[2]).abs().mean())
-                >= max(float((v[0] - v[1]).abs().mean()), float((v[1] - v[2]).abs().mean()))
-                for v in thumbnails
-            ]
-            expected = sum(middles) / len(middles) / 2
+            right[t in IN_ORDER].append(is_between == (t in IN_ORDER))
+        targets = {"thumbnails": thumbnails, "differs": EVERY_TUPLE}
+        found = tally_value(task(features, targets).tallies["cheat"])
+        expected = sum(sum(r) / len(r) for r in right.values()) / 2
         assert found == pytest.approx(expected)
-    assert found == (1.0 if num_clips == 5 else 0.5)
+        answers = task.answers(features, targets)
+        said = answers.rivals["thumbnails"] == answers.labels
+        weighed = float((said * answers.weights).sum() / answers.weights.sum())
+        assert weighed == pytest.approx(expected)
+    assert found == 1.0
+
+
+def test_gaps_are_those_of_the_taus():
+    spec = build(tau_max_seconds=2.0, tau_min_seconds=0.5, num_frames=1).clip_spec
+    assert spec.gap_ranges == ((0.5, 1.0), (0.3, 1.0), (0.3, 1.0), (0.5, 1.0))
+    with pytest.raises(ValueError, match=r"tau_max_seconds 0.5 cannot hold two gaps"):
+        build(tau_max_seconds=0.5)
+
+
+def test_questions_show_the_tuples_of_their_labels():
+    """Sub-clip k is of lightness k everywhere: what is shown can be read off."""
+    task = build(crop_size=32, num_frames=2)
+    steady = torch.arange(5.0)[None, :, None, None].expand(3, -1, 8, 8)
+    asked = task.questions(task.make_views(batch_of(steady, task), rows(3)))
+    assert asked.frames.shape == (3 * 6, 3 * 2, 3, 32, 32)
+    for question, (frames, label) in enumerate(zip(asked.frames, asked.labels, strict=True)):
+        shown = TUPLES[question % 6]
+        assert frames[::2, 0, 0, 0].tolist() == list(shown)
+        assert bool(label) == (shown in IN_ORDER)
+    assert asked.videos.tolist() == [video for video in range(3) for _ in range(6)]
+
+
+def test_each_sub_clip_is_cut_and_coloured_on_its_own():
+    task = build(crop_size=32, crop_shift=8, num_frames=2, split_channels=True)
+    ramp = torch.linspace(-1, 1, 48)
+    clips = torch.zeros(6, 5, 3, 2, 48, 48)
+    clips[:, :, 0] = ramp[None, :] + ramp[:, None]
+    clips[:, :, 1] = 1.0  # reddish: red, green and blue differ
+    batch = ClipBatch(
+        {task.clip_spec: clips}, {task.clip_spec: torch.zeros(6, 5, 2).double()}, torch.arange(6)
+    )
+    shown = task.make_views(batch, rows(6)).inputs["clips"]
+    assert torch.equal(shown[:, :, 0], shown[:, :, 1])  # alike for the frames of a sub-clip
+    assert float(shown[:, 1:].abs().max()) == 0
+    corners = shown[:, 0, 0, 0, 0]
+    assert len(corners.unique()) > 15

@@ -18,9 +18,14 @@ SMALL = {"crop_size": 32}
 VARIANTS = {
     "order_verification": [
         {"num_frames": 2},
-        {"num_frames": 2, "mode": "permutation"},
+        {"num_frames": 1, "tau_max_seconds": 2.0, "crop_shift": 4, "split_channels": True},
         {"positive_share": 0.25},
     ],
+    "clip_order": [
+        {"num_frames": 2, "crop_shift": 4},
+        {"num_clips": 4, "num_frames": 1, "merge_reversals": True, "split_channels": True},
+    ],
+    "odd_one_out": [{}, {"num_frames": 3, "crop_shift": 2}],
     "colorization": [
         {"frame_shift": 4},
         {

@@ -54,6 +54,29 @@ def test_times_stay_clear_of_the_ends_and_keep_their_gaps(seconds, seed, begin):
             assert times.max() - times.min() <= spec.window_seconds + 1e-9
 
 
+def test_gaps_have_ranges_of_their_own():
+    spec = ClipSpec(3, 1, 1 / 15, 64, gap_ranges=((0.5, 1.0), (0.2, 0.8)))
+    assert (spec.min_span_seconds, spec.max_span_seconds) == (0.7, 1.8)
+    gaps = np.array(
+        [np.diff(plan(VideoTimes(0, 20, 25.0), spec, seed)[:, 0]) for seed in range(400)]
+    )
+    for gap, (least, most) in zip(gaps.T, spec.gap_ranges, strict=True):
+        assert least <= gap.min() < least + 0.02
+        assert most - 0.02 < gap.max() <= most
+        assert gap.mean() == pytest.approx((least + most) / 2, abs=0.03)
+    short = np.array([np.diff(plan(VideoTimes(0, 1.5, 25.0), spec, s)[:, 0]) for s in range(400)])
+    share = (1.5 - 0.15 - 1 / 25 - 0.7) / 1.1  # of the ranges that the usable part leaves
+    assert short[:, 0].max() <= 0.5 + 0.5 * share
+    assert short[:, 0].min() >= 0.5
+
+
+def test_gap_ranges_that_are_none_fail():
+    with pytest.raises(ValueError, match=r"3 clips have 2 gaps, got 1 gap_ranges"):
+        ClipSpec(3, 1, 0.1, 32, gap_ranges=((0.1, 0.2),))
+    with pytest.raises(ValueError, match=r"must be \(least, most\)"):
+        ClipSpec(2, 1, 0.1, 32, gap_ranges=((0.3, 0.2),))
+
+
 def test_without_the_rule_windows_reach_both_ends():
     video = VideoTimes(0, 4, 25.0)
     rules = SamplingRules(skip_ends=False)

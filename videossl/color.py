@@ -5,6 +5,7 @@ A grey input is the same tensor with a and b zeroed, and hiding one chroma chann
 zeroing it: all tasks share one stem, and a view can be proved to carry no colour.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,9 @@ _RGB_TO_XYZ = (
     (0.2126729, 0.7151522, 0.0721750),
     (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
 )
+
+# Numbers, not a tensor: a step on a GPU would wait for its transfer.
+_XYZ_TO_RGB = np.linalg.inv(np.array(_RGB_TO_XYZ)).tolist()
 
 
 def rgb_to_lab(rgb: Tensor, dim: int = -3) -> Tensor:
@@ -42,8 +46,9 @@ def lab_to_rgb(lab: Tensor, dim: int = -3) -> Tensor:
         torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
         for f in (fy + a / 500, fy, fy - b / 200)
     ]
-    to_rgb = torch.tensor(_RGB_TO_XYZ, dtype=torch.float64).inverse().tolist()
-    linear = torch.stack([sum(w * v for w, v in zip(row, xyz, strict=True)) for row in to_rgb], dim)
+    linear = torch.stack(
+        [sum(w * v for w, v in zip(row, xyz, strict=True)) for row in _XYZ_TO_RGB], dim
+    )
     linear = linear.clamp(0, 1)
     return torch.where(
         linear <= 0.0031308, 12.92 * linear, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055

@@ -16,9 +16,10 @@ class ClipSpec:
     """What a pretext task wants decoded of each video: K clips of T frames, in order, inside one window.
 
     The clips start at random times inside a window of at most `window_seconds`, neighbouring starts at least
-    `min_gap_seconds` apart. With one clip both are 0.
+    `min_gap_seconds` apart. With one clip both are 0. Or each gap between neighbouring starts has a range of its own,
+    `gap_ranges` of (least, most) seconds, which then stand for both.
 
-    Raises ValueError for counts below 1 and for a window too short to hold the clips.
+    Raises ValueError for counts below 1, for a window too short to hold the clips and for ranges that are none.
     """
 
     num_clips: int
@@ -29,13 +30,23 @@ class ClipSpec:
     window_seconds: float = (
         0.0  # from the first frame of the first clip to the last frame of the last
     )
+    gap_ranges: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.num_clips, self.num_frames, self.crop_size) < 1:
             raise ValueError(f"num_clips, num_frames and crop_size must be >= 1, got {self}")
         if self.seconds_between_frames <= 0:
             raise ValueError(f"seconds_between_frames must be > 0, got {self}")
-        if self.num_clips > 1 and self.window_seconds < self.min_span_seconds - 1e-9:
+        if self.gap_ranges:
+            if len(self.gap_ranges) != self.num_clips - 1:
+                raise ValueError(
+                    f"{self.num_clips} clips have {self.num_clips - 1} gaps, got {len(self.gap_ranges)} gap_ranges"
+                )
+            if any(not 0 <= least <= most for least, most in self.gap_ranges):
+                raise ValueError(
+                    f"gap_ranges must be (least, most) with 0 <= least <= most, got {self.gap_ranges}"
+                )
+        elif self.num_clips > 1 and self.window_seconds < self.min_span_seconds - 1e-9:
             raise ValueError(
                 f"window_seconds {self.window_seconds:g} cannot hold {self.num_clips} clips that need "
                 f"{self.min_span_seconds:g} s: widen window_seconds or lower min_gap_seconds"
@@ -49,7 +60,16 @@ class ClipSpec:
     @property
     def min_span_seconds(self) -> float:
         """The shortest window that holds all clips: what a video must offer to be usable."""
+        if self.gap_ranges:
+            return sum(least for least, _ in self.gap_ranges) + self.clip_seconds
         return (self.num_clips - 1) * self.min_gap_seconds + self.clip_seconds
+
+    @property
+    def max_span_seconds(self) -> float:
+        """The longest window that the clips may take."""
+        if self.gap_ranges:
+            return sum(most for _, most in self.gap_ranges) + self.clip_seconds
+        return max(self.window_seconds, self.clip_seconds)
 
 
 @dataclass(frozen=True)
@@ -159,8 +179,8 @@ class Answers:
     """What a task answers to each of the Q questions it asks of a batch, detached: what evaluation judges.
 
     `scores` (Q, A) are larger for the likelier of A answers, `labels` (Q,) int64 is the right one, `videos` (Q,) int64 the
-    batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `rivals[name]` (Q,) int64 is
-    the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean. Raises ValueError if the
+    batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `rivals[name]` (Q,) int64
+    is the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean. Raises ValueError if the
     numbers of rows disagree.
     """
 

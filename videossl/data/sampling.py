@@ -69,7 +69,7 @@ def plan_clip_times(
     shots = usable_shots(video, rules)
     shortest = max(spec.min_span_seconds for spec in specs)
     times: dict[ClipSpec, Tensor] = {}
-    for spec in sorted(set(specs), key=lambda s: (-max(s.window_seconds, s.clip_seconds), s)):
+    for spec in sorted(set(specs), key=lambda s: (-s.max_span_seconds, s)):
         times[spec] = draw_clip_times(video, shots, spec, rules, generator)
         if len(times) == 1:
             first, last = float(times[spec].min()), float(times[spec].max())
@@ -130,9 +130,16 @@ def starts_on_key_frame(video: VideoTimes, seconds: np.ndarray) -> np.ndarray:
 
 
 def _clip_offsets(seconds: float, spec: ClipSpec, generator: torch.Generator) -> np.ndarray:
-    """(K,) starts relative to the first: gaps of at least `min_gap_seconds`, uniform over all that fit the window."""
+    """(K,) starts relative to the first: gaps of at least `min_gap_seconds`, uniform over all that fit the window; or each
+    gap uniform in its own range, the ranges shortened alike where `seconds` are too few for their upper ends."""
     if spec.num_clips == 1:
         return np.zeros(1)
+    if spec.gap_ranges:
+        least, most = np.array(spec.gap_ranges).T
+        room, wanted = seconds - spec.min_span_seconds, (most - least).sum()
+        share = min(1.0, room / wanted) if wanted > 0 else 0.0
+        gaps = least + _uniform(spec.num_clips - 1, generator) * (most - least) * share
+        return np.concatenate([[0.0], np.cumsum(gaps)])
     slack = min(spec.window_seconds, seconds) - spec.min_span_seconds
     # Cuts of the slack at sorted uniform points; the last is the window's own random shortening.
     cuts = _uniform(spec.num_clips - 1, generator)

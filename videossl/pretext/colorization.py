@@ -22,6 +22,7 @@ from pydantic import Field
 from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
+from videossl.clip_views import cut_frames
 from videossl.color import picture
 from videossl.drawing import (
     NUM_DRAWN,
@@ -268,14 +269,7 @@ class Task(PretextTask):
         offsets = rng.integers(num_frames, 2, high=slack + 1)  # (B, T, 2)
         if not self.training:
             offsets = torch.full_like(offsets, self.config.frame_shift)
-        span = torch.arange(size, device=clip.device)
-        rows, columns = (offsets[..., axis, None] + span for axis in (0, 1))  # (B, T, size)
-        videos = torch.arange(len(clip), device=clip.device)[:, None, None, None]
-        frames = torch.arange(num_frames, device=clip.device)[None, :, None, None]
-        cut = clip.movedim(1, -1)[
-            videos, frames, rows[..., None], columns[:, :, None]
-        ]  # (B, T, size, size, 3)
-        return cut.movedim(-1, 1)
+        return cut_frames(clip, offsets, size)
 
     def _classify(self, hidden: Tensor, table: Tensor) -> Tensor:
         """(B, V, T, h, w) hidden colours to the index of the nearest class of each row's table, (B, T, h, w)."""

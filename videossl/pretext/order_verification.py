@@ -1,20 +1,20 @@
-"""Frame order: Shuffle and Learn (Misra, Zitnick, Hebert, ECCV 2016) and VCOP (Xu et al., CVPR 2019).
+"""Frame-order verification: are three moments of a window in order? Shuffle and Learn: Misra, Zitnick, Hebert, ECCV 2016.
 
-`mode: verification`: five sub-clips a < b < c < d < e of a window; (b, c, d) and its reverse are in order, (b, a, d),
-(b, e, d) and their reverses are not: positives and negatives share their first and last element. `mode: permutation`: three
-clips in one of 3! = 6 orders, which one? Tuples are formed of *features*: each sub-clip is encoded once, and all tuples of
-a window are judged, so that no label depends on a draw.
+Five sub-clips a < b < c < d < e of a window; (b, c, d) and its reverse are in order, (b, a, d), (b, e, d) and their reverses
+are not: positives and negatives share their first and last element (section 3.1). With `tau_max_seconds` and
+`tau_min_seconds` the gaps are the paper's: b to d at most tau_max, a to b and d to e at least tau_min. Tuples are formed of
+*features*: each sub-clip is encoded once, and all tuples of a window are judged, so that no label depends on a draw.
 
-Departures: short sub-clips through a 3D-CNN instead of single frames through AlexNet; all tuples instead of one.
+Departures: short sub-clips through a 3D-CNN instead of single frames through AlexNet (`num_frames: 1` is the paper's); all
+tuples instead of one; pairs of features, and learned cosines of them, before the answer (`heads.TupleHead`).
 Against cheats: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn where the
-video moves (data/sampling.py); sub-clips are shifted and photometrically jittered independently (data/transforms.py);
-tuples whose outsider looks like the middle are left out, as in the paper; and beside the accuracy stands what the
-distances of three thumbnails give away (`cheat`).
+video moves (data/sampling.py); each sub-clip is cut at an offset of its own (`crop_shift`), in evaluation too, and shows, if
+asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples whose outsider looks like the
+middle are left out, as in the paper; and beside the accuracy stands what the distances of three thumbnails, cut and coloured
+alike, give away (`cheat`).
 """
 
 from collections.abc import Mapping
-from itertools import permutations
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,31 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
+from videossl.clip_views import cut_frames, split_channels, thumbnails
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
-from videossl.models.heads import mlp, pool_grid
+from videossl.models.heads import TupleHead, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
-from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    Answers,
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Questions,
+    TaskResult,
+    Views,
+    tally,
+)
 
 A, B, C, D, E = range(5)
 IN_ORDER = ((B, C, D), (D, C, B))
 OUT_OF_ORDER = ((B, A, D), (D, A, B), (B, E, D), (D, E, B))
-ORDERS = tuple(permutations(range(3)))
+TUPLES = IN_ORDER + OUT_OF_ORDER
+NAMES = ("bcd", "dcb", "bad", "dab", "bed", "deb")
 
 
 class OrderVerificationConfig(TaskConfig):
-    mode: Literal["verification", "permutation"] = "verification"
     num_frames: int = Field(4, ge=1, description="frames of a sub-clip")
     seconds_between_frames: float = Field(1 / 15, gt=0)
     min_gap_seconds: float = Field(
@@ -45,7 +55,19 @@ class OrderVerificationConfig(TaskConfig):
     window_seconds: float = Field(
         2.4, gt=0, description="all sub-clips lie inside; the paper's 60 frames and more"
     )
+    tau_max_seconds: float | None = Field(
+        None, gt=0, description="from b to d at most, the paper's 60 frames; null: window_seconds"
+    )
+    tau_min_seconds: float = Field(
+        0.5, gt=0, description="from a to b and d to e at least, the paper's 15 frames"
+    )
     crop_size: int = Field(112, ge=16, description="pixels, square")
+    crop_shift: int = Field(
+        0, ge=0, description="each sub-clip's crop is moved by up to this many pixels"
+    )
+    split_channels: bool = Field(
+        False, description="each sub-clip shows one of red, green, blue, as grey"
+    )
     positive_share: float = Field(
         0.5, gt=0, lt=1, description="weight of ordered tuples; the paper's best is 0.25"
     )
@@ -64,73 +86,47 @@ class OrderVerificationConfig(TaskConfig):
 
 
 class Task(PretextTask):
-    """Judges whether three sub-clips are in order (verification), or in which order they are (permutation)."""
+    """Judges whether three sub-clips of a window are in order."""
 
     Config = OrderVerificationConfig
 
     def __init__(self, config: OrderVerificationConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.config = config
-        self.clip_spec = ClipSpec(
-            num_clips=5 if config.mode == "verification" else 3,
-            num_frames=config.num_frames,
-            seconds_between_frames=config.seconds_between_frames,
-            crop_size=config.crop_size,
-            min_gap_seconds=config.min_gap_seconds,
-            window_seconds=config.window_seconds,
-        )
-        channels = config.cells**2 * stages[config.stage].channels
-        num_answers = 2 if config.mode == "verification" else len(ORDERS)
-        # Pairwise features first, as in VCOP: the relation of two clips is easier than that of three. What differs is
-        # given beside what they are, standardised: see heads.mlp.
-        self.standardize = torch.nn.BatchNorm1d(channels)
-        # Made once: a tensor made of numbers in each step would make a GPU wait for its transfer.
-        tuples = IN_ORDER + OUT_OF_ORDER if config.mode == "verification" else ORDERS
-        self.register_buffer("tuples", torch.tensor(tuples), persistent=False)
-        labels = torch.arange(len(tuples))
-        labels = (labels < len(IN_ORDER)).long() if config.mode == "verification" else labels
+        self.clip_spec = _clip_spec(config)
+        labels = (torch.arange(len(TUPLES)) < len(IN_ORDER)).long()
         self.register_buffer("labels", labels, persistent=False)
-        self.tuples: Tensor
+        self.register_buffer("tuples", torch.tensor(TUPLES), persistent=False)
         self.labels: Tensor
-        self.pair = torch.nn.Linear(3 * channels, config.hidden)
-        self.head = mlp(3 * config.hidden, config.hidden, num_answers, dropout=config.dropout)
+        self.tuples: Tensor
+        self.head = TupleHead(
+            config.cells**2 * stages[config.stage].channels,
+            TUPLES,
+            hidden=config.hidden,
+            num_answers=2,
+            dropout=config.dropout,
+        )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec]  # (B, K, 3, T, H, W)
-        middle = clips[:, :, 0, self.config.num_frames // 2]  # (B, K, H, W), lightness
-        targets = {"thumbnails": F.adaptive_avg_pool2d(middle, 8)}
-        return Views({"clips": rearrange(clips, "b k c t h w -> (b k) c t h w")}, targets)
+        middle = thumbnails(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        views = clips.flatten(0, 1)
+        shape, size = (len(clips), self.clip_spec.num_clips), self.config.crop_size
+        if self.config.crop_shift:
+            offsets = rng.integers(shape[1], 1, 2, high=2 * self.config.crop_shift + 1)
+            offsets = offsets.expand(-1, -1, self.config.num_frames, -1)
+            views = cut_frames(views, offsets.flatten(0, 1), size)
+        if self.config.split_channels:
+            channel = rng.integers(shape[1], 1, high=3).expand(-1, -1, self.config.num_frames)
+            views = split_channels(views, channel.flatten(0, 1))
+        # What moved is asked of the window itself, what gives the answer away of what is shown.
+        shown = thumbnails(views).unflatten(0, shape)
+        return Views({"clips": views}, {"thumbnails": shown, "differs": self._differs(middle)})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        pooled = pool_grid(features["clips"].data, groups=1, cells=self.config.cells)
-        vectors = rearrange(pooled, "(b k) c -> b k c", k=self.clip_spec.num_clips)
-        if self.config.mode == "verification":
-            return self._verify(vectors, targets["thumbnails"])
-        return self._sort(vectors, targets["thumbnails"])
-
-    def _logits(self, vectors: Tensor) -> Tensor:
-        """(B, K, C) features to (B, tuples, answers)."""
-        standard = self.standardize(vectors.flatten(0, 1)).view_as(vectors)
-        x = standard[:, self.tuples]  # (B, tuples, 3, C)
-        pairs = torch.stack(
-            [_relation(x[:, :, i], x[:, :, j]) for i, j in ((0, 1), (1, 2), (0, 2))], 2
-        )
-        related = F.relu(self.pair(pairs)).flatten(2)  # (B, tuples, 3 * hidden)
-        logits: Tensor = self.head(related.flatten(0, 1)).view(*related.shape[:2], -1)
-        return logits.float()
-
-    def _verify(self, vectors: Tensor, thumbnails: Tensor) -> TaskResult:
-        logits = self._logits(vectors)  # (B, 6, 2)
+        logits = self._logits(features)  # (B, 6, 2)
         labels = self.labels.expand(len(logits), -1)
-        to_a, to_e = (
-            (thumbnails[:, C] - thumbnails[:, outsider]).abs().mean(dim=(1, 2))
-            >= self.config.min_difference
-            for outsider in (A, E)
-        )
-        keep_positive = (to_a | to_e)[:, None].expand(-1, 2)
-        keep = torch.cat(
-            [keep_positive, to_a[:, None].expand(-1, 2), to_e[:, None].expand(-1, 2)], 1
-        ).float()
+        keep = targets["differs"]
         share = self.config.positive_share
         balance = torch.where(labels == 1, share / len(IN_ORDER), (1 - share) / len(OUT_OF_ORDER))
         per_tuple = F.cross_entropy(
@@ -139,7 +135,7 @@ class Task(PretextTask):
         loss = (per_tuple * keep * balance).sum(1).mean()
         right = (logits.argmax(-1) == labels).float()
         recalls = _recalls(right, keep)
-        cheat = (self._is_middle_between(thumbnails) == (labels == 1)).float()
+        cheat = (self._is_middle_between(targets["thumbnails"]) == (labels == 1)).float()
         # Both classes weigh alike, so guessing scores one half whatever their shares are.
         return TaskResult(
             loss,
@@ -153,21 +149,49 @@ class Task(PretextTask):
             },
         )
 
-    def _sort(self, vectors: Tensor, thumbnails: Tensor) -> TaskResult:
-        logits = self._logits(vectors)  # (B, 6, 6)
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """Each tuple of each window; the two classes weigh alike. `thumbnails` is the cheat's answer."""
+        logits = self._logits(features)
         labels = self.labels.expand(len(logits), -1)
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        right = (logits.argmax(-1) == labels).float()
-        # The pair furthest apart tells the middle one; which of the others came first remains a guess.
-        knows_middle = self._is_middle_between(thumbnails)[:, :1].float().expand_as(right)
-        return TaskResult(
-            loss,
-            {
-                "accuracy": tally(right),
-                "chance": tally(torch.full_like(right, 1 / len(ORDERS))),
-                "cheat": tally(knows_middle / 2),
-            },
+        weights = torch.where(labels == 1, 1 / len(IN_ORDER), 1 / len(OUT_OF_ORDER))
+        between = self._is_middle_between(targets["thumbnails"])
+        return Answers(
+            logits.flatten(0, 1),
+            labels.flatten(),
+            self._video_of_tuples(len(logits)),
+            (weights * targets["differs"]).flatten(),
+            rivals={"thumbnails": between.long().flatten()},
         )
+
+    def questions(self, views: Views) -> Questions:
+        """The frames of each tuple that is not left out, one sub-clip after the other."""
+        num_clips = self.clip_spec.num_clips
+        clips = rearrange(views.inputs["clips"], "(b k) c t h w -> b k t c h w", k=num_clips)
+        shown = rearrange(clips[:, self.tuples], "b q n t c h w -> (b q) (n t) c h w")
+        kept = views.targets["differs"].bool().flatten()
+        labels = self.labels.expand(len(clips), -1).flatten()
+        return Questions(shown[kept], labels[kept], self._video_of_tuples(len(clips))[kept], 2)
+
+    def _logits(self, features: dict[str, FeatureMaps]) -> Tensor:
+        pooled = pool_grid(features["clips"].data, groups=1, cells=self.config.cells)
+        vectors = rearrange(pooled, "(b k) c -> b k c", k=self.clip_spec.num_clips)
+        logits: Tensor = self.head(vectors)
+        return logits
+
+    def _video_of_tuples(self, num_videos: int) -> Tensor:
+        videos = torch.arange(num_videos, device=self.labels.device)
+        return videos.repeat_interleave(len(TUPLES))
+
+    def _differs(self, thumbnails: Tensor) -> Tensor:
+        """(B, 6) float: whether the outsider of a tuple, or any of both for those in order, looks unlike the middle."""
+        to_a, to_e = (
+            (thumbnails[:, C] - thumbnails[:, outsider]).abs().mean(dim=(1, 2))
+            >= self.config.min_difference
+            for outsider in (A, E)
+        )
+        kept = [(to_a | to_e), to_a, to_e]
+        return torch.cat([k[:, None].expand(-1, 2) for k in kept], 1).float()
 
     def _is_middle_between(self, thumbnails: Tensor) -> Tensor:
         """(B, tuples): whether first and last are the two that look least alike. No network, and often right."""
@@ -182,31 +206,49 @@ class Task(PretextTask):
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
         """The middle frames of each window's clips in their order, and the answers' probabilities."""
         num_clips = self.clip_spec.num_clips
-        pooled = pool_grid(features["clips"].data, groups=1, cells=self.config.cells)
-        answers = self._logits(rearrange(pooled, "(b k) c -> b k c", k=num_clips)).softmax(-1)
+        answers = self._logits(features).softmax(-1)
         clips = rearrange(views.inputs["clips"], "(b k) c t h w -> b k c t h w", k=num_clips)
         strips = []
         for clip, answer in zip(clips[:NUM_DRAWN], answers, strict=False):
-            if self.config.mode == "verification":
-                names = ("bcd", "dcb", "bad", "dab", "bed", "deb")
-                said = ", ".join(
-                    f"{n} {float(p):.2f}" for n, p in zip(names, answer[:, 1], strict=True)
-                )
-                title = f"a b c d e; in order? {said} (right: 1 1 0 0 0 0)"
-            else:
-                right = answer.gather(1, self.labels[:, None])[:, 0]
-                title = f"a b c; of its six orders the right one gets {float(right.mean()):.2f} (chance 0.17)"
+            said = ", ".join(
+                f"{n} {float(p):.2f}" for n, p in zip(NAMES, answer[:, 1], strict=True)
+            )
+            title = f"a b c d e; in order? {said} (right: 1 1 0 0 0 0)"
             middle = clip[:, :, self.config.num_frames // 2].transpose(0, 1)  # (3, K, H, W)
             strips.append(Strip(title, film(middle)))
         return {"order": from_array(contact_sheet(strips, height=96))}
+
+
+def _clip_spec(config: OrderVerificationConfig) -> ClipSpec:
+    """Five sub-clips, by the paper's taus or inside one window."""
+    size = config.crop_size + 2 * config.crop_shift
+    if config.tau_max_seconds is None:
+        return ClipSpec(
+            5,
+            config.num_frames,
+            config.seconds_between_frames,
+            size,
+            config.min_gap_seconds,
+            config.window_seconds,
+        )
+    if config.tau_max_seconds < 2 * config.min_gap_seconds:
+        raise ValueError(
+            f"tau_max_seconds {config.tau_max_seconds:g} cannot hold two gaps of min_gap_seconds "
+            f"{config.min_gap_seconds:g}: raise it or lower min_gap_seconds"
+        )
+    inner = (config.min_gap_seconds, config.tau_max_seconds / 2)
+    # The paper bounds the outer gaps from below alone; twice as far at most keeps windows short.
+    outer = (config.tau_min_seconds, 2 * config.tau_min_seconds)
+    return ClipSpec(
+        5,
+        config.num_frames,
+        config.seconds_between_frames,
+        size,
+        gap_ranges=(outer, inner, inner, outer),
+    )
 
 
 def _recalls(right: Tensor, keep: Tensor) -> list[Tensor]:
     """Of the tuples in order, and of those that are not."""
     split = len(IN_ORDER)
     return [tally(right[:, :split], keep[:, :split]), tally(right[:, split:], keep[:, split:])]
-
-
-def _relation(first: Tensor, second: Tensor) -> Tensor:
-    """(..., C) each to (..., 3 C): both, and their distance in each channel."""
-    return torch.cat([first, second, (first - second).abs()], -1)

@@ -67,7 +67,7 @@ class PretextTask(nn.Module, ABC):
     def answers(
         self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
     ) -> Answers | None:
-        """The answer to each question, without gradient: what `videossl pretext-eval` judges. Default: nothing but tallies."""
+        """The answer to each question, without gradient: what `videossl pretext-eval` judges. Default: tallies alone."""
         return None
 
     def questions(self, views: Views) -> Questions | None:

@@ -1,0 +1,183 @@
+"""Odd one out: which of N + 1 sub-clips of a video is not in order? O3N: Fernando et al., CVPR 2017.
+
+N + 1 = 6 sub-clips, one of which has its frames shuffled (section 3); the answer is its place. Every sub-clip is encoded
+twice, in order and shuffled, and each takes its turn as the odd one, so that no label depends on a draw.
+
+Departures: sub-clips through a 3D-CNN instead of sums or stacks of frame differences through AlexNet; the same small network
+scores each sub-clip beside the mean of all, so that places cannot be learned by heart, instead of one layer on all features
+side by side (section 3.4).
+Against cheats: a shuffled clip jumps, and a jump is seen without any understanding of order: beside the accuracy stands what
+the largest sum of differences between neighbouring thumbnails answers (`cheat`). `crop_shift` moves each frame's crop, in
+all clips alike, so that the jump hides among others.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor
+
+from videossl.clip_views import cut_frames, reorder_frames
+from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.models.encoder import StageInfo
+from videossl.models.heads import mlp, pool_grid
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom
+from videossl.types import (
+    Answers,
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Questions,
+    TaskResult,
+    Views,
+    tally,
+)
+
+
+class OddOneOutConfig(TaskConfig):
+    num_clips: int = Field(6, ge=3, description="sub-clips, one of them odd")
+    num_frames: int = Field(6, ge=3, description="of a sub-clip; the paper's best")
+    seconds_between_frames: float = Field(1 / 15, gt=0)
+    min_gap_seconds: float = Field(
+        0.2, gt=0, description="between the starts of neighbouring sub-clips, which may overlap"
+    )
+    window_seconds: float = Field(2.4, gt=0, description="all sub-clips lie inside")
+    crop_size: int = Field(112, ge=16, description="pixels, square")
+    crop_shift: int = Field(
+        0, ge=0, description="each frame's crop is moved by up to this many pixels"
+    )
+    cells: int = Field(2, ge=1, description="cells per side of the grid that the head sees")
+    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+class Task(PretextTask):
+    """Answers which of a video's sub-clips has its frames shuffled."""
+
+    Config = OddOneOutConfig
+
+    def __init__(self, config: OddOneOutConfig, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.config = config
+        self.clip_spec = ClipSpec(
+            config.num_clips,
+            config.num_frames,
+            config.seconds_between_frames,
+            config.crop_size + 2 * config.crop_shift,
+            config.min_gap_seconds,
+            config.window_seconds,
+        )
+        channels = 2 * config.cells**2 * stages[config.stage].channels  # in two parts of time
+        self.standardize = torch.nn.BatchNorm1d(channels)
+        self.head = mlp(3 * channels, config.hidden, 1, dropout=config.dropout)
+
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        clips = batch.clips[self.clip_spec].flatten(0, 1)  # (B K, 3, T, H, W)
+        count, frames = self.config.num_clips, self.config.num_frames
+        if self.config.crop_shift:
+            offsets = rng.integers(count, frames, 2, high=2 * self.config.crop_shift + 1)
+            clips = cut_frames(clips, offsets.flatten(0, 1), self.config.crop_size)
+        order = _shuffled(rng.uniform(count, frames))
+        views = {"ordered": clips, "shuffled": reorder_frames(clips, order.flatten(0, 1))}
+        jumps = [_jump(view).unflatten(0, (len(batch), count)) for view in views.values()]
+        return Views(views, {"jumps": torch.stack(jumps, 1)})
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        logits = self._logits(features)  # (B, odd one, sub-clip)
+        labels = torch.arange(self.config.num_clips, device=logits.device).expand(len(logits), -1)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        right = (logits.argmax(-1) == labels).float()
+        return TaskResult(
+            loss,
+            {
+                "accuracy": tally(right),
+                "chance": tally(torch.full_like(right, 1 / self.config.num_clips)),
+                "cheat": tally((self._most_jumpy(targets["jumps"]) == labels).float()),
+            },
+        )
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """One question for each place of the odd one. `jumps` answers with the clip whose thumbnails differ most."""
+        logits = self._logits(features)
+        places = torch.arange(self.config.num_clips, device=logits.device)
+        videos = torch.arange(len(logits), device=logits.device)
+        return Answers(
+            logits.flatten(0, 1),
+            places.repeat(len(logits)),
+            videos.repeat_interleave(len(places)),
+            rivals={"jumps": self._most_jumpy(targets["jumps"]).flatten()},
+        )
+
+    def questions(self, views: Views) -> Questions:
+        """The frames of all sub-clips, one after the other, for each place of the odd one."""
+        count = self.config.num_clips
+        ordered, shuffled = (
+            rearrange(views.inputs[name], "(b k) c t h w -> b k t c h w", k=count)
+            for name in ("ordered", "shuffled")
+        )
+        odd = torch.eye(count, dtype=torch.bool, device=ordered.device)[
+            None, :, :, None, None, None, None
+        ]
+        shown = torch.where(odd, shuffled[:, None], ordered[:, None])  # (B, odd, K, T, 3, H, W)
+        places = torch.arange(count, device=ordered.device)
+        videos = torch.arange(len(ordered), device=ordered.device)
+        return Questions(
+            rearrange(shown, "b q k t c h w -> (b q) (k t) c h w"),
+            places.repeat(len(ordered)),
+            videos.repeat_interleave(count),
+            count,
+        )
+
+    def _logits(self, features: dict[str, FeatureMaps]) -> Tensor:
+        pooled = [
+            pool_grid(features[name].data, groups=2, cells=self.config.cells)
+            for name in ("ordered", "shuffled")
+        ]
+        # Together: batch statistics of one kind alone would tell the kinds apart.
+        both = self.standardize(torch.cat(pooled))
+        ordered, shuffled = both.unflatten(0, (-1, self.config.num_clips)).chunk(2)  # (B, K, C)
+        odd = torch.eye(self.config.num_clips, dtype=torch.bool, device=both.device)[..., None]
+        x = torch.where(odd, shuffled[:, None], ordered[:, None])  # (B, odd, K, C)
+        mean = x.mean(2, keepdim=True).expand_as(x)
+        logits: Tensor = self.head(torch.cat([x, mean, (x - mean).abs()], -1).flatten(0, 2))
+        return logits.view(x.shape[:3]).float()
+
+    def _most_jumpy(self, jumps: Tensor) -> Tensor:
+        """(B, 2, K) jumps of the clips in order and shuffled to the jumpiest clip for each odd one, (B, K)."""
+        odd = torch.eye(self.config.num_clips, dtype=torch.bool, device=jumps.device)
+        return torch.where(odd, jumps[:, 1, None], jumps[:, 0, None]).argmax(-1)
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """A sub-clip in order and shuffled, and how often the shuffled ones of its video were found."""
+        places = torch.arange(self.config.num_clips, device=features["ordered"].data.device)
+        found = (self._logits(features).argmax(-1) == places).float()
+        strips = []
+        for row in range(min(NUM_DRAWN, len(found))):
+            first = row * self.config.num_clips
+            said = "found" if found[row, 0] else "not found"
+            share = float(found[row].mean())
+            strips.append(Strip("in order", film(views.inputs["ordered"][first])))
+            title = f"shuffled: {said} among {self.config.num_clips} (of all its turns {share:.2f})"
+            strips.append(Strip(title, film(views.inputs["shuffled"][first])))
+        return {"odd one": from_array(contact_sheet(strips, height=72))}
+
+
+def _shuffled(draws: Tensor) -> Tensor:
+    """(B, K, T) uniform draws to orders of T frames that are neither in order nor in its reverse."""
+    order = draws.argsort(-1)
+    frames = torch.arange(order.shape[-1], device=order.device)
+    is_kept = (order == frames).all(-1) | (order == frames.flip(0)).all(-1)
+    # One frame moved from the middle to the front is a shuffle for any T >= 3.
+    swapped = torch.cat([frames[1:2], frames[:1], frames[2:]])
+    return torch.where(is_kept[..., None], swapped, order)
+
+
+def _jump(clips: Tensor) -> Tensor:
+    """(N,) the mean difference of neighbouring thumbnails of each clip."""
+    small = F.adaptive_avg_pool3d(clips[:, :1], (clips.shape[2], 8, 8))[:, 0]
+    return (small[:, 1:] - small[:, :-1]).abs().mean((1, 2, 3))
