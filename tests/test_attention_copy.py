@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.models.attention_copy import attention_copy, attention_map
+from videossl.models.attention_copy import attention_copy
+from videossl.models.attention_map import attention_map, attention_statistics
 
 
 def dense_loop(
@@ -207,3 +208,20 @@ def test_the_map_of_a_cell_holds_the_weights_it_is_read_with(radius):
         weights = attention_map(query, cell, keys, temperature=0.5, radius=radius)
         torch.testing.assert_close(weights.flatten(), read[0, :, cell[0], cell[1]])
         assert float(weights.sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("radius", [None, 2])
+@pytest.mark.parametrize("block_bytes", [2**26, 1])
+def test_statistics_are_those_of_the_maps(radius, block_bytes, monkeypatch):
+    monkeypatch.setattr("videossl.models.attention_map._BLOCK_BYTES", block_bytes)
+    torch.manual_seed(0)
+    query, keys = torch.randn(2, 5, 4, 6), torch.randn(2, 3, 5, 4, 6)
+    entropy, offset = attention_statistics(query, keys, temperature=0.5, radius=radius)
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    for row in range(2):
+        for y, x in [(0, 0), (2, 3), (3, 5)]:
+            weights = attention_map(query[row], (y, x), keys[row], temperature=0.5, radius=radius)
+            p = weights[weights > 0]
+            distance = torch.hypot(rows - y, columns - x)
+            torch.testing.assert_close(entropy[row, y, x], -(p * p.log()).sum())
+            torch.testing.assert_close(offset[row, y, x], (weights * distance).sum())

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from videossl.colour_cells import CellTruth, cell_tallies
 from videossl.config import validate
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.colorization import ColorizationConfig as Config
@@ -124,13 +125,10 @@ def test_colour_classes_are_found_where_the_colours_are():
 
 
 def test_chance_is_the_majority_class():
-    _, task = build(num_classes=4, num_references=1)
-    truth = torch.tensor([0, 0, 0, 1]).view(1, 2, 2)
-    targets = {
-        "table": torch.zeros(1, dtype=torch.int64),
-        "moved": torch.zeros(1, 2, 2, dtype=torch.bool),
-    }
-    tallies = task._tallies(torch.zeros_like(truth), torch.stack([truth, truth], 1), targets)
+    classes = torch.tensor([0, 0, 0, 1]).view(1, 2, 2)
+    still, table = torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
+    truth = CellTruth(classes, classes, still, table, num_classes=4)
+    tallies = cell_tallies(torch.zeros_like(classes), truth)
     assert tally_value(tallies["chance"]) == 0.75
     assert tally_value(tallies["accuracy"]) == 0.75
     assert tally_value(tallies["balanced_accuracy"]) == 0.5
@@ -148,3 +146,37 @@ def test_a_crop_that_is_no_multiple_of_the_stride_fails():
     encoder = Encoder(EncoderSpec("tiny"))
     with pytest.raises(ValueError, match="crop_size 34 must be a multiple of res3's stride 4"):
         Task(Config(crop_size=34), encoder.stages)
+
+
+@pytest.mark.parametrize("hide", ["both", "one"])
+@pytest.mark.parametrize("predict", ["classes", "values"])
+def test_answers_are_the_tallies_cell_by_cell(hide, predict):
+    """What pretext-eval judges, summed up, is what training reports."""
+    encoder, task = build(hide=hide, predict=predict, num_references=1)
+    batch = batch_of(task, random_clips(task, 3))
+    task.prepare(batch, 0)
+    encoder.eval()
+    task.eval()
+    views = task.make_views(batch, rows(3))
+    with torch.no_grad():
+        features = {"frames": encoder(views.inputs["frames"])[task.stage]}
+        tallies = task(features, views.targets).tallies
+    answers = task.answers(features, views.targets)
+    right = (answers.scores.argmax(1) == answers.labels).float()
+    assert float(right.mean()) == pytest.approx(tally_value(tallies["accuracy"]), abs=1e-6)
+    moving = answers.subsets["moving"]
+    assert float(right[moving].mean()) == pytest.approx(
+        tally_value(tallies["moving_accuracy"]), abs=1e-6
+    )
+    copied = (answers.rivals["same cell"] == answers.labels).float()
+    assert float(copied.mean()) == pytest.approx(tally_value(tallies["cheat"]), abs=1e-6)
+    assert answers.videos.unique().tolist() == [0, 1, 2]
+
+
+def test_raw_products_are_compared_where_asked():
+    _, cosine = build(num_references=1)
+    _, dot = build(num_references=1, similarity="dot", temperature=1.0)
+    maps = FeatureMaps(torch.randn(2, 64, 2, 4, 4), 1, 4)
+    assert torch.allclose(cosine._embed(maps).norm(dim=2), torch.ones(2, 2, 4, 4), atol=1e-5)
+    expected = dot.head(maps.data).transpose(1, 2)
+    assert torch.equal(dot._embed(maps), expected)

@@ -59,27 +59,6 @@ def attention_copy(
         return _copy_by_tiles(query, keys, values, tiling, top_k)
 
 
-def attention_map(
-    query: Tensor,
-    cell: tuple[int, int],
-    keys: Tensor,
-    *,
-    temperature: float,
-    radius: int | None = None,
-) -> Tensor:
-    """Where one cell (row, column) of the query (D, h, w) looks in the memory (M, D, h, w): (M, h, w), its sum 1.
-
-    The weights with which `attention_copy` reads for that cell, with the square window.
-    """
-    height, width = query.shape[1:]
-    similarity = (query[:, cell[0], cell[1], None, None] * keys).sum(1) / temperature  # (M, h, w)
-    if radius is not None:
-        rows = (torch.arange(height, device=query.device) - cell[0]).abs()[:, None]
-        columns = (torch.arange(width, device=query.device) - cell[1]).abs()
-        similarity = similarity.masked_fill(torch.maximum(rows, columns) > radius, -torch.inf)
-    return similarity.flatten().softmax(0).view_as(similarity)
-
-
 class _Tiling(NamedTuple):
     """How the query frame is cut: tiles of `height` x `width` cells, `columns` of them in one block."""
 

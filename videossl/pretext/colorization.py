@@ -5,25 +5,31 @@
 video, is hidden in all frames and copied; the other is doubled.
 What is copied is `predict: classes` (one-hot k-means classes of the hidden colour, cross-entropy) or `values` (smooth L1).
 
-Departures: cosine similarity with a low temperature instead of raw products, random reversal, and each frame's own crop
-offset. Against cheats: a frame never carries a hidden channel into the encoder (the gradient with respect to it is exactly
-0, whatever the temporal kernels); the offsets make "the same cell" the wrong answer; and the report sets what copying the
-same cell scores (`cheat`) beside the accuracy, on all cells and on those that moved.
+Departures: cosine similarity with a low temperature by default (`similarity: dot` is the papers'), random reversal, and each
+frame's own crop offset. Against cheats: a frame never carries a hidden channel into the encoder (the gradient with respect
+to it is exactly 0, whatever the temporal kernels); the offsets make "the same cell" the wrong answer; and the report sets
+what copying the same cell scores (`cheat`) beside the accuracy, on all cells and on those that moved.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from pydantic import Field
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from videossl.clip_views import cut_frames
 from videossl.color import picture
+from videossl.colour_cells import (
+    CellTruth,
+    cell_answers,
+    cell_tallies,
+    classify,
+    fit_classes,
+    some_samples,
+)
 from videossl.drawing import (
     NUM_DRAWN,
     Strip,
@@ -33,22 +39,21 @@ from videossl.drawing import (
     from_array,
     mark_cell,
 )
-from videossl.models.attention_copy import attention_copy, attention_map
+from videossl.models.attention_copy import attention_copy
+from videossl.models.attention_map import attention_map, attention_statistics
 from videossl.models.encoder import StageInfo
 from videossl.pretext.task import PretextTask, TaskConfig
-from videossl.rng import RowRandom, fold
+from videossl.rng import RowRandom
 from videossl.types import (
+    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
     TaskResult,
     Views,
-    tally,
-    tally_by_class,
 )
 
 CHROMA = slice(1, 3)  # of normalised Lab
-KMEANS_SAMPLES = 50_000  # Vondrick et al., section 3.3
 
 
 class ColorizationConfig(TaskConfig):
@@ -68,7 +73,12 @@ class ColorizationConfig(TaskConfig):
     )
     num_classes: int = Field(16, ge=2)
     embedding: int = Field(64, ge=1, description="channels of the features compared")
-    temperature: float = Field(0.07, gt=0, description="of the cosine similarity")
+    similarity: Literal["cosine", "dot"] = Field(
+        "cosine", description="of features: the papers compare raw products"
+    )
+    temperature: float = Field(
+        0.07, gt=0, description="of the similarity; 1 in the papers, with raw products"
+    )
     radius: int | None = Field(
         None, ge=1, description="cells a pointer may move; null sees the whole frame"
     )
@@ -118,15 +128,10 @@ class Task(PretextTask):
         """Fits the colour classes by k-means on the chroma of cells of these clips."""
         chroma = batch.clips[self.clip_spec][:, 0, CHROMA]
         cells = F.adaptive_avg_pool3d(chroma, (chroma.shape[2], 32, 32))
-        samples = rearrange(cells, "b c t h w -> (b t h w) c").double().cpu().numpy()
-        chooser = np.random.default_rng(fold(seed, "colour classes") % 2**32)
-        samples = chooser.choice(samples, min(KMEANS_SAMPLES, len(samples)), replace=False)
+        samples, chooser = some_samples(rearrange(cells, "b c t h w -> (b t h w) c"), seed)
         columns = [samples] if self.config.hide == "both" else [samples[:, :1], samples[:, 1:]]
         for table, values in zip(self.centroids, columns, strict=True):
-            centroids, _ = kmeans2(
-                values, self.config.num_classes, minit="++", rng=chooser, missing="warn"
-            )
-            table.copy_(torch.from_numpy(centroids))
+            table.copy_(fit_classes(values, self.config.num_classes, chooser))
 
     @torch.no_grad()
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
@@ -148,7 +153,7 @@ class Task(PretextTask):
         moved = (lightness[:, -1] - lightness[:, -2]).abs() >= self.config.moving_difference
         targets = {
             "hidden": hidden,
-            "classes": self._classify(hidden, table),
+            "classes": classify(hidden, self.centroids[table]),
             "table": table,
             "moved": moved,
         }
@@ -156,12 +161,7 @@ class Task(PretextTask):
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         embedded = self._embed(features["frames"])
-        classes, hidden = targets["classes"], targets["hidden"]  # (B, T, h, w), (B, V, T, h, w)
-        if self.config.predict == "classes":
-            numbers = torch.arange(self.config.num_classes, device=classes.device)
-            values = (classes[:, :, None] == numbers[:, None, None]).float()
-        else:
-            values = rearrange(hidden.float(), "b v t h w -> b t v h w")
+        classes, values = targets["classes"], self._values(targets)  # (B, T, h, w), (B, T, V, h, w)
         copied = self._copy(embedded, values[:, :-1])
         if self.config.predict == "classes":
             # nll_loss over maps has no backward for permuted strides.
@@ -169,12 +169,52 @@ class Task(PretextTask):
             predicted = copied.argmax(1)
         else:
             loss = F.smooth_l1_loss(copied, values[:, -1])
-            predicted = self._classify(copied.unsqueeze(2), targets["table"])[:, 0]
-        return TaskResult(loss, self._tallies(predicted.detach(), classes, targets))
+            predicted = classify(copied.unsqueeze(2), self.centroids[targets["table"]])[:, 0]
+        return TaskResult(loss, cell_tallies(predicted.detach(), self._truth(targets)))
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """The hidden colour class of each cell of the target; `same_cell` copies that of the last reference.
+
+        `entropy` (nats) and `offset` (cells) say how widely and how far a cell looks.
+        """
+        embedded = self._embed(features["frames"])
+        copied = self._copy(embedded, self._values(targets)[:, :-1])  # (B, V, h, w)
+        if self.config.predict == "values":
+            flat = rearrange(copied, "b v h w -> b (h w) v")
+            distance = torch.cdist(flat, self.centroids[targets["table"]])  # (B, h w, classes)
+            copied = rearrange(-distance, "b (h w) k -> b k h w", h=copied.shape[2])
+        entropy, offset = attention_statistics(
+            embedded[:, -1],
+            embedded[:, :-1],
+            temperature=self.config.temperature,
+            radius=self.config.radius,
+        )
+        return cell_answers(copied, self._truth(targets), {"entropy": entropy, "offset": offset})
+
+    def _truth(self, targets: dict[str, Tensor]) -> CellTruth:
+        classes = targets["classes"]
+        return CellTruth(
+            classes[:, -1],
+            classes[:, -2],
+            targets["moved"],
+            targets["table"],
+            self.config.num_classes,
+            len(self.centroids),
+        )
+
+    def _values(self, targets: dict[str, Tensor]) -> Tensor:
+        """What is copied, (B, T, V, h, w): one-hot classes, or the hidden colours themselves."""
+        if self.config.predict == "values":
+            return rearrange(targets["hidden"].float(), "b v t h w -> b t v h w")
+        numbers = torch.arange(self.config.num_classes, device=targets["classes"].device)
+        return (targets["classes"][:, :, None] == numbers[:, None, None]).float()
 
     def _embed(self, maps: FeatureMaps) -> Tensor:
-        """(B, T, D, h, w), of length 1."""
-        embedded = F.normalize(self.head(maps.data).float(), dim=1)
+        """(B, T, D, h, w), of length 1 where cosines are compared."""
+        embedded = self.head(maps.data).float()
+        if self.config.similarity == "cosine":
+            embedded = F.normalize(embedded, dim=1)
         return rearrange(embedded, "b d t h w -> b t d h w")
 
     def _copy(self, embedded: Tensor, values: Tensor) -> Tensor:
@@ -227,30 +267,6 @@ class Task(PretextTask):
         shown[table] = large
         return picture(torch.cat([frame[:1].float(), *shown]))
 
-    def _tallies(
-        self, predicted: Tensor, classes: Tensor, targets: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        truth, same_cell = classes[:, -1], classes[:, -2]
-        right, copied = (predicted == truth).float(), (same_cell == truth).float()
-        moved = targets["moved"].float()
-        # Each of the tables' classes is a class of its own.
-        label = truth + self.config.num_classes * targets["table"][:, None, None]
-        num_labels = self.config.num_classes * len(self.centroids)
-        # The share of the batch's most frequent class: no guess made before looking can score more.
-        counts = torch.zeros(num_labels, device=label.device)
-        shares = counts.index_add_(0, label.flatten(), torch.ones_like(right).flatten())
-        shares = shares.view(len(self.centroids), -1)
-        majority = shares.amax(1).sum() / label.numel()
-        return {
-            "accuracy": tally(right),
-            "chance": tally(majority.expand_as(right)),
-            "cheat": tally(copied),
-            "balanced_accuracy": tally_by_class(right, label, num_labels),
-            "balanced_identity_accuracy": tally_by_class(copied, label, num_labels),
-            "moving_accuracy": tally(right, moved),
-            "moving_identity_accuracy": tally(copied, moved),
-        }
-
     def _choose_frames(self, clip: Tensor, rng: RowRandom) -> Tensor:
         """(B, 3, T, H, W): references and target of each row, at its drawn gap; backward in time for half the rows."""
         gap = self.frame_gaps[rng.integers(high=len(self.frame_gaps))]
@@ -270,10 +286,3 @@ class Task(PretextTask):
         if not self.training:
             offsets = torch.full_like(offsets, self.config.frame_shift)
         return cut_frames(clip, offsets, size)
-
-    def _classify(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """(B, V, T, h, w) hidden colours to the index of the nearest class of each row's table, (B, T, h, w)."""
-        centroids = self.centroids[table]  # (B, classes, V)
-        flat = rearrange(hidden.float(), "b v t h w -> b (t h w) v")
-        nearest = torch.cdist(flat, centroids).argmin(-1)
-        return nearest.view(hidden.shape[0], *hidden.shape[2:])

@@ -1,0 +1,224 @@
+"""Colorization along a path, with channel dropout: CorrFlow. Lai and Xie, BMVC 2019, arXiv:1905.00875.
+
+Colours go from the first frame of a clip to the second and from there to the third; what is copied are classes of the whole
+colour (k-means, k = 16). With probability 0.7 one or two of the three channels are hidden, the same ones in all frames of a
+video, the rest scaled up (section 3.2). Scheduled sampling (section 3.3): the second frame hands on its true classes with a
+probability that falls from 0.9 to 0.6, else those that were copied to it. Cycle (section 3.4): what the third frame got goes
+back to the first, its loss weighs 0.1. Pointers move at most 6 cells.
+
+Departures: L, a and b are what is hidden and classified, instead of R, G and B; cosine similarity with a low temperature by
+default; the loss is on cells, not on pixels after enlargement; each frame's own crop offset, against "the same cell".
+Against cheats: as in colorization. A channel that is not hidden may tell its class directly: with probability 0.3 none is
+hidden in training, in evaluation always one or two are.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+
+from videossl.clip_views import cut_frames
+from videossl.color import picture
+from videossl.colour_cells import (
+    CellTruth,
+    cell_answers,
+    cell_tallies,
+    classify,
+    fit_classes,
+    some_samples,
+)
+from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
+from videossl.models.attention_copy import attention_copy
+from videossl.models.attention_map import attention_statistics
+from videossl.models.encoder import StageInfo
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom
+from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views
+
+NUM_FRAMES = 3
+
+
+class CorrespondenceFlowConfig(TaskConfig):
+    stage: str = Field("res3", description="a stage that keeps time; its cells are what is matched")
+    seconds_between_frames: float = Field(1 / 6, gt=0)
+    crop_size: int = Field(256, ge=16, description="pixels, square, of what the encoder sees")
+    frame_shift: int = Field(
+        16, ge=0, description="each frame's crop is moved by up to this many pixels"
+    )
+    channel_dropout: float = Field(
+        0.7, ge=0, le=1, description="probability that channels are hidden"
+    )
+    num_classes: int = Field(16, ge=2)
+    embedding: int = Field(64, ge=1, description="channels of the features compared")
+    similarity: Literal["cosine", "dot"] = Field("cosine", description="the paper's is dot")
+    temperature: float = Field(0.07, gt=0, description="of the similarity; the paper's is 1")
+    radius: int | None = Field(
+        6, ge=1, description="cells a pointer may move; null: the whole frame"
+    )
+    cycle_weight: float = Field(0.1, ge=0)
+    sampling_from: float = Field(0.9, ge=0, le=1, description="share of true classes at first")
+    sampling_to: float = Field(0.6, ge=0, le=1, description="and after `sampling_steps` batches")
+    sampling_steps: int = Field(10_000, ge=1)
+    moving_difference: float = Field(
+        0.2, ge=0, description="|difference| (normalised L) from which a cell counts as moving"
+    )
+
+
+class Task(PretextTask):
+    """Predicts the colour classes of the third frame of a clip from those of the first, by way of the second."""
+
+    Config = CorrespondenceFlowConfig
+    wants_tracking: ClassVar[bool] = True
+
+    def __init__(self, config: CorrespondenceFlowConfig, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.config = config
+        info = stages[config.stage]
+        if info.temporal_stride != 1:
+            raise ValueError(
+                f"correspondence_flow needs every frame's own features, but {config.stage} has temporal stride "
+                f"{info.temporal_stride}: set encoder.keep_time=true or read an earlier stage"
+            )
+        if config.crop_size % info.spatial_stride:
+            raise ValueError(
+                f"crop_size {config.crop_size} must be a multiple of {config.stage}'s stride {info.spatial_stride}"
+            )
+        self.clip_spec = ClipSpec(
+            1, NUM_FRAMES, config.seconds_between_frames, config.crop_size + 2 * config.frame_shift
+        )
+        self.spatial_stride = info.spatial_stride
+        self.head = nn.Conv3d(info.channels, config.embedding, 1)
+        self.register_buffer("centroids", torch.zeros(config.num_classes, 3))
+        self.centroids: Tensor
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))  # trained on
+        self.num_batches: Tensor
+
+    def prepare(self, batch: ClipBatch, seed: int) -> None:
+        """Fits the colour classes by k-means on the Lab of cells of these clips."""
+        clips = batch.clips[self.clip_spec][:, 0]
+        cells = F.adaptive_avg_pool3d(clips, (clips.shape[2], 32, 32))
+        samples, chooser = some_samples(rearrange(cells, "b c t h w -> (b t h w) c"), seed)
+        self.centroids.copy_(fit_classes(samples, self.config.num_classes, chooser))
+
+    @torch.no_grad()
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        clips, config = batch.clips[self.clip_spec][:, 0], self.config
+        offsets = rng.integers(NUM_FRAMES, 2, high=2 * config.frame_shift + 1)
+        if not self.training:
+            offsets = torch.full_like(offsets, config.frame_shift)
+        clips = cut_frames(clips, offsets, config.crop_size)
+        kept = self._kept_channels(rng)  # (B, 3)
+        hidden = 3 - kept.sum(1)
+        scaled = clips * (kept * (3 / (3 - hidden))[:, None])[:, :, None, None, None]
+        colours = F.avg_pool3d(clips, (1, self.spatial_stride, self.spatial_stride))
+        centroids = self.centroids.expand(len(clips), -1, -1)
+        moved = (colours[:, 0, -1] - colours[:, 0, -2]).abs() >= config.moving_difference
+        targets = {
+            "classes": classify(colours, centroids),  # (B, T, h, w)
+            "moved": moved,
+            "is_true": rng.uniform(),  # (B,) compared with the share of true classes
+        }
+        return Views({"frames": scaled}, targets)
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        embedded = self._embed(features["frames"])
+        truth = self._one_hot(targets["classes"])  # (B, T, K, h, w)
+        second = self._copy(embedded, 1, 0, truth[:, 0])
+        share = self._share_of_truth()
+        if self.training:
+            self.num_batches += 1
+        is_true = (targets["is_true"] < share) & self.training
+        handed_on = torch.where(is_true[:, None, None, None], truth[:, 1], second)
+        third = self._copy(embedded, 2, 1, handed_on)
+        back = self._copy(embedded, 0, 1, self._copy(embedded, 1, 2, third))
+        classes = targets["classes"]
+        losses = [_nll(got, classes[:, frame]) for got, frame in ((second, 1), (third, 2))]
+        loss = torch.stack(losses).mean() + self.config.cycle_weight * _nll(back, classes[:, 0])
+        return TaskResult(loss, cell_tallies(third.detach().argmax(1), self._truth(targets)))
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """The class of each cell of the third frame, copied all the way from the first."""
+        embedded = self._embed(features["frames"])
+        second = self._copy(embedded, 1, 0, self._one_hot(targets["classes"])[:, 0])
+        third = self._copy(embedded, 2, 1, second)
+        entropy, offset = attention_statistics(
+            embedded[:, 2],
+            embedded[:, 1:2],
+            temperature=self.config.temperature,
+            radius=self.config.radius,
+        )
+        return cell_answers(third, self._truth(targets), {"entropy": entropy, "offset": offset})
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """The first frame's classes, the third frame's true ones, and those copied to it, as colours."""
+        embedded, truth = self._embed(features["frames"]), self._one_hot(views.targets["classes"])
+        copied = self._copy(embedded, 2, 1, self._copy(embedded, 1, 0, truth[:, 0]))
+        strips = []
+        for row in range(min(NUM_DRAWN, len(copied))):
+            shown = (truth[row, 0], truth[row, 2], copied[row])
+            strips.append(
+                Strip(
+                    "colour classes of the first frame | of the third | copied by way of the second",
+                    [as_array(self._coloured(classes)) for classes in shown],
+                )
+            )
+        return {"colours": from_array(contact_sheet(strips, height=128))}
+
+    def _kept_channels(self, rng: RowRandom) -> Tensor:
+        """(B, 3) float: 0 for the one or two channels that a row hides, if it hides any."""
+        is_hiding = rng.uniform() < self.config.channel_dropout
+        if not self.training:
+            is_hiding = torch.ones_like(is_hiding)
+        two = rng.integers(high=2)  # whether two are hidden
+        rank = rng.permutations(3)
+        return ((rank > two[:, None]) | ~is_hiding[:, None]).float()
+
+    def _share_of_truth(self) -> Tensor:
+        config = self.config
+        progress = (self.num_batches / config.sampling_steps).clamp(max=1.0)
+        return config.sampling_from + (config.sampling_to - config.sampling_from) * progress
+
+    def _one_hot(self, classes: Tensor) -> Tensor:
+        """(B, T, h, w) to (B, T, K, h, w) float."""
+        numbers = torch.arange(self.config.num_classes, device=classes.device)
+        return (classes[:, :, None] == numbers[:, None, None]).float()
+
+    def _embed(self, maps: FeatureMaps) -> Tensor:
+        embedded = self.head(maps.data).float()
+        if self.config.similarity == "cosine":
+            embedded = F.normalize(embedded, dim=1)
+        return rearrange(embedded, "b d t h w -> b t d h w")
+
+    def _copy(self, embedded: Tensor, target: int, source: int, values: Tensor) -> Tensor:
+        """What the cells of one frame read of another's values (B, K, h, w)."""
+        return attention_copy(
+            embedded[:, target],
+            embedded[:, source : source + 1],
+            values[:, None],
+            temperature=self.config.temperature,
+            radius=self.config.radius,
+        )
+
+    def _truth(self, targets: dict[str, Tensor]) -> CellTruth:
+        classes = targets["classes"]
+        table = torch.zeros(len(classes), dtype=torch.int64, device=classes.device)
+        return CellTruth(
+            classes[:, 2], classes[:, 1], targets["moved"], table, self.config.num_classes
+        )
+
+    def _coloured(self, classes: Tensor) -> Tensor:
+        """(3, H, W) uint8 of class shares (K, h, w)."""
+        colours = torch.einsum("khw,kc->chw", classes, self.centroids.to(classes.dtype))
+        large = F.interpolate(colours[None], scale_factor=self.spatial_stride, mode="nearest")
+        return picture(large[0])
+
+
+def _nll(shares: Tensor, classes: Tensor) -> Tensor:
+    # nll_loss over maps has no backward for permuted strides.
+    return F.nll_loss((shares + 1e-6).log().contiguous(), classes)
