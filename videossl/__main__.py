@@ -19,6 +19,8 @@ COMMANDS = {
     "scan": "list the videos of folders in a manifest: size, rate, length, sound or broken",
     "pack": "transcode the videos of a manifest into tar shards that decode fast",
     "train": "train an encoder on pretext tasks, on one process or under torchrun",
+    "pretext-eval": "judge a run's pretext tasks on videos it never trained on",
+    "audit": "try to cheat on each pretext task before believing its accuracy",
     "track": "propagate first-frame masks with an encoder and score J and F",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",
     "synthesize": "render the embedded synthetic videos and a DAVIS-layout tree",
@@ -36,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     available = {module.name for module in pkgutil.iter_modules(commands.__path__)}
     for name, help_text in COMMANDS.items():
-        if name not in available:
+        module_name = name.replace("-", "_")
+        if module_name not in available:
             continue
         subparser = subparsers.add_parser(
             name,
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if arguments[:1] == [name]:
-            module = importlib.import_module(f"videossl.commands.{name}")
+            module = importlib.import_module(f"videossl.commands.{module_name}")
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     namespace = parser.parse_args(arguments)

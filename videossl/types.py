@@ -180,8 +180,8 @@ class Answers:
 
     `scores` (Q, A) are larger for the likelier of A answers, `labels` (Q,) int64 is the right one, `videos` (Q,) int64 the
     batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `rivals[name]` (Q,) int64
-    is the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean. Raises ValueError if the
-    numbers of rows disagree.
+    is the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean, `subsets[name]` (Q,) bool
+    marks questions that are also judged by themselves. Raises ValueError if the numbers of rows disagree.
     """
 
     scores: Tensor
@@ -190,11 +190,13 @@ class Answers:
     weights: Tensor | None = None
     rivals: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Tensor] = field(default_factory=dict)
+    subsets: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2 or self.scores.requires_grad:
             raise ValueError(f"scores must be detached and (Q, A), got {tuple(self.scores.shape)}")
-        rows = {"labels": self.labels, "videos": self.videos, **self.rivals, **self.numbers}
+        rows = {"labels": self.labels, "videos": self.videos}
+        rows |= {**self.rivals, **self.numbers, **self.subsets}
         rows |= {} if self.weights is None else {"weights": self.weights}
         for name, values in rows.items():
             if tuple(values.shape) != (len(self.scores),):

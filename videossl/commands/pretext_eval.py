@@ -1,0 +1,104 @@
+"""`videossl pretext-eval`: the pretext tasks of a run on videos that it never trained on, with intervals over videos."""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+EXAMPLE = """examples:
+  videossl pretext-eval --checkpoint runs/mine -o runs/mine/pretext
+  videossl pretext-eval --checkpoint runs/mine --manifest others.parquet --clips-per-video 8 -o runs/mine/others
+"""
+
+log = logging.getLogger("videossl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="a run's folder, or a file of it"
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        help="other videos; those whose source the run trained on are left out (default: what the run held out)",
+    )
+    parser.add_argument(
+        "--clips-per-video",
+        type=int,
+        default=4,
+        metavar="K",
+        help="clips asked of each (default 4)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        required=True,
+        type=Path,
+        help="folder for result.json, table.md and pictures",
+    )
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Asks, judges, writes, prints."""
+    from videossl.audit.evaluation_report import draw_task, format_table, write_pictures
+    from videossl.audit.heldout_answers import (
+        collect_answers,
+        heldout_dataset,
+        load_run,
+        unseen_videos,
+    )
+    from videossl.audit.judgement import judge
+    from videossl.distributed import choose_device
+    from videossl.errors import UserError
+    from videossl.version import __version__
+
+    if args.clips_per_video < 1:
+        raise UserError(f"--clips-per-video is {args.clips_per_video}: it must be at least 1")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file: -o takes a folder")
+    trained = load_run(args.checkpoint)
+    manifest, rows = unseen_videos(trained, args.manifest)
+    data = heldout_dataset(trained.config, trained.model, manifest, rows)
+    log.info("%d videos that step %d of %s has not seen", len(data), trained.step, args.checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = collect_answers(
+        trained.config,
+        trained.model,
+        data,
+        out=args.out,
+        clips_per_video=args.clips_per_video,
+        device=choose_device(args.device),
+    )
+    tasks = {
+        name: {
+            "means": means,
+            **(
+                judge(found.answers[name], seed=trained.config.seed)
+                if name in found.answers
+                else {}
+            ),
+        }
+        for name, means in found.means.items()
+    }
+    record = {
+        "command": shlex.join(["videossl", *sys.argv[1:]]),
+        "version": __version__,
+        "step": trained.step,
+        "num_videos": found.num_videos,
+        "clips_per_video": args.clips_per_video,
+        "tasks": tasks,
+    }
+    (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    table = format_table(tasks)
+    (args.out / "table.md").write_text(table + "\n")
+    for name, task in tasks.items():
+        if "accuracy" in task:
+            draw_task(args.out / f"{name}.png", name, task)
+    write_pictures(args.out, found.pictures)
+    print(f"{table}\n\nwritten to {args.out}")
+    return 0
