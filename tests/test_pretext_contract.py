@@ -26,6 +26,10 @@ VARIANTS = {
         {"num_clips": 4, "num_frames": 1, "merge_reversals": True, "split_channels": True},
     ],
     "odd_one_out": [{}, {"num_frames": 3, "crop_shift": 2}],
+    "playback_speed": [
+        {"num_frames": 4},
+        {"num_frames": 2, "speeds": (1, 2, 4), "frame_gaps": (1, 2)},
+    ],
     "colorization": [
         {"frame_shift": 4},
         {

@@ -35,8 +35,29 @@ def split_channels(clips: Tensor, channel: Tensor) -> Tensor:
 
 
 def reorder_frames(clips: Tensor, order: Tensor) -> Tensor:
-    """The frames of each clip in the order (N, T) of their indices."""
-    return clips.gather(2, order[:, None, :, None, None].expand_as(clips))
+    """The frames of each clip whose indices are `order` (N, T), in that order."""
+    index = order[:, None, :, None, None].expand(-1, clips.shape[1], -1, *clips.shape[3:])
+    return clips.gather(2, index)
+
+
+def warp_frames(
+    clips: Tensor, *, centre: Tensor, scale: Tensor, angle: Tensor, size: int
+) -> Tensor:
+    """(N, 3, T, size, size): of each clip the square around `centre` (N, 2), all its frames alike.
+
+    `centre` is a row and a column in pixels from the top left corner, `scale` (N,) how many pixels of the clip one of the
+    result covers, `angle` (N,) radians that the square is turned by, clockwise. Two samples a side for each pixel: no
+    aliasing up to a scale of 2. Beyond its edge a clip goes on as it ends.
+    """
+    span = (torch.arange(2 * size, device=clips.device) + 0.5) / 2 - size / 2
+    down, right = torch.meshgrid(span, span, indexing="ij")  # pixels of the result, from its centre
+    turn, scale = angle[:, None, None], scale[:, None, None]
+    row = centre[:, 0, None, None] + scale * (turn.cos() * down + turn.sin() * right)
+    column = centre[:, 1, None, None] + scale * (turn.cos() * right - turn.sin() * down)
+    place = torch.stack([2 * column / clips.shape[4] - 1, 2 * row / clips.shape[3] - 1], -1)
+    frames = clips.flatten(1, 2)  # (N, 3 T, H, W)
+    sampled = F.grid_sample(frames, place, padding_mode="border", align_corners=False)
+    return F.avg_pool2d(sampled, 2).unflatten(1, clips.shape[1:3])
 
 
 def thumbnails(clips: Tensor, side: int = 8) -> Tensor:
