@@ -1,0 +1,151 @@
+"""The battery: every cheat on every task of a config, before any accuracy is believed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from videossl.audit.asked import Asked
+from videossl.audit.decoded import DecodedClips
+from videossl.audit.findings import Cheat, Check, TaskAudit
+from videossl.audit.heldout_answers import collect_answers
+from videossl.audit.intervals import Interval
+from videossl.audit.judgement import judge
+from videossl.audit.planned import placement_checks, placements
+from videossl.audit.split import split_checks
+from videossl.audit.subject import Form, Seen, Side, Subject
+from videossl.engine.multitask import MultiTask
+from videossl.pretext.task import PretextTask
+
+FORMS: tuple[Form, ...] = ("evaluation", "training", "static", "flicker")
+PLANNED_CLIPS = 1000  # of which only the places in their files are looked at
+SIDES: tuple[Side, ...] = ("train", "heldout")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is looked at: clips of each training and each held-out video."""
+
+    out: Path
+    train_clips: int = 4
+    heldout_clips: int = 8
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found on the control set, on the split, and on each task."""
+
+    control: Sequence[Cheat]
+    checks: Sequence[Check]
+    tasks: Sequence[TaskAudit]
+
+    @property
+    def leaks(self) -> list[str]:
+        """Everything that is not as it should be, in words."""
+        general = [c.says for c in self.checks if not c.is_clean]
+        return general + [f"{task.task}: {leak}" for task in self.tasks for leak in task.leaks]
+
+
+class Examiner(Protocol):
+    """Gathers what one task shows, batch by batch, and tries cheats on it."""
+
+    def look(self, seen: Seen) -> None: ...
+
+    def chance(self) -> float: ...
+
+    def cheats(self) -> list[Cheat]: ...
+
+    def checks(self) -> list[Check]: ...
+
+
+class Unknown:
+    """For a task of which no probe knows what it asks."""
+
+    def look(self, seen: Seen) -> None:
+        """Takes nothing."""
+
+    def chance(self) -> float:
+        """Not known."""
+        return float("nan")
+
+    def cheats(self) -> list[Cheat]:
+        """None."""
+        return []
+
+    def checks(self) -> list[Check]:
+        """That nothing could be tried."""
+        says = "no cheat could be tried: the task does not say what it asks (PretextTask.questions)"
+        return [Check("P2", "cheats", False, says)]
+
+
+def examiner(task: PretextTask, seen: Seen, subject: Subject) -> Examiner:
+    """The one that understands the views of a task."""
+    if task.questions(seen.views) is not None:
+        return Asked(task.questions, subject.config.data.videos_per_step, subject.config.seed)
+    return Unknown()
+
+
+def run_battery(subject: Subject, options: Options) -> Audit:
+    """All probes on all tasks."""
+    decoded = DecodedClips(subject.config.augment.border)
+    examiners = look_at_clips(subject, options, decoded)
+    placed = placements(subject.train, PLANNED_CLIPS)
+    models = model_accuracies(subject, subject.model, options) if subject.is_trained else {}
+    tasks = []
+    for name, task in subject.model.named_tasks():
+        spec, found = task.clip_spec, examiners[name]
+        clips = [*placement_checks(placed[spec]), *decoded.checks(spec)]
+        tasks.append(
+            TaskAudit(
+                name,
+                found.chance(),
+                found.cheats(),
+                [*found.checks(), *clips],
+                models.get(name),
+            )
+        )
+    split = split_checks(
+        subject.train.manifest, np.asarray(subject.train.rows), np.asarray(subject.heldout.rows)
+    )
+    return Audit([], split, tasks)
+
+
+def look_at_clips(subject: Subject, options: Options, decoded: DecodedClips) -> dict[str, Examiner]:
+    """An examiner of each task, which has seen clips of both sides in all forms; each video is decoded once for all."""
+    examiners: dict[str, Examiner] = {}
+    tasks = dict(subject.model.named_tasks())
+    for side, clips in zip(SIDES, (options.train_clips, options.heldout_clips), strict=True):
+        count = num_batches(subject, side, clips)
+        for index, raw in enumerate(subject.batches(side, count, why=f"looking at {side} clips")):
+            decoded.look(raw)
+            for form in FORMS:
+                for name, seen in subject.seen(side, raw, form, index).items():
+                    if name not in examiners:
+                        examiners[name] = examiner(tasks[name], seen, subject)
+                    examiners[name].look(seen)
+    return examiners
+
+
+def num_batches(subject: Subject, side: Side, clips_per_video: int) -> int:
+    """Batches that show each video of a side so often."""
+    return -(-clips_per_video * len(subject.data(side)) // subject.config.data.videos_per_step)
+
+
+def model_accuracies(subject: Subject, model: MultiTask, options: Options) -> dict[str, Interval]:
+    """Each task's accuracy on the same held-out clips; without an interval where it gives nothing but tallies."""
+    collected = collect_answers(
+        subject.config,
+        model,
+        subject.heldout,
+        out=options.out,
+        clips_per_video=options.heldout_clips,
+        device=subject.world.device,
+    )
+    found = {
+        name: Interval(means["accuracy"], np.nan, np.nan) for name, means in collected.means.items()
+    }
+    for name, answers in collected.answers.items():
+        found[name] = Interval(*judge(answers, seed=subject.config.seed)["accuracy"])
+    return found

@@ -1,0 +1,102 @@
+"""What an audit finds: how far each cheat gets, what is wrong with clips and labels, and the words for both."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from videossl.audit.intervals import Interval, bootstrap_over_videos
+
+Verdict = Literal["at chance", "leaks", "baseline to beat", "unclear", "too few videos"]
+
+# Standard errors above chance from which a cheat is called a leak. An audit asks about a hundred times: 2 would name three
+# leaks where there is none, 3.5 one in forty audits.
+LEAK_ERRORS = 3.5
+MIN_VIDEOS = 10  # with fewer an interval over videos means little
+_ERRORS_OF_INTERVAL = 1.96
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """How far one rule without a trained encoder gets on held-out videos, on the measure of the task's accuracy."""
+
+    probe: str  # P2, P3, ... of the battery
+    name: str
+    accuracy: Interval
+    chance: float
+    verdict: Verdict
+    num_questions: int
+    num_videos: int
+    form: str = "evaluation"  # of the clips: evaluation, training, static, flicker
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing about clips, labels or the split that is as it should be, or is not."""
+
+    probe: str
+    name: str
+    is_clean: bool
+    says: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskAudit:
+    """All about one task. `model` is the accuracy of the run's checkpoint on held-out videos, where one was given."""
+
+    task: str
+    chance: float
+    cheats: Sequence[Cheat]
+    checks: Sequence[Check]
+    model: Interval | None = None
+
+    @property
+    def best_cheat(self) -> Cheat | None:
+        """The one that gets farthest, leak or baseline."""
+        known = [c for c in self.cheats if c.probe in CHEAP and not np.isnan(c.accuracy.estimate)]
+        return max(known, key=lambda cheat: cheat.accuracy.estimate, default=None)
+
+    @property
+    def leaks(self) -> list[str]:
+        """What gives answers away: the names of cheats and what the checks say."""
+        return [f"{c.probe} {c.name} ({c.form})" for c in self.cheats if c.verdict == "leaks"] + [
+            c.says for c in self.checks if not c.is_clean
+        ]
+
+
+# The probes that answer the task's own questions: P5 and P6 ask others, P7 asks again, P9 trains a head for long.
+CHEAP = ("P2", "P3", "P4")
+
+
+def measure(
+    right: np.ndarray,
+    weights: np.ndarray,
+    videos: np.ndarray,
+    *,
+    chance: float,
+    is_baseline: bool = False,
+    seed: int = 0,
+) -> tuple[Interval, Verdict]:
+    """The weighted mean of `right` (Q,) with its interval over videos, and what it means."""
+    interval = bootstrap_over_videos(right, weights, videos, seed=seed)
+    if len(np.unique(videos[weights > 0])) < MIN_VIDEOS:
+        return interval, "too few videos"
+    if interval.low <= chance:
+        return interval, "at chance"
+    if is_baseline:
+        return interval, "baseline to beat"
+    is_far = interval.estimate - LEAK_ERRORS * standard_error(interval) > chance
+    return interval, "leaks" if is_far else "unclear"
+
+
+def standard_error(interval: Interval) -> float:
+    """Of the estimate, read off its 95 % interval."""
+    return (interval.high - interval.low) / (2 * _ERRORS_OF_INTERVAL)
+
+
+def is_above(one: Interval, other: Interval) -> bool:
+    """Whether the first is greater by more than chance allows (95 %), taking both to be measured apart."""
+    spread = float(np.hypot(standard_error(one), standard_error(other)))
+    return one.estimate - other.estimate > _ERRORS_OF_INTERVAL * spread

@@ -1,0 +1,64 @@
+"""`videossl audit --config C --manifest M -o DIR`: try to cheat on each pretext task before believing its accuracy."""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = """examples:
+  videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/real_small
+  videossl audit --checkpoint runs/real_small -o audits/trained     # config and manifest are the run's
+  videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/ends data.sampling.skip_ends=false
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--config", help="a file of configs/, or your own")
+    parser.add_argument("--manifest", type=Path, help="written by `videossl scan`")
+    parser.add_argument(
+        "--checkpoint", metavar="RUN", help="a run, whose model is set beside the cheats"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--train-clips", type=int, default=4, help="that cheats learn from, of each video (4)"
+    )
+    parser.add_argument(
+        "--heldout-clips", type=int, default=8, help="that cheats are judged on, of each video (8)"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that override the config's"
+    )
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Audits, writes audit.json and audit.md, and prints what was found."""
+    import torch
+
+    from videossl.audit.battery import Options, run_battery
+    from videossl.audit.report import audit_record, audit_text, write_json
+    from videossl.audit.subject import Subject, audited_config
+    from videossl.distributed import World, choose_device
+    from videossl.engine.checkpoint import find_checkpoint, load_checkpoint
+    from videossl.engine.run_folder import environment
+
+    state = load_checkpoint(find_checkpoint(args.checkpoint)) if args.checkpoint else None
+    config = audited_config(
+        args.config, args.overrides, state=state, manifest=args.manifest, out=args.out
+    )
+    options = Options(args.out, train_clips=args.train_clips, heldout_clips=args.heldout_clips)
+    args.out.mkdir(parents=True, exist_ok=True)
+    world = World(rank=0, size=1, local_rank=0, device=choose_device(config.device))
+    if world.device.type == "cpu" and config.train.threads_per_process is not None:
+        torch.set_num_threads(config.train.threads_per_process)
+    audit = run_battery(Subject(config, world, state), options)
+    facts = {
+        "command": "videossl audit",
+        "checkpoint": args.checkpoint,
+        "config": config.model_dump(mode="json"),
+        "environment": environment(),
+    }
+    write_json(args.out / "audit.json", audit_record(audit, facts))
+    text = audit_text(audit)
+    (args.out / "audit.md").write_text(text + "\n")
+    print(f"{text}\n\nwritten to {args.out}")
+    return 0
