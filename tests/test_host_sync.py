@@ -82,6 +82,11 @@ def counted_waits(monkeypatch):
         (f"clip_order: {{{WINDOW}, split_channels: true}}", "hide: both, predict: classes"),
         (f"odd_one_out: {{{WINDOW}, crop_shift: 4}}", "hide: one, predict: classes"),
         ("playback_speed: {crop_size: 32, num_frames: 3, frame_gaps: [1, 2]}", "hide: both"),
+        ("relative_position: {crop_size: 16, gap: 4, jitter: 2}", "hide: both"),
+        (
+            "relative_position: {crop_size: 16, gap: 4, jitter: 2, cells: space-time, colour: project}",
+            "hide: both",
+        ),
     ],
 )
 def test_a_step_never_waits_for_the_device(

@@ -30,6 +30,10 @@ VARIANTS = {
         {"num_frames": 4},
         {"num_frames": 2, "speeds": (1, 2, 4), "frame_gaps": (1, 2)},
     ],
+    "relative_position": [
+        {"gap": 4, "jitter": 2},
+        {"gap": 4, "jitter": 2, "num_frames": 2, "cells": "space-time", "colour": "project"},
+    ],
     "colorization": [
         {"frame_shift": 4},
         {

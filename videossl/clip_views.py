@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videossl.color import LAB_OFFSET, LAB_SCALE, lab_to_rgb, rgb_to_lab
+from videossl.color import LAB_OFFSET, LAB_SCALE, lab_to_rgb, normalize_lab, rgb_to_lab
 
 
 def cut_frames(clips: Tensor, offsets: Tensor, size: int) -> Tensor:
@@ -25,13 +25,24 @@ def split_channels(clips: Tensor, channel: Tensor) -> Tensor:
 
     Channel splitting (Lee et al., ICCV 2017, section 4.1): frames of two channels cannot be compared by their colour.
     """
-    parts = zip(clips.unbind(1), LAB_OFFSET, LAB_SCALE, strict=True)
-    rgb = lab_to_rgb(torch.stack([c * scale + offset for c, offset, scale in parts], 1), dim=1)
+    rgb = _rgb(clips)
     index = channel[:, None, :, None, None].expand(-1, 1, -1, *clips.shape[3:])
     grey = rgb.gather(1, index)  # (N, 1, T, H, W)
     lightness = rgb_to_lab(grey.expand_as(rgb), dim=1)[:, :1]
     lightness = (lightness - LAB_OFFSET[0]) / LAB_SCALE[0]
     return torch.cat([lightness, torch.zeros_like(clips[:, 1:])], 1)
+
+
+def without_green_magenta(clips: Tensor) -> Tensor:
+    """Clips whose colours are projected along the axis from green to magenta, the same shape.
+
+    Lenses shift green against magenta towards the edge of a picture, so that colour fringes tell where a patch was
+    (Doersch et al., ICCV 2015, section 3.1); two frames that differ along that axis alone become one. In sRGB, as there.
+    """
+    red, green, blue = _rgb(clips).unbind(1)
+    part = (2 * green - red - blue) / 6  # along (-1, 2, -1), whose square is 6
+    projected = torch.stack([red + part, green - 2 * part, blue + part], 1)
+    return normalize_lab(rgb_to_lab(projected, dim=1), dim=1)
 
 
 def reorder_frames(clips: Tensor, order: Tensor) -> Tensor:
@@ -63,3 +74,9 @@ def warp_frames(
 def thumbnails(clips: Tensor, side: int = 8) -> Tensor:
     """(N, side, side): the lightness of each clip's middle frame, area-sampled; what rules without a network look at."""
     return F.adaptive_avg_pool2d(clips[:, 0, clips.shape[2] // 2], side)
+
+
+def _rgb(clips: Tensor) -> Tensor:
+    """sRGB in [0, 1] of normalised Lab, the same shape."""
+    parts = zip(clips.unbind(1), LAB_OFFSET, LAB_SCALE, strict=True)
+    return lab_to_rgb(torch.stack([c * scale + offset for c, offset, scale in parts], 1), dim=1)
