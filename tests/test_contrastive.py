@@ -9,7 +9,9 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from videossl.engine.multitask import MultiTask
+from videossl.losses import metric
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.models.momentum import KeyQueue
 from videossl.pretext.contrastive import ContrastiveConfig, Task
 from videossl.rng import row_random
 from videossl.types import ClipBatch, FeatureMaps, tally_value
@@ -18,10 +20,10 @@ CPU = torch.device("cpu")
 NUM_VIDEOS = 4
 
 
-def build() -> MultiTask:
+def build(**settings) -> MultiTask:
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec("tiny"))
-    config = ContrastiveConfig(crop_size=32, num_frames=2, hidden=16, embedding=8)
+    config = ContrastiveConfig(crop_size=32, num_frames=2, hidden=16, embedding=8, **settings)
     return MultiTask(
         encoder, {"contrastive": Task(config, encoder.stages)}, {"contrastive": 1.0}
     ).eval()
@@ -76,10 +78,10 @@ def test_thumbnails_alone_find_clips_of_videos_of_different_colours():
     assert tally_value(task(features, targets).tallies["cheat"]) == 1.0
 
 
-def half(rank: int, folder: str) -> None:
+def half(rank: int, folder: str, settings: dict) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
-    model = DistributedDataParallel(build())
+    model = DistributedDataParallel(build(**settings))
     loss, results = judge(model, 2 * rank, 2 * rank + 2)
     loss.backward()
     mean = loss.detach().clone()
@@ -92,16 +94,147 @@ def half(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_ranks_ask_the_question_of_one(tmp_path):
-    mp.spawn(half, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"mode": "moco", "queue": 16}, {"loss": "triplet"}, {"loss": "nce"}, {"loss": "n_pair"}],
+    ids=str,
+)
+def test_two_ranks_ask_the_question_of_one(settings, tmp_path):
+    mp.spawn(half, (str(tmp_path), settings), nprocs=2)
     mean, accuracy, gradients = torch.load(tmp_path / "result.pt")
-    model = build()
+    model = build(**settings)
     loss, results = judge(model)
     loss.backward()
     torch.testing.assert_close(mean, loss.detach(), rtol=1e-5, atol=1e-6)
     assert torch.equal(accuracy, results["contrastive"].tallies["accuracy"])
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue  # the slow copy
         scale = parameter.grad.abs().max().clamp_min(1e-6)
         torch.testing.assert_close(
             gradients[name] / scale, parameter.grad / scale, rtol=0, atol=1e-4, msg=name
         )
+
+
+def labels_and_embeddings(model, videos=(0, 1, 2, 3)):
+    task = model.tasks["contrastive"]
+    views = model.make_views(batch(model, 0, 4, list(videos)), None)
+    with torch.no_grad():
+        features = model.encode(views)["contrastive"]["clips"].data.mean((2, 3, 4))
+        raw = task.head(features)
+    return torch.nn.functional.normalize(raw, dim=1), raw, torch.tensor(videos).repeat_interleave(2)
+
+
+@pytest.mark.parametrize(
+    "loss", ["contrastive", "triplet", "lifted_structured", "soft_nearest_neighbour"]
+)
+def test_other_losses_are_those_of_the_family_on_videos_as_labels(loss):
+    model = build(loss=loss)
+    z, _, labels = labels_and_embeddings(model)
+    settings = {"temperature": 0.1} if loss == "soft_nearest_neighbour" else {}
+    expected = getattr(metric, loss)(z, labels, **settings)
+    torch.testing.assert_close(judge(model)[0], expected)
+
+
+def test_n_pair_compares_raw_products_and_nce_weighs_others_as_noise():
+    model = build(loss="n_pair")
+    _, raw, _ = labels_and_embeddings(model)
+    expected = (metric.n_pair(raw[::2], raw[1::2]) + metric.n_pair(raw[1::2], raw[::2])) / 2
+    torch.testing.assert_close(judge(model)[0], expected)
+
+    videos = (0, 1, 0, 3)
+    model = build(loss="nce")
+    z, _, _ = labels_and_embeddings(model, videos)
+    total = 0.0
+    for i in range(8):
+        partner = i + 1 if i % 2 == 0 else i - 1
+        noise = [j for j in range(8) if videos[j // 2] != videos[i // 2]]
+        total += math.log1p(math.exp(math.log(8) - float(z[i] @ z[partner]) / 0.1))
+        total += sum(math.log1p(math.exp(float(z[i] @ z[j]) / 0.1 - math.log(8))) for j in noise)
+    assert float(judge(model, videos=videos)[0].detach()) == pytest.approx(total / 8, rel=1e-5)
+
+
+def test_the_bound_on_information_is_log_n_less_the_loss():
+    loss, results = judge(build(), videos=(0, 1, 0, 3))
+    tallies = results["contrastive"].tallies
+    terms = [5, 7, 5, 7]  # the right clip, and both clips of each video that is not one's own
+    ceiling = sum(math.log(n) for n in terms) / 4
+    assert tally_value(tallies["mutual_information_ceiling"]) == pytest.approx(ceiling, rel=1e-5)
+    found = tally_value(tallies["mutual_information"])
+    assert found == pytest.approx(ceiling - float(loss.detach()), abs=1e-5)
+
+
+def test_answers_are_the_tallies_row_by_row():
+    for settings in ({}, {"mode": "moco", "queue": 6}):
+        model = build(**settings)
+        task = model.tasks["contrastive"]
+        if settings:
+            task.queue.videos[:3] = torch.tensor([0, 1, 9])
+        views = model.make_views(batch(model, 0, 4, [0, 1, 2, 3]), None)
+        with torch.no_grad():
+            features = model.encode(views)["contrastive"]
+            tallies = task(features, views["contrastive"].targets).tallies
+        answers = task.answers(features, views["contrastive"].targets)
+        right = (answers.scores.argmax(1) == 0).float().mean()
+        assert float(right) == pytest.approx(tally_value(tallies["accuracy"]))
+        cheat = (answers.rivals["thumbnails"] == 0).float().mean()
+        assert float(cheat) == pytest.approx(tally_value(tallies["cheat"]))
+
+
+def test_the_queue_keeps_the_newest_keys_and_skips_what_did_not_count():
+    torch.manual_seed(0)
+    queue = KeyQueue(5, 2, 1)
+    pushed = [(float(i), torch.full((3, 2), float(i))) for i in range(1, 4)]
+    for number, keys in pushed:
+        videos = torch.full((3,), int(number))
+        queue.push(keys, keys[:, :1], videos, skipped=torch.tensor(number == 2))
+    # 1 1 1 and then, 2 being skipped, 3 3 3 from the fourth place on.
+    assert queue.videos.tolist() == [3, 1, 1, 3, 3]
+    assert queue.keys[:, 0].tolist() == [3, 1, 1, 3, 3]
+    assert int(queue.next_place) == 1
+
+
+def test_the_slow_copy_follows_and_its_keys_come_in_after_the_step():
+    model = build(mode="moco", queue=6, momentum=0.75).train()
+    task = model.tasks["contrastive"]
+    before = [p.clone() for p in (*model.slow_encoder.parameters(), *task.slow_head.parameters())]
+    loss, _ = judge(model)
+    loss.backward()
+    fast = (*model.encoder.parameters(), *task.head.parameters())
+    assert all(p.grad is not None for p in fast)
+    with torch.no_grad():
+        for parameter in fast:
+            parameter -= 0.1 * parameter.grad
+    assert (task.queue.videos == -1).all()
+    model.after_step(torch.tensor(False))
+    after = (*model.slow_encoder.parameters(), *task.slow_head.parameters())
+    for old, new, followed in zip(before, after, fast, strict=True):
+        assert new.grad is None
+        torch.testing.assert_close(new, 0.75 * old + 0.25 * followed)
+    assert task.queue.videos.tolist() == [0, 1, 2, 3, -1, -1]
+
+
+def test_keys_of_the_same_video_are_no_negatives():
+    model = build(mode="moco", queue=4)
+    task = model.tasks["contrastive"]
+    views = model.make_views(batch(model, 0, 4, [0, 1, 2, 3]), None)["contrastive"]
+    features = {
+        name: FeatureMaps(torch.randn(4, 128, 1, 1, 1), 1, 16) for name in ("clips", "keys")
+    }
+    task.queue.videos[:] = torch.tensor([0, 0, 1, 7])
+    q = torch.nn.functional.normalize(task.head(features["clips"].data[..., 0, 0, 0]), dim=1)
+    k = torch.nn.functional.normalize(task.slow_head(features["keys"].data[..., 0, 0, 0]), dim=1)
+    losses = []
+    for i in range(4):
+        keys = [k[i]] + [
+            key for key, v in zip(task.queue.keys, [0, 0, 1, 7], strict=True) if v != i
+        ]
+        scores = [math.exp(float((q[i] @ key).detach()) / 0.1) for key in keys]
+        losses.append(-math.log(scores[0] / sum(scores)))
+    found = float(task(features, views.targets).loss.detach())
+    assert found == pytest.approx(sum(losses) / 4, rel=1e-5)
+
+
+def test_a_queue_with_another_loss_fails():
+    with pytest.raises(ValueError, match="mode moco goes with loss info_nce, got triplet"):
+        ContrastiveConfig(mode="moco", loss="triplet")

@@ -129,17 +129,18 @@ class Views:
     """What a task wants encoded, and what it needs to judge the answer.
 
     `inputs[name]` is (N, 3, T, H, W); names are the task's own. `reversals` names further views, each with the name of the
-    input that it shows backward in time. `targets` holds tensors on the same device. A view that *is* a tensor object
-    another task also asks for is encoded once.
+    input that it shows backward in time. `slow_inputs` go through the encoder's slow copy, if the task has a `momentum`.
+    `targets` holds tensors on the same device. A view that *is* a tensor object another task also asks for is encoded once.
     """
 
     inputs: dict[str, Tensor]
     targets: dict[str, Tensor] = field(default_factory=dict)
     reversals: dict[str, str] = field(default_factory=dict)
+    slow_inputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
-        """Of all views."""
+        """Of all views that the encoder itself sees."""
         return [*self.inputs, *self.reversals]
 
     def clips(self, name: str) -> Tensor:

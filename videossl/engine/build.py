@@ -52,12 +52,15 @@ def build_model(config: Config) -> MultiTask:
             tasks[name] = load(name)(task_config, encoder.stages)
         except ValueError as error:
             raise UserError(f"tasks.{name}: {error}") from error
-    return MultiTask(
-        encoder,
-        tasks,
-        {name: c.weight for name, c in configs.items()},
-        learn_weights=config.train.task_weights == "learned",
-    )
+    try:
+        return MultiTask(
+            encoder,
+            tasks,
+            {name: c.weight for name, c in configs.items()},
+            learn_weights=config.train.task_weights == "learned",
+        )
+    except ValueError as error:
+        raise UserError(f"tasks: {error}") from error
 
 
 @dataclass(frozen=True)

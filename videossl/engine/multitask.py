@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from videossl.engine.shared_pass import Request, SharedPass
 from videossl.models.encoder import STAGES, Encoder
+from videossl.models.momentum import follow, slow_copy
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import ClipBatch, FeatureMaps, TaskResult, Views
@@ -18,6 +19,7 @@ class MultiTask(nn.Module):
 
     `weights` are the fixed factors of the tasks' losses. With `learn_weights` each loss l is besides weighed by its own
     uncertainty, w (exp(-s) l + s / 2) with s = log sigma^2 learned from 0 (Kendall, Gal, Cipolla, CVPR 2018, section 3.2).
+    Tasks with a `momentum` share one slow copy of the encoder. Raises ValueError if they want it to follow at two speeds.
     """
 
     def __init__(
@@ -36,6 +38,14 @@ class MultiTask(nn.Module):
             nn.ParameterDict({name: torch.zeros(()) for name in tasks}) if learn_weights else None
         )
 
+        momenta = {task.momentum for task in tasks.values() if task.momentum is not None}
+        if len(momenta) > 1:
+            raise ValueError(
+                f"tasks share one slow encoder, but their momentum is {' and '.join(map(str, sorted(momenta)))}"
+            )
+        self.momentum = momenta.pop() if momenta else None
+        self.slow_encoder = None if self.momentum is None else slow_copy(encoder)
+
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> dict[str, Views]:
         """Each task's views of the batch, without gradient."""
         with torch.no_grad():
@@ -53,10 +63,11 @@ class MultiTask(nn.Module):
         """What each task adds to the total loss."""
         if self.log_variances is None:
             return {name: self.weights[name] * result.loss for name, result in results.items()}
-        return {
-            name: self.weights[name] * (torch.exp(-s) * results[name].loss + s / 2)
-            for name, s in self.log_variances.items()
-        }
+        terms = {}
+        for name, result in results.items():  # in the order of fixed weights: the same sum
+            s = self.log_variances[name]
+            terms[name] = self.weights[name] * (torch.exp(-s) * result.loss + s / 2)
+        return terms
 
     def learned_weights(self) -> dict[str, float]:
         """The factors that learned weights have come to; empty where they are fixed."""
@@ -90,7 +101,19 @@ class MultiTask(nn.Module):
         for group in requests.values():
             for request, maps in SharedPass(group, self.encoder).run():
                 features[request.task][request.view] = maps
+        for name, task in self.named_tasks():
+            for view, rows in views[name].slow_inputs.items():
+                assert self.slow_encoder is not None
+                with torch.no_grad():
+                    features[name][view] = self.slow_encoder(rows)[task.stage]
         return features
+
+    def after_step(self, skipped: Tensor) -> None:
+        """Lets what follows the weights follow them; `skipped` is true if the optimiser's step did not count."""
+        if self.slow_encoder is not None and self.momentum is not None:
+            follow(self.slow_encoder, self.encoder, self.momentum)
+        for _, task in self.named_tasks():
+            task.after_step(skipped)
 
     def named_tasks(self) -> list[tuple[str, PretextTask]]:
         return list(self.tasks.items())  # type: ignore[arg-type]

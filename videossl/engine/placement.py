@@ -16,7 +16,9 @@ def place(model: MultiTask, config: Config, world: World) -> None:
     train, is_gpu = config.train, world.device.type == "cuda"
     model.to(world.device)
     if is_gpu if train.channels_last is None else train.channels_last:
-        model.encoder.to(memory_format=torch.channels_last_3d)
+        for encoder in (model.encoder, model.slow_encoder):
+            if encoder is not None:
+                encoder.to(memory_format=torch.channels_last_3d)
     if train.compile:
         # The graph is used once more where the gradient of each task is measured.
         torch._functorch.config.donated_buffer = False

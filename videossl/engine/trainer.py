@@ -219,6 +219,7 @@ class Trainer:
             self.optimizer, norm, losses, step=self.step, video_ids=torch.cat(video_ids)
         )
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.after_step(skipped)
         for results in all_results:
             self.interval.tallies.add(results, skipped)
         self.step += 1

@@ -4,6 +4,7 @@ Embeddings are (N, D), used as given (L2 normalisation is the caller's), labels 
 s the inner product. Each function raises ValueError for shapes that disagree and for batches that hold no question.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -82,7 +83,7 @@ def noise_contrastive(data: Tensor, noise: Tensor, *, num_noise: int) -> Tensor:
         raise ValueError(
             f"noise must be ({len(data)}, {num_noise}) beside data {tuple(data.shape)}, got {tuple(noise.shape)}"
         )
-    log_k = torch.log(torch.tensor(float(num_noise), dtype=data.dtype))
+    log_k = math.log(num_noise)
     return (F.softplus(log_k - data) + F.softplus(noise - log_k).sum(1)).mean()
 
 
@@ -115,6 +116,16 @@ def info_nce(
         is_own = own[:, None] == torch.arange(len(keys), device=keys.device)
         logits = logits.masked_fill(excluded & ~is_own, -torch.inf)
     return F.cross_entropy(logits, own)
+
+
+def information_bound(loss: Tensor, num_terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Scalars, in nats: the lower bound log N - `loss` that InfoNCE gives on the mutual information, and its ceiling log N.
+
+    `num_terms` (B,) are the N of each row, all terms of the denominator; their mean logarithm counts. van den Oord et al.,
+    arXiv:1807.03748, section 2.3 and appendix A.1. A bound only if the negatives are drawn independently of the query.
+    """
+    ceiling = num_terms.float().log().mean()
+    return ceiling - loss, ceiling
 
 
 def soft_nearest_neighbour(

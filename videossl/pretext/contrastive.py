@@ -1,31 +1,51 @@
-"""Contrastive: which clip is of the same video? Two clips of each video against all clips of the others, over all ranks.
+"""Contrastive: which clip is of the same video? Two clips of each video against clips of the others, over all ranks.
 
-SimCLR (Chen et al., ICML 2020) on video, as in CVRL (Qian et al., CVPR 2021): projections of two clips at different times,
-cropped and jittered on their own, InfoNCE with a temperature, negatives of both clips of every other video on every rank.
-Departures: Lab clips; the two clips share the crop of their video but for a shift (data/transforms.py); the batch statistics
-of the projection are each rank's own unless `train.sync_batchnorm`.
-Against cheats: rows of one video in a global batch (small corpora) are no negatives of each other; and
-beside the accuracy stands what the nearest thumbnail would answer (`cheat`): colour alone tells videos apart.
+`mode: simclr` (Chen et al., ICML 2020; on video CVRL, Qian et al., CVPR 2021): projections of two clips at different times,
+cropped and jittered on their own, negatives of both clips of every other video on every rank. `mode: moco` (He et al., CVPR
+2020; on video rho-MoCo, Feichtenhofer et al., CVPR 2021): the second clip goes through a slowly following copy of encoder
+and projection, and the negatives are a queue of such keys. `loss: info_nce`, or another of the metric-learning family
+(`losses/metric.py`) on the clips of the global batch with videos as labels (simclr only).
+
+Departures: Lab clips; the two clips share the crop of their video but for a shift (data/transforms.py); batch statistics are
+each rank's own unless `train.sync_batchnorm`, which takes the place of MoCo's shuffling.
+Against cheats: rows of one video (small corpora, a queue that has seen it) are no negatives of each other; and beside the
+accuracy stands what the nearest thumbnail would answer (`cheat`): colour alone tells videos apart. The bound on mutual
+information, log N - loss, stands beside its ceiling log N (docs/mutual_information.md).
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.metric import info_nce
+from videossl.losses import metric
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
+from videossl.models.momentum import KeyQueue, follow, slow_copy
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
-from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+
+Loss = Literal[
+    "info_nce",
+    "nce",
+    "n_pair",
+    "contrastive",
+    "triplet",
+    "lifted_structured",
+    "soft_nearest_neighbour",
+]
+THUMBNAIL = 8  # pixels a side
 
 
 class ContrastiveConfig(TaskConfig):
+    mode: Literal["simclr", "moco"] = "simclr"
+    loss: Loss = "info_nce"
     num_frames: int = Field(8, ge=1)
     seconds_between_frames: float = Field(1 / 15, gt=0)
     crop_size: int = Field(112, ge=16, description="pixels, square")
@@ -34,10 +54,18 @@ class ContrastiveConfig(TaskConfig):
     temperature: float = Field(0.1, gt=0, description="of the cosine similarity; CVRL's 0.1")
     hidden: int = Field(512, ge=1, description="width of the projection's hidden layer")
     embedding: int = Field(128, ge=2, description="channels compared; SimCLR's 128")
+    queue: int = Field(4096, ge=1, description="keys that are negatives, of mode moco")
+    momentum: float = Field(0.99, ge=0, le=1, description="of the slow copy, of mode moco")
+
+    @model_validator(mode="after")
+    def _queue_asks_info_nce(self) -> "ContrastiveConfig":
+        if self.mode == "moco" and self.loss != "info_nce":
+            raise ValueError(f"mode moco goes with loss info_nce, got {self.loss}")
+        return self
 
 
 class Task(PretextTask):
-    """Finds the other clip of the same video among all clips of the global batch."""
+    """Finds the other clip of the same video among the clips of others."""
 
     Config = ContrastiveConfig
 
@@ -53,46 +81,131 @@ class Task(PretextTask):
             config.window_seconds,
         )
         self.head = mlp(stages[config.stage].channels, config.hidden, config.embedding)
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # keys of this step's batches
+        if config.mode == "moco":
+            self.momentum = config.momentum
+            self.slow_head = slow_copy(self.head)
+            self.queue = KeyQueue(config.queue, config.embedding, 3 * THUMBNAIL**2)
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec].flatten(0, 1)  # (2 B, 3, T, H, W), no copy
-        thumbnails = F.adaptive_avg_pool3d(clips, (1, 8, 8)).flatten(1)
+        thumbnails = F.adaptive_avg_pool3d(clips, (1, THUMBNAIL, THUMBNAIL)).flatten(1)
         videos = batch.video_ids.to(clips.device, non_blocking=True)
-        return Views({"clips": clips}, {"thumbnails": thumbnails, "videos": videos})
+        targets = {"thumbnails": thumbnails, "videos": videos}
+        if self.config.mode == "simclr":
+            return Views({"clips": clips}, targets)
+        return Views({"clips": clips[::2]}, targets, slow_inputs={"keys": clips[1::2]})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        embedded = F.normalize(self.head(pooled(features["clips"])).float(), dim=1)
+        questions = self._questions(features, targets)
+        results = [_judge(*question, self.config.temperature) for question in questions]
+        losses, right, cheat, terms = (list(part) for part in zip(*results, strict=True))
+        loss = torch.stack(losses).mean()
+        tallies = {
+            "accuracy": tally(torch.cat(right)),
+            "chance": tally(1 / torch.cat(terms)),
+            "cheat": tally(torch.cat(cheat)),
+        }
+        if self.config.loss == "info_nce":
+            bound, ceiling = metric.information_bound(loss.detach(), torch.cat(terms))
+            tallies["mutual_information"] = tally(bound)
+            tallies["mutual_information_ceiling"] = tally(ceiling)
+        else:
+            loss = self._other_loss(questions, features, targets)
+        return TaskResult(loss, tallies)
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """Each clip's similarity to its other clip, first, and to those of other videos; `thumbnails` takes the nearest."""
+        scores: list[Tensor] = []
+        rivals: list[Tensor] = []
+        for own, keys, shown, shown_keys, excluded in self._questions(features, targets):
+            places = torch.arange(len(own), device=own.device)
+            for found, row in ((own @ keys.T, scores), (-torch.cdist(shown, shown_keys), rivals)):
+                candidates = found.masked_fill(excluded, -torch.inf)
+                row.append(
+                    torch.cat([found[places, places][:, None], candidates[:, len(own) :]], 1)
+                )
+        videos = torch.arange(len(targets["videos"]), device=scores[0].device)
+        joined = torch.cat(scores)
+        return Answers(
+            joined,
+            torch.zeros(len(joined), dtype=torch.int64, device=joined.device),
+            videos.repeat(len(scores)),
+            rivals={"thumbnails": torch.cat(rivals).argmax(1)},
+        )
+
+    def after_step(self, skipped: Tensor) -> None:
+        """Lets the slow projection follow, and the keys of the step into the queue."""
+        if self.config.mode == "moco":
+            follow(self.slow_head, self.head, self.config.momentum)
+            for keys, thumbnails, videos in self._pending:
+                self.queue.push(keys, thumbnails, videos, skipped)
+        self._pending = []
+
+    def _questions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> list["_Question"]:
+        """Queries (B, D) and keys, the first B of them right; the thumbnails of both; which keys are none of a query's."""
         thumbnails, videos = targets["thumbnails"].float(), targets["videos"]
+        others = ~torch.eye(len(videos), dtype=torch.bool, device=videos.device)
+        embedded = F.normalize(self.head(pooled(features["clips"])).float(), dim=1)
+        if self.config.mode == "moco":
+            answer = F.normalize(self.slow_head(pooled(features["keys"])).float(), dim=1).detach()
+            same_video = videos[:, None] == self.queue.videos
+            keys = torch.cat([answer, self.queue.keys.clone()])
+            shown_keys = torch.cat([thumbnails[1::2], self.queue.rival_keys])
+            if self.training:
+                held = (answer, thumbnails[1::2], videos)
+                self._pending.append(tuple(gather_rows(part) for part in held))  # type: ignore[arg-type]
+            excluded = torch.cat([others, same_video], 1)
+            return [(embedded, keys, thumbnails[::2], shown_keys, excluded)]
         everyone, all_thumbnails = gather_rows(embedded), gather_rows(thumbnails)
         same_video = videos[:, None] == gather_rows(videos).repeat_interleave(2)  # (B, 2 B ranks)
-        others = ~torch.eye(len(videos), dtype=torch.bool, device=videos.device)
         # The right answers first, each for one row; then everybody, but for the row's own video.
         excluded = torch.cat([others, same_video], 1)
-        losses, right, cheat = [], [], []
+        questions = []
         for view in range(2):
-            own, answer = embedded[view::2], embedded[1 - view :: 2]
-            keys = torch.cat([answer, everyone])
-            temperature = self.config.temperature
-            losses.append(
-                info_nce(own, keys, temperature=temperature, normalize=False, excluded=excluded)
-            )
-            right.append(_finds(own @ keys.T, excluded))
-            shown = torch.cat([thumbnails[1 - view :: 2], all_thumbnails])
-            cheat.append(_finds(-torch.cdist(thumbnails[view::2], shown), excluded))
-        return TaskResult(
-            torch.stack(losses).mean(),
-            {
-                "accuracy": tally(torch.stack(right)),
-                "chance": tally(1 / (1 + (~same_video).sum(1))),
-                "cheat": tally(torch.stack(cheat)),
-            },
-        )
+            keys = torch.cat([embedded[1 - view :: 2], everyone])
+            shown_keys = torch.cat([thumbnails[1 - view :: 2], all_thumbnails])
+            questions.append((embedded[view::2], keys, thumbnails[view::2], shown_keys, excluded))
+        return questions
+
+    def _other_loss(
+        self,
+        questions: list["_Question"],
+        features: dict[str, FeatureMaps],
+        targets: dict[str, Tensor],
+    ) -> Tensor:
+        """The rest of the family, on the clips of the global batch: each rank has the same loss, of all rows."""
+        if self.config.loss == "nce":
+            return torch.stack(
+                [_noise_contrastive(question, self.config.temperature) for question in questions]
+            ).mean()
+        if self.config.loss == "n_pair":  # as given: the paper compares raw products
+            raw = gather_rows(self.head(pooled(features["clips"])).float())
+            return (metric.n_pair(raw[::2], raw[1::2]) + metric.n_pair(raw[1::2], raw[::2])) / 2
+        _, keys, *_ = questions[0]
+        everyone = keys[len(targets["videos"]) :]
+        labels = gather_rows(targets["videos"]).repeat_interleave(2)
+        if self.config.loss == "contrastive":
+            return metric.contrastive(everyone, labels)
+        if self.config.loss == "triplet":
+            return metric.triplet(everyone, labels)
+        if self.config.loss == "lifted_structured":
+            return metric.lifted_structured(everyone, labels)
+        return metric.soft_nearest_neighbour(everyone, labels, temperature=self.config.temperature)
 
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
-        """Middle frames of a clip, its other clip, and the three other clips of this rank that look nearest to the model."""
+        """Middle frames of a clip, its other clip, and the three clips of other videos of this rank that look nearest."""
         embedded = F.normalize(self.head(pooled(features["clips"])).float(), dim=1)
-        middles = views.inputs["clips"][:, :, self.config.num_frames // 2]  # (2 B, 3, H, W)
+        clips = views.inputs["clips"]
+        if self.config.mode == "moco":  # in the order of simclr: a clip, its other clip
+            keys = F.normalize(self.slow_head(pooled(features["keys"])).float(), dim=1)
+            embedded = torch.stack([embedded, keys], 1).flatten(0, 1)
+            clips = torch.stack([clips, views.slow_inputs["keys"]], 1).flatten(0, 1)
+        middles = clips[:, :, self.config.num_frames // 2]  # (2 B, 3, H, W)
         similarity = embedded @ embedded.T
         strips = []
         for row in range(0, 2 * min(NUM_DRAWN, len(embedded) // 2), 2):
@@ -104,6 +217,33 @@ class Task(PretextTask):
             title = f"a clip, its other clip, the nearest of other videos: cosines {said}"
             strips.append(Strip(title, film(middles[order].transpose(0, 1))))
         return {"neighbours": from_array(contact_sheet(strips, height=96))}
+
+
+_Question = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _judge(
+    own: Tensor,
+    keys: Tensor,
+    shown: Tensor,
+    shown_keys: Tensor,
+    excluded: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss of one question; (B,) whether it is answered, whether thumbnails answer it, how many keys there are."""
+    loss = metric.info_nce(own, keys, temperature=temperature, normalize=False, excluded=excluded)
+    terms = 1 + (~excluded[:, len(own) :]).sum(1)
+    right = _finds(own @ keys.T, excluded)
+    return loss, right, _finds(-torch.cdist(shown, shown_keys), excluded), terms
+
+
+def _noise_contrastive(question: "_Question", temperature: float) -> Tensor:
+    """Other videos' clips as noise, cosines over the temperature as log-ratios; what is excluded weighs nothing."""
+    own, keys, _, _, excluded = question
+    ratios = own @ keys[len(own) :].T / temperature
+    noise = ratios.masked_fill(excluded[:, len(own) :], -torch.inf)
+    data = (own * keys[: len(own)]).sum(1) / temperature
+    return metric.noise_contrastive(data, noise, num_noise=noise.shape[1])
 
 
 def _finds(scores: Tensor, excluded: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class PretextTask(nn.Module, ABC):
         False  # its stage is the one whose features correspond between frames
     )
 
+    momentum: float | None = (
+        None  # of the encoder's slow copy, which `Views.slow_inputs` go through
+    )
+
     def __init__(self, config: TaskConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__()
         self.stage = config.stage
@@ -63,6 +67,10 @@ class PretextTask(nn.Module, ABC):
     @abstractmethod
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         """Head, loss and tallies from the features of each view of `make_views`, at `stage`."""
+
+    def after_step(self, skipped: Tensor) -> None:
+        """Called after each optimiser step; `skipped` (a bool scalar on the device) is true if it did not count. Default:
+        nothing."""
 
     def answers(
         self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
