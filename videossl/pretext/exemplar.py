@@ -1,0 +1,189 @@
+"""Exemplar: which of N surrogate classes does a transformed patch belong to? Dosovitskiy et al., NeurIPS 2014, TPAMI 2016.
+
+A patch is taken where the gradient is strong, and shifted, scaled, turned and recoloured several times (section 3.1); all
+that comes of it is one class of a softmax over `num_classes`.
+
+A class here is a *video*: its row in the manifest modulo `num_classes`, which needs no table and is the same on every rank
+and after every restart. With as many classes as the manifest has rows each video has its own; with fewer, videos whose rows
+differ by a multiple share one, and are told to be alike. Departures besides: the place is drawn anew at each visit, in
+proportion to the squared gradient of the patch around it; factors on Lab instead of on principal components and HSV; and
+cosines with a temperature instead of plain logits, so that they can be compared beyond the classes, as follows.
+A held-out video has no class. What is asked of every batch, in training too, is therefore which patch of the global batch is
+another transformation of the same one (`accuracy`, `chance`, and what the nearest thumbnail answers, `cheat`); in
+evaluation the loss is that question's. `class_accuracy` is of training alone.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from videossl.clip_views import warp_frames
+from videossl.color import LAB_OFFSET, LAB_SCALE
+from videossl.distributed import gather_rows
+from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.losses.in_batch import candidates, finds_own
+from videossl.losses.metric import info_nce, information_bound
+from videossl.models.encoder import StageInfo, pooled
+from videossl.models.heads import mlp
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom
+from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+
+
+class ExemplarConfig(TaskConfig):
+    num_classes: int = Field(8000, ge=2, description="the paper's best; see the module")
+    num_variants: int = Field(
+        2, ge=2, description="transformations of each video's patch in a batch"
+    )
+    num_frames: int = Field(1, ge=1, description="of a patch")
+    seconds_between_frames: float = Field(1 / 15, gt=0)
+    crop_size: int = Field(32, ge=16, description="pixels, square, of a patch")
+    context: float = Field(3.0, gt=1, description="side of the decoded square, in patches")
+    max_scale: float = Field(1.4, ge=1, le=2, description="and its inverse: of what a patch covers")
+    shift: float = Field(0.2, ge=0, description="in patches, each way")
+    rotation_degrees: float = Field(20.0, ge=0, le=45, description="each way")
+    contrast: float = Field(
+        2.0, ge=1, description="and its inverse: of L about its mean, and of a, b"
+    )
+    gamma: float = Field(2.0, ge=1, description="and its inverse: the power of L")
+    hue_degrees: float = Field(36.0, ge=0, description="each way")
+    temperature: float = Field(0.1, gt=0, description="of the cosine similarity")
+    hidden: int = Field(512, ge=1, description="width of the projection's hidden layer")
+    embedding: int = Field(128, ge=2, description="channels compared")
+
+
+class Task(PretextTask):
+    """Tells the surrogate class of a transformed patch; held-out ones by their other transformation."""
+
+    Config = ExemplarConfig
+
+    def __init__(self, config: ExemplarConfig, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.config = config
+        side = round(config.crop_size * config.context)
+        self.clip_spec = ClipSpec(1, config.num_frames, config.seconds_between_frames, side)
+        angle = math.radians(config.rotation_degrees)
+        corner = config.max_scale * (math.cos(angle) + math.sin(angle)) / 2
+        self.margin = math.ceil(config.crop_size * (corner + config.shift))
+        if side < 2 * self.margin + 1:
+            raise ValueError(
+                f"context {config.context:g} cannot hold a patch at its largest: it must be at least "
+                f"{(2 * self.margin + 2) / config.crop_size:.2f}, or max_scale, shift or rotation_degrees smaller"
+            )
+        self.head = mlp(stages[config.stage].channels, config.hidden, config.embedding)
+        self.classes = nn.Parameter(torch.randn(config.num_classes, config.embedding))
+
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        config, count = self.config, self.config.num_variants
+        clips = batch.clips[self.clip_spec][:, 0]
+        seed = _strong_place(clips, rng.uniform(), size=config.crop_size, margin=self.margin)
+        moved = config.crop_size * rng.uniform(count, 2, low=-config.shift, high=config.shift)
+        angle = math.radians(config.rotation_degrees)
+        patches = warp_frames(
+            clips.repeat_interleave(count, 0),
+            centre=(seed[:, None] + moved).flatten(0, 1),
+            scale=(config.max_scale ** rng.uniform(count, low=-1.0)).flatten(),
+            angle=rng.uniform(count, low=-angle, high=angle).flatten(),
+            size=config.crop_size,
+        )
+        patches = self._recolour(patches, rng.uniform(count, 4, low=-1.0).flatten(0, 1))
+        thumbnails = F.adaptive_avg_pool3d(patches, (1, 8, 8)).flatten(1)
+        videos = batch.video_ids.to(clips.device, non_blocking=True)
+        return Views({"patches": patches}, {"thumbnails": thumbnails, "videos": videos})
+
+    def _recolour(self, patches: Tensor, draws: Tensor) -> Tensor:
+        """Patches with their own power and contrast of L, saturation and hue: `draws` (N, 4) in [-1, 1)."""
+        power, contrast, saturation, turn = draws.T[:, :, None, None, None]
+        lightness = (patches[:, 0] * LAB_SCALE[0] + LAB_OFFSET[0]).clamp(0, 100) / 100
+        lightness = 100 * lightness ** (self.config.gamma**power)
+        mean = lightness.mean((1, 2, 3), keepdim=True)
+        lightness = (mean + self.config.contrast**contrast * (lightness - mean)).clamp(0, 100)
+        angle = math.radians(self.config.hue_degrees) * turn
+        factor = self.config.contrast**saturation
+        a, b = patches[:, 1], patches[:, 2]
+        turned_a = factor * (angle.cos() * a - angle.sin() * b)
+        turned_b = factor * (angle.sin() * a + angle.cos() * b)
+        return torch.stack([(lightness - LAB_OFFSET[0]) / LAB_SCALE[0], turned_a, turned_b], 1)
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        embedded = F.normalize(self.head(pooled(features["patches"])).float(), dim=1)
+        loss, tallies = self._match(embedded, targets)
+        if self.training:
+            labels = targets["videos"].repeat_interleave(self.config.num_variants)
+            labels = labels % self.config.num_classes
+            logits = embedded @ F.normalize(self.classes.float(), dim=1).T / self.config.temperature
+            loss = F.cross_entropy(logits, labels)
+            right = (logits.argmax(1) == labels).float()
+            tallies["class_accuracy"] = tally(right)
+            tallies["class_chance"] = tally(torch.full_like(right, 1 / self.config.num_classes))
+        return TaskResult(loss, tallies)
+
+    @torch.no_grad()
+    def _match(
+        self, embedded: Tensor, targets: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Which patch of the global batch is the next transformation of the same one, against those of other videos."""
+        count = self.config.num_variants
+        videos = targets["videos"].repeat_interleave(count)
+        excluded = videos[:, None] == gather_rows(videos)
+        keys, excluded_keys = candidates(self._next(embedded), gather_rows(embedded), excluded)
+        shown = targets["thumbnails"].float()
+        thumbnails, _ = candidates(self._next(shown), gather_rows(shown), excluded)
+        loss = info_nce(
+            embedded,
+            keys,
+            temperature=self.config.temperature,
+            normalize=False,
+            excluded=excluded_keys,
+        )
+        num_terms = (~excluded_keys).sum(1)
+        information, ceiling = information_bound(loss, num_terms)
+        return loss, {
+            "accuracy": tally(finds_own(embedded @ keys.T, excluded_keys)),
+            "chance": tally(1 / num_terms),
+            "cheat": tally(finds_own(-torch.cdist(shown, thumbnails), excluded_keys)),
+            "mutual_information": tally(information),
+            "mutual_information_ceiling": tally(ceiling),
+        }
+
+    def _next(self, rows: Tensor) -> Tensor:
+        """Of each patch the next variant of its video, the first after the last."""
+        return rows.unflatten(0, (-1, self.config.num_variants)).roll(-1, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """The variants of a few patches, then the three patches of other videos of this rank nearest to the first."""
+        embedded = F.normalize(self.head(pooled(features["patches"])).float(), dim=1)
+        count = self.config.num_variants
+        middles = views.inputs["patches"][:, :, self.config.num_frames // 2]
+        cosines = embedded @ embedded.T
+        strips = []
+        for row in range(0, count * min(NUM_DRAWN, len(embedded) // count), count):
+            ranked = cosines[row].argsort(descending=True).tolist()
+            others = [i for i in ranked if i // count != row // count][:3]
+            order = [*range(row, row + count), *others]
+            said = ", ".join(f"{float(cosines[row, i]):.2f}" for i in order[1:])
+            title = f"{count} variants, the nearest of other videos: cosines to the first {said}"
+            strips.append(Strip(title, film(middles[order].transpose(0, 1))))
+        return {"variants": from_array(contact_sheet(strips, height=96))}
+
+
+def _strong_place(clips: Tensor, draw: Tensor, *, size: int, margin: int) -> Tensor:
+    """(N, 2): of each clip a row and column at least `margin` from its edges, drawn by `draw` (N,) in [0, 1).
+
+    In proportion to the mean squared gradient of L in the square of `size` around it, in the middle frame.
+    """
+    lightness = clips[:, 0, clips.shape[2] // 2]
+    along = [F.pad(lightness.diff(dim=1), (0, 0, 0, 1)), F.pad(lightness.diff(dim=2), (0, 1))]
+    energy = F.avg_pool2d((along[0] ** 2 + along[1] ** 2)[:, None], size, stride=1)[:, 0]
+    first = margin - size // 2  # energy[0] is that of the square around size // 2
+    side = clips.shape[-1] - 2 * margin
+    energy = energy[:, first : first + side, first : first + side].flatten(1)
+    # A flat frame has no strong place: all are as good.
+    summed = (energy + 1e-12).cumsum(1)
+    place = (summed <= draw[:, None] * summed[:, -1:]).sum(1).clamp_max(side * side - 1)
+    return torch.stack([place // side, place % side], 1) + margin
