@@ -83,6 +83,8 @@ def counted_waits(monkeypatch):
         (f"odd_one_out: {{{WINDOW}, crop_shift: 4}}", "hide: one, predict: classes"),
         ("playback_speed: {crop_size: 32, num_frames: 3, frame_gaps: [1, 2]}", "hide: both"),
         ("relative_position: {crop_size: 16, gap: 4, jitter: 2}", "hide: both"),
+        ("exemplar: {crop_size: 16}", "hide: both"),
+        ("image_colorization: {crop_size: 32}", "hide: both"),
         (
             "relative_position: {crop_size: 16, gap: 4, jitter: 2, cells: space-time, colour: project}",
             "hide: both",

@@ -21,6 +21,7 @@ VARIANTS = {
         {"num_frames": 1, "tau_max_seconds": 2.0, "crop_shift": 4, "split_channels": True},
         {"positive_share": 0.25},
     ],
+    "contrastive": [{}, {"mode": "moco", "queue": 8}, {"loss": "triplet"}],
     "clip_order": [
         {"num_frames": 2, "crop_shift": 4},
         {"num_clips": 4, "num_frames": 1, "merge_reversals": True, "split_channels": True},
@@ -34,6 +35,8 @@ VARIANTS = {
         {"gap": 4, "jitter": 2},
         {"gap": 4, "jitter": 2, "num_frames": 2, "cells": "space-time", "colour": "project"},
     ],
+    "exemplar": [{}, {"num_variants": 3, "num_frames": 2, "num_classes": 3}],
+    "image_colorization": [{}, {"stage": "res3", "bin_size": 20.0, "uniform_share": 1.0}],
     "colorization": [
         {"frame_shift": 4},
         {

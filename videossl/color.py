@@ -69,6 +69,23 @@ def normalize_lab(lab: Tensor, dim: int = -3) -> Tensor:
     return torch.stack([(channel - offset) / scale for channel, offset, scale in parts], dim)
 
 
+def chroma_bins(size: float = 10.0) -> Tensor:
+    """(Q, 2) float: the a and b of the cells of a square grid, centred at 0, that an 8-bit sRGB colour falls into.
+
+    Each line of constant a and b leaves the solid of all colours through its surface, so that the six faces of the RGB
+    cube reach every cell that its inside does.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    plane = torch.cartesian_prod(levels, levels)
+    faces = [
+        torch.cat([plane[:, :axis], torch.full_like(plane[:, :1], end), plane[:, axis:]], 1)
+        for axis in range(3)
+        for end in (0.0, 1.0)
+    ]
+    chroma = rgb_to_lab(torch.cat(faces), dim=1)[:, 1:]
+    return torch.unique((chroma / size).round(), dim=0).float() * size
+
+
 def encoder_input(rgb_uint8: Tensor, dim: int = -3) -> Tensor:
     """uint8 RGB in [0, 255], channels on axis `dim`, to the normalised Lab that encoders read, float32, same shape."""
     return normalize_lab(rgb_to_lab(rgb_uint8.float() / 255, dim), dim)
