@@ -84,3 +84,32 @@ class TupleHead(nn.Module):
             logits = logits + judge(rows.flatten(0, 1)).view(*rows.shape[:2], -1)
         assert isinstance(logits, Tensor)
         return logits.float()
+
+
+class LateFusion(nn.Module):
+    """T-CAM's head: (N, C, h, w), the groups' maps side by side in C, to (N, 1).
+
+    Two 3x3 convolutions with batch normalisation and dropout, the mean over space, one linear layer: Wei et al., CVPR 2018,
+    section 3.2 (1024 channels there).
+    """
+
+    def __init__(self, channels: int, hidden: int, *, dropout: float) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            *(
+                layer
+                for dim_in in (channels, hidden)
+                for layer in (
+                    nn.Conv2d(dim_in, hidden, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(hidden),
+                    nn.ReLU(inplace=True),
+                    nn.Dropout2d(dropout),
+                )
+            )
+        )
+        self.score = nn.Linear(hidden, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """See the class."""
+        score: Tensor = self.score(self.convolutions(maps).mean((2, 3)))
+        return score

@@ -1,25 +1,29 @@
 """Arrow of time: does the clip run forward or backward? Wei, Lim, Zisserman, Freeman, CVPR 2018.
 
 As in T-CAM (section 3.2), temporal groups are pooled apart and fused late: the head reads the first part of a clip beside
-the second. Departures: Lab clips through one 3D-CNN instead of optical flow through a 2D-CNN per group; and the score of a
-clip is the head's answer less its answer to the reversed clip, so that only direction can tell (a batch holds both anyway).
+the second, as a grid of means or (`fusion: tcam`) by the paper's two convolutions over both. `stabilize` lays all frames
+over the centre one and leaves out clips where that fails (section 4). Departures: Lab clips through one 3D-CNN instead of
+optical flow through a 2D-CNN per group; and the score of a clip is the head's answer less its answer to the reversed clip, so
+that only direction can tell (a batch holds both anyway).
 Against cheats: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
 so that content, border, codec path and augmentation cannot tell them apart; clips never start at a file's first frame nor
-reach its end (data/sampling.py), frame borders are cut (data/transforms.py), and clips without motion are left out.
+reach its end (data/sampling.py), black bars and frame borders are cut, and clips without motion are left out.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
-from videossl.models.heads import mlp, pool_grid
+from videossl.models.heads import LateFusion, mlp, pool_grid
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
+from videossl.stabilization import require_opencv, stabilize
 from videossl.types import (
     Answers,
     ClipBatch,
@@ -49,6 +53,15 @@ class ArrowOfTimeConfig(TaskConfig):
     cells: int = Field(
         2, ge=1, description="cells per side of the grid that the head sees of each group"
     )
+    fusion: Literal["grid", "tcam"] = Field(
+        "grid", description="of the groups: a grid of means, or T-CAM's convolutions"
+    )
+    stabilize: bool = Field(
+        False, description="take the camera's motion out; needs OpenCV, and an odd num_frames"
+    )
+    stabilize_margin: int = Field(
+        8, ge=1, description="pixels decoded around the crop, which a camera's motion may use up"
+    )
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
     min_motion: float = Field(
@@ -69,13 +82,24 @@ class Task(PretextTask):
             config.num_clips,
             config.num_frames,
             config.seconds_between_frames,
-            config.crop_size,
+            config.crop_size + (2 * config.stabilize_margin if config.stabilize else 0),
             config.min_gap_seconds,
             config.window_seconds,
         )
         self.config = config
-        features_per_clip = config.num_groups * config.cells**2 * stages[config.stage].channels
-        self.head = mlp(features_per_clip, config.hidden, 1, dropout=config.dropout)
+        channels = config.num_groups * stages[config.stage].channels
+        self.head: nn.Module
+        if config.fusion == "tcam":
+            self.head = LateFusion(channels, config.hidden, dropout=config.dropout)
+        else:
+            self.head = mlp(channels * config.cells**2, config.hidden, 1, dropout=config.dropout)
+        if config.stabilize:
+            require_opencv()
+            if config.num_frames % 2 == 0:
+                raise ValueError(
+                    f"num_frames must be odd to be stabilised, so that the centre frame is in the middle both ways; "
+                    f"got {config.num_frames}"
+                )
         if config.num_frames // stages[config.stage].temporal_stride < config.num_groups:
             raise ValueError(
                 f"{config.num_frames} frames give fewer features in time than num_groups {config.num_groups}: "
@@ -84,10 +108,14 @@ class Task(PretextTask):
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clip = batch.clips[self.clip_spec].flatten(0, 1)  # (B K, 3, T, H, W), no copy
+        stable = torch.ones(len(clip), dtype=torch.bool, device=clip.device)
+        if self.config.stabilize:
+            clip, stable = stabilize(clip, self.config.stabilize_margin)
         lightness = clip[:, 0]
         motion = (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
-        moving = (motion >= self.config.min_motion).float()
-        return Views({"forward": clip}, {"moving": moving}, {"backward": "forward"})
+        moving = ((motion >= self.config.min_motion) & stable).float()
+        targets = {"moving": moving, "stable": stable.float()}
+        return Views({"forward": clip}, targets, {"backward": "forward"})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         forward, backward = self._scores(features)
@@ -105,6 +133,7 @@ class Task(PretextTask):
                 "chance": tally(torch.full_like(right, 0.5)),
                 "accuracy_without_reversal": tally(alone, moving),
                 "moving_share": tally(moving),
+                **({"stable_share": tally(targets["stable"])} if self.config.stabilize else {}),
             },
         )
 
@@ -153,4 +182,9 @@ class Task(PretextTask):
         return {"arrow": from_array(contact_sheet(strips, height=96))}
 
     def _pool(self, maps: FeatureMaps) -> Tensor:
+        if self.config.fusion == "tcam":
+            groups = F.adaptive_avg_pool3d(
+                maps.data, (self.config.num_groups, *maps.data.shape[3:])
+            )
+            return groups.flatten(1, 2)  # (N, C groups, h, w)
         return pool_grid(maps.data, groups=self.config.num_groups, cells=self.config.cells)
