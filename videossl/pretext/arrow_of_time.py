@@ -3,8 +3,8 @@
 As in T-CAM (section 3.2), temporal groups are pooled apart and fused late: the head reads the first part of a clip beside
 the second, as a grid of means or (`fusion: tcam`) by the paper's two convolutions over both. `stabilize` lays all frames
 over the centre one and leaves out clips where that fails (section 4). Departures: Lab clips through one 3D-CNN instead of
-optical flow through a 2D-CNN per group; and the score of a clip is the head's answer less its answer to the reversed clip, so
-that only direction can tell (a batch holds both anyway).
+optical flow through a 2D-CNN per group; and the score of a clip is the head's answer less its answer to the reversed clip,
+so that only direction can tell (a batch holds both anyway).
 Against cheats: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
 so that content, border, codec path and augmentation cannot tell them apart; clips never start at a file's first frame nor
 reach its end (data/sampling.py), black bars and frame borders are cut, and clips without motion are left out.
