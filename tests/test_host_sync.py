@@ -85,6 +85,7 @@ def counted_waits(monkeypatch):
         ("relative_position: {crop_size: 16, gap: 4, jitter: 2}", "hide: both"),
         ("exemplar: {crop_size: 16}", "hide: both"),
         ("image_colorization: {crop_size: 32}", "hide: both"),
+        ("cpc: {crop_size: 32, num_blocks: 3, num_predicted: 2, block_frames: 2}", "hide: both"),
         (
             "relative_position: {crop_size: 16, gap: 4, jitter: 2, cells: space-time, colour: project}",
             "hide: both",

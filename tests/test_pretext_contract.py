@@ -37,6 +37,16 @@ VARIANTS = {
     ],
     "exemplar": [{}, {"num_variants": 3, "num_frames": 2, "num_classes": 3}],
     "image_colorization": [{}, {"stage": "res3", "bin_size": 20.0, "uniform_share": 1.0}],
+    "cpc": [
+        {"num_blocks": 3, "num_predicted": 1, "block_frames": 2},
+        {
+            "num_blocks": 3,
+            "num_predicted": 2,
+            "block_frames": 1,
+            "negatives": ("hard",),
+            "kernel": 3,
+        },
+    ],
     "colorization": [
         {"frame_shift": 4},
         {

@@ -21,3 +21,9 @@ def finds_own(scores: Tensor, excluded: Tensor) -> Tensor:
     """(N,) float: 1 where key i has the best of row i's scores (N, M) that are not excluded."""
     best = scores.detach().masked_fill(excluded, -torch.inf).argmax(1)
     return (best == torch.arange(len(scores), device=scores.device)).float()
+
+
+def own_first(scores: Tensor, excluded: Tensor) -> Tensor:
+    """(N, 1 + M): of scores (N, N + M) that of each query's own key, then everyone's, -inf where excluded."""
+    own = scores.diagonal()[:, None]
+    return torch.cat([own, scores.masked_fill(excluded, -torch.inf)[:, len(scores) :]], 1)
