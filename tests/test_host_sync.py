@@ -86,6 +86,8 @@ def counted_waits(monkeypatch):
         ("exemplar: {crop_size: 16}", "hide: both"),
         ("image_colorization: {crop_size: 32}", "hide: both"),
         ("cpc: {crop_size: 32, num_blocks: 3, num_predicted: 2, block_frames: 2}", "hide: both"),
+        (f"simcse: {{{WINDOW}}}", "hide: both"),
+        (f"simcse: {{{WINDOW}, mode: supervised, hard_negative: shuffled}}", "hide: both"),
         (
             "relative_position: {crop_size: 16, gap: 4, jitter: 2, cells: space-time, colour: project}",
             "hide: both",

@@ -47,6 +47,12 @@ VARIANTS = {
             "kernel": 3,
         },
     ],
+    "simcse": [
+        {"num_frames": 2},
+        {"num_frames": 3, "mode": "supervised", "hard_negative": "reversed"},
+        {"num_frames": 3, "mode": "supervised", "hard_negative": "shuffled"},
+        {"num_frames": 1, "mode": "supervised", "hard_negative": "none"},
+    ],
     "colorization": [
         {"frame_shift": 4},
         {

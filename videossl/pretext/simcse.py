@@ -1,0 +1,212 @@
+"""SimCSE: which clip is this one, seen through another dropout mask? Gao, Yao, Chen, EMNLP 2021, arXiv:2104.08821.
+
+`mode: unsupervised` (section 3): the same features go through the projection twice, under two masks, and find each other
+among the clips of all other videos on all ranks. `mode: supervised` (section 4) needs no labels here either: the positive is
+another clip of the same video, in place of an entailed sentence; and, in place of a contradiction, `hard_negative` is the
+clip itself with its frames `reversed` or `shuffled` (or `none`), which joins the negatives of every clip (equation 5).
+
+Departures: clips through one 3D-CNN; dropout acts in the projection alone, since the encoder is shared and has none. Masks
+are drawn with the views, from the rows' own randomness: two ranks draw what one would, and held-out clips have masks too,
+the same at each evaluation, so that accuracy means there what it means in training. Without masks the unsupervised question
+would be whether two equal rows are equal.
+Against cheats: none in `unsupervised`, whose answer is the clip itself. The nearest thumbnail finds it (`cheat`), so that
+an accuracy near 1 is no news; what training does is spread the clips out. In `supervised` the rule is the nearest thumbnail
+too, told to pass over the clip's own hard negative, whose mean is the clip's. Rows of one video are no negatives of each
+other but for that one. The bound on mutual information holds for negatives that are drawn independently; a clip's own hard
+negative is not.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from videossl.clip_views import reorder_frames
+from videossl.distributed import gather_rows
+from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.losses.in_batch import candidates, finds_own, own_first
+from videossl.losses.metric import info_nce, information_bound
+from videossl.models.encoder import StageInfo, pooled
+from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.rng import RowRandom
+from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+
+
+class SimcseConfig(TaskConfig):
+    mode: Literal["unsupervised", "supervised"] = "unsupervised"
+    hard_negative: Literal["none", "reversed", "shuffled"] = Field(
+        "reversed", description="of mode supervised"
+    )
+    num_frames: int = Field(8, ge=1)
+    seconds_between_frames: float = Field(1 / 15, gt=0)
+    crop_size: int = Field(112, ge=16, description="pixels, square")
+    min_gap_seconds: float = Field(
+        0.3, gt=0, description="between the starts of the two clips, of mode supervised"
+    )
+    window_seconds: float = Field(2.4, gt=0, description="both clips lie inside")
+    dropout: float = Field(0.1, gt=0, lt=1, description="the paper's best")
+    temperature: float = Field(0.05, gt=0, description="of the cosine similarity; the paper's")
+    hidden: int = Field(512, ge=1, description="width of the layer that masks act on")
+    embedding: int = Field(128, ge=2, description="channels compared")
+
+    @model_validator(mode="after")
+    def _has_an_order(self) -> "SimcseConfig":
+        asks = self.mode == "supervised" and self.hard_negative != "none"
+        if asks and self.num_frames < 2:
+            raise ValueError(f"one frame cannot be {self.hard_negative}: raise num_frames")
+        return self
+
+
+class Task(PretextTask):
+    """Finds a clip's positive among the positives and hard negatives of the global batch."""
+
+    Config = SimcseConfig
+
+    def __init__(self, config: SimcseConfig, stages: Mapping[str, StageInfo]) -> None:
+        super().__init__(config, stages)
+        self.config = config
+        self.is_supervised = config.mode == "supervised"
+        self.has_negative = self.is_supervised and config.hard_negative != "none"
+        self.clip_spec = ClipSpec(
+            2 if self.is_supervised else 1,
+            config.num_frames,
+            config.seconds_between_frames,
+            config.crop_size,
+            config.min_gap_seconds if self.is_supervised else 0.0,
+            config.window_seconds if self.is_supervised else 0.0,
+        )
+        channels = stages[config.stage].channels
+        # As heads.mlp, but that its masks come from outside.
+        self.body = nn.Sequential(
+            nn.BatchNorm1d(channels),
+            nn.Linear(channels, config.hidden),
+            nn.BatchNorm1d(config.hidden),
+            nn.ReLU(),
+        )
+        self.project = nn.Linear(config.hidden, config.embedding)
+
+    def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
+        clips = batch.clips[self.clip_spec]
+        inputs, reversals = {"anchor": clips[:, 0]}, {}
+        if self.is_supervised:
+            inputs["positive"] = clips[:, 1]
+        if self.has_negative and self.config.hard_negative == "reversed":
+            reversals["negative"] = "anchor"
+        elif self.has_negative:
+            order = _shuffled(rng.uniform(self.config.num_frames))
+            inputs["negative"] = reorder_frames(clips[:, 0], order)
+        # Of the anchor, of the positive, of the hard negative.
+        masks = rng.uniform(2 + self.has_negative, self.config.hidden) >= self.config.dropout
+        shown = ("anchor", "positive" if self.is_supervised else "anchor")
+        thumbnails = [F.adaptive_avg_pool3d(inputs[name], (1, 8, 8)).flatten(1) for name in shown]
+        targets = {
+            "masks": masks,
+            "thumbnails": torch.stack(thumbnails, 1),
+            "videos": batch.video_ids.to(clips.device, non_blocking=True),
+            # Of the global batch: a row's own hard negative is told from that of another row of its video.
+            "rows": torch.arange(rng.first_row, rng.first_row + len(clips), device=clips.device),
+        }
+        return Views(inputs, targets, reversals)
+
+    def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
+        anchor, keys, excluded = self._questions(features, targets)
+        loss = info_nce(
+            anchor,
+            keys,
+            temperature=self.config.temperature,
+            normalize=False,
+            excluded=excluded,
+        )
+        num_terms = (~excluded).sum(1)
+        information, ceiling = information_bound(loss.detach(), num_terms)
+        thumbnail_scores, without_negative = self._by_thumbnail(targets)
+        return TaskResult(
+            loss,
+            {
+                "accuracy": tally(finds_own(anchor @ keys.T, excluded)),
+                "chance": tally(1 / num_terms),
+                "cheat": tally(finds_own(thumbnail_scores, without_negative)),
+                "mutual_information": tally(information),
+                "mutual_information_ceiling": tally(ceiling),
+            },
+        )
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """Each clip's score for its positive, first, and for all others. `thumbnails` takes the nearest."""
+        anchor, keys, excluded = self._questions(features, targets)
+        scores = own_first(anchor @ keys.T, excluded)
+        rows = torch.arange(len(scores), device=scores.device)
+        return Answers(
+            scores,
+            torch.zeros_like(rows),
+            rows,
+            rivals={"thumbnails": own_first(*self._by_thumbnail(targets)).argmax(1)},
+        )
+
+    def _embed(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Tensor:
+        """(views, B, D) of length 1: anchor, positive and, where there is one, hard negative, each under its own mask."""
+        names = ["anchor", "positive" if self.is_supervised else "anchor"]
+        names += ["negative"] if self.has_negative else []
+        # Together: batch statistics of one kind alone would tell the kinds apart.
+        hidden = self.body(torch.cat([pooled(features[name]) for name in names]))
+        kept = targets["masks"].transpose(0, 1) / (1 - self.config.dropout)
+        masked = hidden.unflatten(0, (len(names), -1)) * kept
+        return F.normalize(self.project(masked).float(), dim=-1)
+
+    def _questions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors (B, D), keys, and which of them are none of an anchor's; see `losses.in_batch`."""
+        anchor, positive, *negative = self._embed(features, targets)
+        everyone = torch.cat([gather_rows(keys) for keys in (positive, *negative)])
+        other_video = targets["videos"][:, None] != gather_rows(targets["videos"])
+        same_row = targets["rows"][:, None] == gather_rows(targets["rows"])
+        asked = [other_video, other_video | same_row] if negative else [other_video]
+        return anchor, *candidates(positive, everyone, ~torch.cat(asked, 1))
+
+    def _by_thumbnail(self, targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """How near each key's thumbnail is to the anchor's, and which keys are passed over: its own hard negative too."""
+        anchor, positive = targets["thumbnails"].float().unbind(1)
+        # A reversed or shuffled clip has the mean of the clip it was made of.
+        kinds = [positive, anchor] if self.has_negative else [positive]
+        other_video = targets["videos"][:, None] != gather_rows(targets["videos"])
+        keys, excluded = candidates(
+            positive,
+            torch.cat([gather_rows(kind) for kind in kinds]),
+            ~torch.cat([other_video] * len(kinds), 1),
+        )
+        return -torch.cdist(anchor, keys), excluded
+
+    @torch.no_grad()
+    def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
+        """Middle frames of a clip, its positive, and the three positives of other videos of this rank nearest to it."""
+        anchor, positive, *negative = self._embed(features, views.targets)
+        cosines = anchor @ positive.T
+        shown = views.inputs["positive" if self.is_supervised else "anchor"]
+        middle = self.config.num_frames // 2
+        strips = []
+        for row in range(min(NUM_DRAWN, len(anchor))):
+            ranked = cosines[row].argsort(descending=True).tolist()
+            order = [row, *[i for i in ranked if i != row][:3]]
+            said = ", ".join(f"{float(cosines[row, i]):.2f}" for i in order)
+            hard = [
+                f", its hard negative {float(anchor[row] @ keys[row]):.2f}" for keys in negative
+            ]
+            title = f"a clip, its positive, the nearest of others: cosines {said}{''.join(hard)}"
+            frames = torch.stack(
+                [views.inputs["anchor"][row, :, middle], *shown[order, :, middle]], 1
+            )
+            strips.append(Strip(title, film(frames)))
+        return {"neighbours": from_array(contact_sheet(strips, height=96))}
+
+
+def _shuffled(draws: Tensor) -> Tensor:
+    """(B, T) uniform draws to orders of T frames, never the one they have."""
+    order = draws.argsort(1)
+    frames = torch.arange(order.shape[1], device=order.device)
+    is_kept = (order == frames).all(1, keepdim=True)
+    return torch.where(is_kept, frames.roll(1), order)
