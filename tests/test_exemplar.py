@@ -47,7 +47,6 @@ def test_both_questions_equal_slow_loops(videos, training):
     task = build(num_variants=3).train(training)
     features, targets = random_rows(task, videos)
     result = task(features, targets)
-    task.train(training)
     with torch.no_grad():
         z = torch.nn.functional.normalize(
             task.head(features["patches"].data.mean((2, 3, 4))), dim=1
@@ -79,6 +78,12 @@ def test_both_questions_equal_slow_loops(videos, training):
     assert tallies["mutual_information"] == pytest.approx(
         ceiling - sum(match_losses) / 12, rel=1e-4
     )
+    answers = task.eval().answers(features, targets)
+    assert (answers.rivals["thumbnails"] == answers.labels).tolist() == cheat
+    assert answers.scores.isfinite().sum(1).tolist() == terms
+    assert answers.videos.tolist() == [video for video, _ in rows]
+    if not training:
+        assert (answers.scores.argmax(1) == answers.labels).tolist() == right
     assert ("class_accuracy" in tallies) == training, "a held-out video has no class"
     if training:
         assert tallies["class_accuracy"] == pytest.approx(sum(class_right) / 12)

@@ -25,13 +25,13 @@ from videossl.clip_views import warp_frames
 from videossl.color import LAB_OFFSET, LAB_SCALE
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.in_batch import candidates, finds_own
+from videossl.losses.in_batch import candidates, finds_own, own_first
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
-from videossl.types import ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
 
 
 class ExemplarConfig(TaskConfig):
@@ -110,8 +110,9 @@ class Task(PretextTask):
         return torch.stack([(lightness - LAB_OFFSET[0]) / LAB_SCALE[0], turned_a, turned_b], 1)
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        embedded = F.normalize(self.head(pooled(features["patches"])).float(), dim=1)
-        loss, tallies = self._match(embedded, targets)
+        embedded = self._embed(features)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
+            loss, tallies = self._match(embedded, targets)
         if self.training:
             labels = targets["videos"].repeat_interleave(self.config.num_variants)
             labels = labels % self.config.num_classes
@@ -122,33 +123,55 @@ class Task(PretextTask):
             tallies["class_chance"] = tally(torch.full_like(right, 1 / self.config.num_classes))
         return TaskResult(loss, tallies)
 
-    @torch.no_grad()
+    def _embed(self, features: dict[str, FeatureMaps]) -> Tensor:
+        return F.normalize(self.head(pooled(features["patches"])).float(), dim=1)
+
     def _match(
         self, embedded: Tensor, targets: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Which patch of the global batch is the next transformation of the same one, against those of other videos."""
-        count = self.config.num_variants
-        videos = targets["videos"].repeat_interleave(count)
-        excluded = videos[:, None] == gather_rows(videos)
-        keys, excluded_keys = candidates(self._next(embedded), gather_rows(embedded), excluded)
-        shown = targets["thumbnails"].float()
-        thumbnails, _ = candidates(self._next(shown), gather_rows(shown), excluded)
+        keys, excluded = self._keys(embedded, targets)
         loss = info_nce(
             embedded,
             keys,
             temperature=self.config.temperature,
             normalize=False,
-            excluded=excluded_keys,
+            excluded=excluded,
         )
-        num_terms = (~excluded_keys).sum(1)
-        information, ceiling = information_bound(loss, num_terms)
+        num_terms = (~excluded).sum(1)
+        information, ceiling = information_bound(loss.detach(), num_terms)
         return loss, {
-            "accuracy": tally(finds_own(embedded @ keys.T, excluded_keys)),
+            "accuracy": tally(finds_own(embedded @ keys.T, excluded)),
             "chance": tally(1 / num_terms),
-            "cheat": tally(finds_own(-torch.cdist(shown, thumbnails), excluded_keys)),
+            "cheat": tally(finds_own(self._by_thumbnail(targets), excluded)),
             "mutual_information": tally(information),
             "mutual_information_ceiling": tally(ceiling),
         }
+
+    @torch.no_grad()
+    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+        """Each patch's score for its next transformation, first, and for other videos'. `thumbnails` takes the nearest."""
+        embedded = self._embed(features)
+        keys, excluded = self._keys(embedded, targets)
+        scores = own_first(embedded @ keys.T, excluded)
+        rows = torch.arange(len(scores), device=scores.device)
+        return Answers(
+            scores,
+            torch.zeros_like(rows),
+            rows // self.config.num_variants,
+            rivals={"thumbnails": own_first(self._by_thumbnail(targets), excluded).argmax(1)},
+        )
+
+    def _keys(self, rows: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What each patch's row is compared with, and which of it not; see `losses.in_batch`."""
+        videos = targets["videos"].repeat_interleave(self.config.num_variants)
+        return candidates(
+            self._next(rows), gather_rows(rows), videos[:, None] == gather_rows(videos)
+        )
+
+    def _by_thumbnail(self, targets: dict[str, Tensor]) -> Tensor:
+        shown = targets["thumbnails"].float()
+        return -torch.cdist(shown, self._keys(shown, targets)[0])
 
     def _next(self, rows: Tensor) -> Tensor:
         """Of each patch the next variant of its video, the first after the last."""
@@ -157,7 +180,7 @@ class Task(PretextTask):
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
         """The variants of a few patches, then the three patches of other videos of this rank nearest to the first."""
-        embedded = F.normalize(self.head(pooled(features["patches"])).float(), dim=1)
+        embedded = self._embed(features)
         count = self.config.num_variants
         middles = views.inputs["patches"][:, :, self.config.num_frames // 2]
         cosines = embedded @ embedded.T
