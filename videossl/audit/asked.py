@@ -1,7 +1,7 @@
 """Cheats on tasks that say what their questions show: cheap classifiers of the frames in the order shown (P0, P2 to P6)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from videossl.audit.subject import Form, Seen, Side
 from videossl.types import Questions, Views
 
 ALL = "all of them together"
+NUM_SHUFFLES = 10
 MOVING: tuple[Form, ...] = ("evaluation", "training")
 STILL: dict[Form, str] = {"static": "one frame repeated", "flicker": "one frame, flickering"}
 SAME = 1e-6  # of normalised L: frames closer than this are one frame
@@ -83,9 +84,7 @@ class Asked:
             for probe in PROBES:
                 found.append(self._try(probe, train, heldout, form))
             if form == "evaluation":
-                shuffled = np.random.default_rng(self._seed).permutation(train.labels)
-                at_random = Probe("P6", f"shuffled labels, {ALL}", everything)
-                found.append(self._try(at_random, replace(train, labels=shuffled), heldout, form))
+                found.append(self._try_shuffled(train, heldout))
         for form, name in STILL.items():
             train, heldout = self._rows("train", form), self._rows("heldout", form)
             if train is not None and heldout is not None:
@@ -120,18 +119,41 @@ class Asked:
     def _try(self, probe: Probe, train: Rows, heldout: Rows, form: Form) -> Cheat:
         name = probe.name if probe.name in train.features else ALL
         cheater = Cheater(train.features[name], train.labels)
-        right = (cheater.answer(heldout.features[name]) == heldout.labels).astype(float)
+        right = cheater.answer(heldout.features[name]) == heldout.labels
+        is_baseline = probe.is_baseline or (probe.needs_direction and not self._is_direction)
+        return self._cheat(probe.number, probe.name, right, heldout, form, is_baseline=is_baseline)
+
+    def _try_shuffled(self, train: Rows, heldout: Rows) -> Cheat:
+        """P6. Whatever the shuffled labels happen to favour is right or wrong of all videos at once, so the mean of several
+        shuffles is judged."""
+        random = np.random.default_rng(self._seed)
+        right = np.zeros(len(heldout.labels))
+        for _ in range(NUM_SHUFFLES):
+            cheater = Cheater(train.features[ALL], random.permutation(train.labels))
+            right += (cheater.answer(heldout.features[ALL]) == heldout.labels) / NUM_SHUFFLES
+        return self._cheat("P6", "shuffled labels, all probes", right, heldout, "evaluation")
+
+    def _cheat(
+        self,
+        probe: str,
+        name: str,
+        right: np.ndarray,
+        heldout: Rows,
+        form: Form,
+        *,
+        is_baseline: bool = False,
+    ) -> Cheat:
         chance = 1 / len(np.unique(heldout.labels))
         interval, verdict = measure(
-            right,
+            right.astype(float),
             class_weights(heldout.labels),
             heldout.videos,
             chance=chance,
-            is_baseline=probe.is_baseline or (probe.needs_direction and not self._is_direction),
+            is_baseline=is_baseline,
             seed=self._seed,
         )
         videos = len(np.unique(heldout.videos))
-        return Cheat(probe.number, probe.name, interval, chance, verdict, len(right), videos, form)
+        return Cheat(probe, name, interval, chance, verdict, len(right), videos, form)
 
     def _rows(self, side: Side, form: Form) -> Rows | None:
         parts = self._parts.get((side, form))

@@ -8,29 +8,33 @@ from typing import Protocol
 import numpy as np
 
 from videossl.audit.asked import Asked
+from videossl.audit.colours import Colours, copies_colours
+from videossl.audit.control import control_rows
 from videossl.audit.decoded import DecodedClips
 from videossl.audit.findings import Cheat, Check, TaskAudit
 from videossl.audit.heldout_answers import collect_answers
+from videossl.audit.hidden import hidden_colour_check
+from videossl.audit.instances import Instances, pairs_clips
 from videossl.audit.intervals import Interval
 from videossl.audit.judgement import judge
 from videossl.audit.planned import placement_checks, placements
 from videossl.audit.split import split_checks
-from videossl.audit.subject import Form, Seen, Side, Subject
+from videossl.audit.subject import Seen, Side, Subject
 from videossl.engine.multitask import MultiTask
 from videossl.pretext.task import PretextTask
 
-FORMS: tuple[Form, ...] = ("evaluation", "training", "static", "flicker")
 PLANNED_CLIPS = 1000  # of which only the places in their files are looked at
 SIDES: tuple[Side, ...] = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is looked at: clips of each training and each held-out video."""
+    """How much is looked at: clips of each training and each held-out video, and the control set's videos."""
 
     out: Path
     train_clips: int = 4
     heldout_clips: int = 8
+    control_videos: int = 80  # of the reversible set; 0: none
 
 
 @dataclass(frozen=True)
@@ -84,48 +88,66 @@ def examiner(task: PretextTask, seen: Seen, subject: Subject) -> Examiner:
     """The one that understands the views of a task."""
     if task.questions(seen.views) is not None:
         return Asked(task.questions, subject.config.data.videos_per_step, subject.config.seed)
+    if copies_colours(seen.views):
+        return Colours(subject.config.seed)
+    if pairs_clips(seen.views):
+        return Instances(subject.config.seed)
     return Unknown()
 
 
 def run_battery(subject: Subject, options: Options) -> Audit:
     """All probes on all tasks."""
-    decoded = DecodedClips(subject.config.augment.border)
-    examiners = look_at_clips(subject, options, decoded)
-    placed = placements(subject.train, PLANNED_CLIPS)
-    models = model_accuracies(subject, subject.model, options) if subject.is_trained else {}
-    tasks = []
-    for name, task in subject.model.named_tasks():
-        spec, found = task.clip_spec, examiners[name]
-        clips = [*placement_checks(placed[spec]), *decoded.checks(spec)]
-        tasks.append(
-            TaskAudit(
-                name,
-                found.chance(),
-                found.cheats(),
-                [*found.checks(), *clips],
-                models.get(name),
-            )
-        )
     split = split_checks(
         subject.train.manifest, np.asarray(subject.train.rows), np.asarray(subject.heldout.rows)
     )
-    return Audit([], split, tasks)
+    control = (
+        control_rows(
+            options.out / "control", num_videos=options.control_videos, seed=subject.config.seed
+        )
+        if options.control_videos
+        else []
+    )
+    placed = placements(subject.train, PLANNED_CLIPS)
+    looked = look_at_clips(subject, options)
+    models = model_accuracies(subject, subject.model, options) if subject.is_trained else {}
+    tasks = []
+    for name, task in subject.model.named_tasks():
+        found = looked.examiners[name]
+        sampling = [
+            *placement_checks(placed[task.clip_spec]),
+            *looked.decoded.checks(task.clip_spec),
+        ]
+        checks = [*found.checks(), *looked.hidden.get(name, []), *sampling]
+        tasks.append(TaskAudit(name, found.chance(), found.cheats(), checks, models.get(name)))
+    return Audit(control, split, tasks)
 
 
-def look_at_clips(subject: Subject, options: Options, decoded: DecodedClips) -> dict[str, Examiner]:
-    """An examiner of each task, which has seen clips of both sides in all forms; each video is decoded once for all."""
-    examiners: dict[str, Examiner] = {}
+@dataclass(frozen=True)
+class Looked:
+    """What the clips of both sides have shown."""
+
+    examiners: dict[str, Examiner]
+    hidden: dict[str, list[Check]]  # of tasks that hide colours
+    decoded: DecodedClips
+
+
+def look_at_clips(subject: Subject, options: Options) -> Looked:
+    """Shows every examiner the clips of both sides in all forms; each video is decoded once for all."""
+    looked = Looked({}, {}, DecodedClips(subject.config.augment.border))
     tasks = dict(subject.model.named_tasks())
     for side, clips in zip(SIDES, (options.train_clips, options.heldout_clips), strict=True):
         count = num_batches(subject, side, clips)
         for index, raw in enumerate(subject.batches(side, count, why=f"looking at {side} clips")):
-            decoded.look(raw)
-            for form in FORMS:
-                for name, seen in subject.seen(side, raw, form, index).items():
-                    if name not in examiners:
-                        examiners[name] = examiner(tasks[name], seen, subject)
-                    examiners[name].look(seen)
-    return examiners
+            looked.decoded.look(raw)
+            for form, batch in subject.forms(raw, index):
+                for name, seen in subject.seen(side, batch, form, index).items():
+                    if name not in looked.examiners:
+                        looked.examiners[name] = examiner(tasks[name], seen, subject)
+                        if copies_colours(seen.views):
+                            check = hidden_colour_check(subject, tasks[name], batch)
+                            looked.hidden[name] = [check]
+                    looked.examiners[name].look(seen)
+    return looked
 
 
 def num_batches(subject: Subject, side: Side, clips_per_video: int) -> int:

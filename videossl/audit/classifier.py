@@ -15,16 +15,22 @@ MAX_ITERATIONS = 300
 
 
 class Cheater:
-    """A linear classifier that has seen features (Q, D) and labels (Q,); all classes weigh alike.
+    """A linear classifier that has seen features (Q, D) and labels (Q,); if `is_balanced`, all labels weigh alike.
 
     Where it was shown one label alone, it always says that one.
     """
 
-    def __init__(self, features: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(
+        self, features: np.ndarray, labels: np.ndarray, *, is_balanced: bool = True
+    ) -> None:
         self._only = int(labels[0]) if len(np.unique(labels)) == 1 else None
         self._pipeline = make_pipeline(
             StandardScaler(),
-            LogisticRegression(C=INVERSE_PENALTY, class_weight="balanced", max_iter=MAX_ITERATIONS),
+            LogisticRegression(
+                C=INVERSE_PENALTY,
+                class_weight="balanced" if is_balanced else None,
+                max_iter=MAX_ITERATIONS,
+            ),
         )
         if self._only is None:
             with warnings.catch_warnings():  # an answer that is not quite the best is a cheat's too

@@ -97,12 +97,14 @@ def distances(questions: Questions) -> Tensor:
     return torch.cat([logs - logs.mean(1, keepdim=True), _jumps(small)], 1)
 
 
-def largest_jump(questions: Questions) -> Tensor:
-    """(Q, 2): the greatest difference of neighbouring frames beside the others, and their spread."""
-    jumps = _jumps(_thumbnails(questions))
-    if not jumps.shape[1]:
-        return jumps.new_zeros(len(jumps), 2)
-    return torch.stack([jumps.amax(1), jumps.square().mean(1).sqrt()], 1)
+def sizes_of_change(questions: Questions) -> Tensor:
+    """(Q, 3): how much neighbouring frames differ on the whole, and the largest difference and the spread beside that."""
+    small = _thumbnails(questions)
+    if small.shape[1] < 2:
+        return small.new_zeros(len(small), 3)
+    jumps = _jumps(small)
+    amount = _log(small.diff(dim=1).abs().mean((2, 3, 4))).mean(1)
+    return torch.stack([amount, jumps.amax(1), jumps.square().mean(1).sqrt()], 1)
 
 
 PROBES = (
@@ -113,7 +115,7 @@ PROBES = (
     Probe("P3", "border alone", rim),
     Probe("P3", "centre alone", middle),
     Probe("P4", "distances between frames", distances, is_baseline=True),
-    Probe("P4", "largest jump alone", largest_jump, is_baseline=True),
+    Probe("P4", "sizes of changes alone", sizes_of_change, is_baseline=True),
 )
 
 

@@ -85,29 +85,27 @@ class Subject:
                 self.feed.quarantine.record(raw.failures, step=0)
                 yield raw
 
-    def clips(self, raw: RawClips, form: Form, index: int) -> ClipBatch:
-        """Batch `index` in a form: as evaluation has it, as training has it, or of videos in which nothing happens.
+    def forms(self, raw: RawClips, index: int) -> Iterator[tuple[Form, ClipBatch]]:
+        """Batch `index` as evaluation and training have it, and of videos in which nothing happens.
 
         `static` repeats one frame, `flicker` besides brightens each by a number of its own: whatever the order, speed or
         direction in which such frames are shown, they are equally likely.
         """
-        if form == "training":
-            return self.feed.clips(raw, self.feed.rows("audit crops", index, len(raw.video_ids)))
         batch = self.feed.clips(raw, None)
-        if form == "evaluation":
-            return batch
-        clips = {spec: _stilled(clip) for spec, clip in batch.clips.items()}
-        if form == "flicker":
-            random = generator(self.config.seed, "audit flicker", index)
-            clips = {spec: _flickering(clip, random) for spec, clip in clips.items()}
-        return replace(batch, clips=clips)
+        yield "evaluation", batch
+        rng = self.feed.rows("audit crops", index, len(raw.video_ids))
+        yield "training", self.feed.clips(raw, rng)
+        still = {spec: _stilled(clip) for spec, clip in batch.clips.items()}
+        yield "static", replace(batch, clips=still)
+        random = generator(self.config.seed, "audit flicker", index)
+        flickering = {spec: _flickering(clip, random) for spec, clip in still.items()}
+        yield "flicker", replace(batch, clips=flickering)
 
-    def seen(self, side: Side, raw: RawClips, form: Form, index: int) -> dict[str, Seen]:
+    def seen(self, side: Side, batch: ClipBatch, form: Form, index: int) -> dict[str, Seen]:
         """Each task's views of a batch in a form."""
         self.model.train(form == "training")
-        batch = self.clips(raw, form, index)
-        rng = self.feed.rows(f"audit views {side} {form}", index, len(raw.video_ids))
-        videos = raw.video_ids.numpy().copy()
+        rng = self.feed.rows(f"audit views {side} {form}", index, len(batch))
+        videos = batch.video_ids.numpy().copy()
         positions = np.arange(len(videos)) + index * len(videos)
         return {
             name: Seen(side, form, views, videos, positions)

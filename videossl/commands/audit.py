@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heldout-clips", type=int, default=8, help="that cheats are judged on, of each video (8)"
     )
     parser.add_argument(
+        "--control-videos",
+        type=int,
+        default=80,
+        help="rendered without an arrow of time, to try the probes on (80; 0: none)",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the config's"
     )
     parser.epilog = EXAMPLE
@@ -45,7 +51,12 @@ def run(args: argparse.Namespace) -> int:
     config = audited_config(
         args.config, args.overrides, state=state, manifest=args.manifest, out=args.out
     )
-    options = Options(args.out, train_clips=args.train_clips, heldout_clips=args.heldout_clips)
+    options = Options(
+        args.out,
+        train_clips=args.train_clips,
+        heldout_clips=args.heldout_clips,
+        control_videos=args.control_videos,
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     world = World(rank=0, size=1, local_rank=0, device=choose_device(config.device))
     if world.device.type == "cpu" and config.train.threads_per_process is not None:
