@@ -1,7 +1,7 @@
 """Exemplar: which of N surrogate classes does a transformed patch belong to? Dosovitskiy et al., NeurIPS 2014, TPAMI 2016.
 
-A patch is taken where the gradient is strong, and shifted, scaled, turned and recoloured several times (section 3.1); all
-that comes of it is one class of a softmax over `num_classes`.
+A patch is taken where the gradient is strong, and shifted, scaled, turned and recoloured several times; all that comes of it
+is one class of a softmax over `num_classes`.
 
 A class here is a *video*: its row in the manifest modulo `num_classes`, which needs no table and is the same on every rank
 and after every restart. With as many classes as the manifest has rows each video has its own; with fewer, videos whose rows

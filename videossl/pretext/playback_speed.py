@@ -1,16 +1,15 @@
 """Playback speed: is the clip shown at its own speed, or sped up? SpeedNet and PacePred.
 
-SpeedNet (Benaim et al., CVPR 2020): 1x or 2x, both speeds of the same video in the same batch, the maximum over space and
-the mean over time before the classifier, clips left out that do not move. PacePred (Wang, Jiao, Liu, ECCV 2020) asks which
-of several paces: `speeds: (1, 2, 4, 8)`.
+SpeedNet (Benaim et al., CVPR 2020): 1x or 2x, both speeds of the same video in the same batch. PacePred (Wang, Jiao, Liu,
+ECCV 2020) asks which of several paces, as `speeds: (1, 2, 4, 8)` does here. A speed s shows every s-th frame.
 
-Departures: Lab clips, and every speed of a clip in each batch, so that no label depends on a draw. A speed s shows every
-s-th frame. `frame_gaps` varies what 1x is from video to video; SpeedNet skips single frames instead, which leaves steps of
-one and two frames in a slow clip, of two and three in a fast one: how uneven the steps are would tell the speeds apart.
+Departures: Lab clips, and every speed of a clip in each batch, so that no label depends on a draw. `frame_gaps` varies what
+1x is from video to video; SpeedNet skips single frames instead, which leaves steps of one and two frames in a slow clip, of
+two and three in a fast one: how uneven the steps are would tell the speeds apart.
 Against cheats: all speeds are cut of one decoded clip and have equally many frames; each is cut at a scale and place of its
-own (SpeedNet's random resize), so that pixels per frame do not tell. What sorting the batch's clips by how much changes
-from frame to frame answers stands beside the accuracy (`cheat`), and what it says of two speeds of one clip beside
-`pairwise`.
+own (SpeedNet's random resize), so that pixels per frame do not tell; clips that hardly move are left out. What sorting the
+batch's clips by how much changes from frame to frame answers stands beside the accuracy (`cheat`), and what it says of two
+speeds of one clip (`pairwise_cheat`) beside whether the head gives the faster the higher speed (`pairwise`).
 """
 
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ from videossl.types import (
 
 
 class PlaybackSpeedConfig(TaskConfig):
-    speeds: tuple[int, ...] = Field((1, 2), min_length=2, description="(1, 2, 4, 8) in PacePred")
+    speeds: tuple[int, ...] = Field((1, 2), min_length=2, description="1x, 2x: SpeedNet's")
     num_frames: int = Field(8, ge=2, description="of a shown clip, at any speed")
     seconds_between_frames: float = Field(1 / 15, gt=0, description="of the decoded frames")
     frame_gaps: tuple[int, ...] = Field(
