@@ -29,7 +29,6 @@ from videossl.drawing import (
     NUM_DRAWN,
     Strip,
     as_array,
-    brighten,
     contact_sheet,
     from_array,
     mark_cell,
@@ -207,25 +206,25 @@ class Task(PretextTask):
 
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
-        """The last frame seen, a cell of it marked, and where in each future block its predictions look."""
+        """The last frame seen with a cell marked, and the cell of each future block most like what is predicted there."""
         embedded = self._embed(features["blocks"])
         predicted = self._predict(embedded[:, : self.num_seen])
         blocks = views.inputs["blocks"].unflatten(0, (len(embedded), -1))
+        height, width = embedded.shape[3:]
+        cell = (height // 2, width // 2)
         strips = []
         for row in range(min(NUM_DRAWN, len(embedded))):
-            height, width = embedded.shape[3:]
-            cell = (height // 2, width // 2)
             shown = picture(blocks[row, self.num_seen - 1, :, -1])
-            pictures = [mark_cell(shown, cell, self.spatial_stride)]
+            pictures, shares = [mark_cell(shown, cell, self.spatial_stride)], []
             for ahead in range(self.config.num_predicted):
                 query = predicted[row, ahead, :, cell[0], cell[1]]
                 scores = torch.einsum("d,dhw->hw", query, embedded[row, self.num_seen + ahead])
-                looked = scores.flatten().softmax(0).view_as(scores)
+                share, best = scores.flatten().softmax(0).max(0)
                 frame = picture(blocks[row, self.num_seen + ahead, :, 0])
-                pictures.append(brighten(frame, looked))
-            title = (
-                "last frame seen, a cell marked | where it is predicted in each block that follows"
-            )
+                found = divmod(int(best), width)
+                pictures.append(mark_cell(frame, found, self.spatial_stride))
+                shares.append(f"{float(share):.2f}")
+            title = f"last seen | found in the next blocks with {', '.join(shares)} of {height * width} places"
             strips.append(Strip(title, [as_array(p) for p in pictures]))
         return {"predictions": from_array(contact_sheet(strips, height=96))}
 
