@@ -145,7 +145,7 @@ def test_verdicts(accuracy, is_baseline, expected):
     assert measure(right[few], np.ones(20), videos[few], chance=0.5)[1] == "too few videos"
 
 
-NO_CONTROL = ["--control-videos", "0"]
+QUICK = ["--control-videos", "0", "--head-steps", "0", "--no-swap"]
 
 
 @pytest.fixture
@@ -163,15 +163,14 @@ def config_file(tmp_path, video_folder):
 def test_the_command_writes_what_it_prints(tmp_path, config_file, video_folder, capsys):
     out = tmp_path / "audit"
     arguments = ["--config", str(config_file), "--manifest", str(video_folder), "-o", str(out)]
-    assert (
-        main(["audit", *arguments, "--train-clips", "2", "--heldout-clips", "2", *NO_CONTROL]) == 0
-    )
+    assert main(["audit", *arguments, "--train-clips", "2", "--heldout-clips", "2", *QUICK]) == 0
     printed = capsys.readouterr().out
     assert (out / "audit.md").read_text().strip() in printed
     record = json.loads((out / "audit.json").read_text())
     (task,) = record["tasks"].values()
     assert {cheat["probe"] for cheat in task["cheats"]} >= {"P2", "P3", "P4", "P6"}
-    assert all(cheat["verdict"] == "too few videos" for cheat in task["cheats"])
+    judged = [cheat for cheat in task["cheats"] if cheat["probe"] != "P6"]
+    assert all(cheat["verdict"] == "too few videos" for cheat in judged)
     assert task["best_cheap_cheat"]["accuracy"][0] == max(
         c["accuracy"][0] for c in task["cheats"] if c["probe"] in ("P2", "P3", "P4")
     )

@@ -12,12 +12,14 @@ from videossl.audit.findings import Cheat, Check, measure
 from videossl.audit.labels import Places, label_checks
 from videossl.audit.probes import PROBES, Probe, asks_direction, everything
 from videossl.audit.subject import Form, Seen, Side
+from videossl.audit.swap import Judged, swap_check
 from videossl.types import Questions, Views
 
 ALL = "all of them together"
-NUM_SHUFFLES = 10
+NUM_SHUFFLES = 20
 MOVING: tuple[Form, ...] = ("evaluation", "training")
 STILL: dict[Form, str] = {"static": "one frame repeated", "flicker": "one frame, flickering"}
+SWAPPED = next(probe for probe in PROBES if probe.needs_direction)
 SAME = 1e-6  # of normalised L: frames closer than this are one frame
 
 
@@ -55,7 +57,7 @@ class Asked:
         if self._is_direction is None:
             self._is_direction = asks_direction(questions)
         wanted: list[tuple[str, Callable[[Questions], Tensor]]] = [(ALL, everything)]
-        if seen.form in MOVING:
+        if seen.form not in STILL:
             wanted += [(probe.name, probe.features) for probe in PROBES]
         rows = questions.videos.cpu().numpy()
         change = (questions.frames - questions.frames[:, :1]).abs().flatten(1).amax(1) > SAME
@@ -102,6 +104,19 @@ class Asked:
         places = Places(largest.positions, self._batch_size)
         return [*label_checks(largest.labels, places, seed=self._seed), self._static_check()]
 
+    def swap_check(self, variant: str) -> Check | None:
+        """P7: what the probe of quality loses on held-out files coded anew; None where nothing was asked of them."""
+        train, heldout = self._rows("train", "evaluation"), self._rows("heldout", "evaluation")
+        other = self._rows("heldout", variant)
+        if train is None or heldout is None or other is None:
+            return None
+        cheater = Cheater(train.features[SWAPPED.name], train.labels)
+        before, after = (
+            Judged(cheater.answer(r.features[SWAPPED.name]) == r.labels, None, r.videos)
+            for r in (heldout, other)
+        )
+        return swap_check(f"the probe of {SWAPPED.name}", variant, before, after, seed=self._seed)
+
     def _static_check(self) -> Check:
         name = "static clips look alike whatever the label"
         sides = [self._rows(side, "static") for side in ("train", "heldout")]
@@ -124,14 +139,23 @@ class Asked:
         return self._cheat(probe.number, probe.name, right, heldout, form, is_baseline=is_baseline)
 
     def _try_shuffled(self, train: Rows, heldout: Rows) -> Cheat:
-        """P6. Whatever the shuffled labels happen to favour is right or wrong of all videos at once, so the mean of several
-        shuffles is judged."""
+        """P6. What shuffled labels happen to favour is right, or wrong, about all videos alike: the interval is one over
+        shuffles."""
         random = np.random.default_rng(self._seed)
-        right = np.zeros(len(heldout.labels))
+        weights = class_weights(heldout.labels)
+        accuracies = []
         for _ in range(NUM_SHUFFLES):
             cheater = Cheater(train.features[ALL], random.permutation(train.labels))
-            right += (cheater.answer(heldout.features[ALL]) == heldout.labels) / NUM_SHUFFLES
-        return self._cheat("P6", "shuffled labels, all probes", right, heldout, "evaluation")
+            right = cheater.answer(heldout.features[ALL]) == heldout.labels
+            accuracies.append(float((right * weights).sum() / weights.sum()))
+        chance = 1 / len(np.unique(heldout.labels))
+        shuffles = np.arange(NUM_SHUFFLES)
+        interval, verdict = measure(
+            np.array(accuracies), np.ones(NUM_SHUFFLES), shuffles, chance=chance, seed=self._seed
+        )
+        name = f"labels shuffled {NUM_SHUFFLES} times, all probes"
+        videos = len(np.unique(heldout.videos))
+        return Cheat("P6", name, interval, chance, verdict, len(heldout.labels), videos)
 
     def _cheat(
         self,

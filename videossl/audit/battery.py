@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 import numpy as np
@@ -11,17 +12,22 @@ from videossl.audit.asked import Asked
 from videossl.audit.colours import Colours, copies_colours
 from videossl.audit.control import control_rows
 from videossl.audit.decoded import DecodedClips
-from videossl.audit.findings import Cheat, Check, TaskAudit
-from videossl.audit.heldout_answers import collect_answers
+from videossl.audit.findings import Cheat, Check, TaskAudit, Verdict
+from videossl.audit.heldout_answers import HeldOutAnswers, collect_answers
 from videossl.audit.hidden import hidden_colour_check
 from videossl.audit.instances import Instances, pairs_clips
 from videossl.audit.intervals import Interval
 from videossl.audit.judgement import judge
 from videossl.audit.planned import placement_checks, placements
+from videossl.audit.random_encoder import with_trained_heads
 from videossl.audit.split import split_checks
 from videossl.audit.subject import Seen, Side, Subject
+from videossl.audit.swap import Judged, swap_check
+from videossl.audit.transcode import transcoded
+from videossl.data.dataset import ClipDataset
 from videossl.engine.multitask import MultiTask
 from videossl.pretext.task import PretextTask
+from videossl.types import Answers
 
 PLANNED_CLIPS = 1000  # of which only the places in their files are looked at
 SIDES: tuple[Side, ...] = ("train", "heldout")
@@ -35,6 +41,8 @@ class Options:
     train_clips: int = 4
     heldout_clips: int = 8
     control_videos: int = 80  # of the reversible set; 0: none
+    head_steps: int = 100  # of training heads on a random encoder; 0: none
+    swap_files: bool = True  # code the held-out files anew
 
 
 @dataclass(frozen=True)
@@ -109,16 +117,21 @@ def run_battery(subject: Subject, options: Options) -> Audit:
     )
     placed = placements(subject.train, PLANNED_CLIPS)
     looked = look_at_clips(subject, options)
-    models = model_accuracies(subject, subject.model, options) if subject.is_trained else {}
+    model = (
+        ask_model(subject, subject.model, subject.heldout, options) if subject.is_trained else None
+    )
+    swaps = swap_files(subject, looked.examiners, model, options) if options.swap_files else {}
+    heads = train_heads(subject, options) if options.head_steps else {}
     tasks = []
     for name, task in subject.model.named_tasks():
-        found = looked.examiners[name]
-        sampling = [
-            *placement_checks(placed[task.clip_spec]),
-            *looked.decoded.checks(task.clip_spec),
-        ]
-        checks = [*found.checks(), *looked.hidden.get(name, []), *sampling]
-        tasks.append(TaskAudit(name, found.chance(), found.cheats(), checks, models.get(name)))
+        found, spec = looked.examiners[name], task.clip_spec
+        cheats = found.cheats()
+        if name in heads:
+            cheats.append(head_finding(heads[name], found.chance()))
+        checks = [*found.checks(), *looked.hidden.get(name, []), *swaps.get(name, [])]
+        checks += [*placement_checks(placed[spec]), *looked.decoded.checks(spec)]
+        accuracy = accuracies(model, subject.config.seed).get(name) if model else None
+        tasks.append(TaskAudit(name, found.chance(), cheats, checks, accuracy))
     return Audit(control, split, tasks)
 
 
@@ -139,7 +152,7 @@ def look_at_clips(subject: Subject, options: Options) -> Looked:
         count = num_batches(subject, side, clips)
         for index, raw in enumerate(subject.batches(side, count, why=f"looking at {side} clips")):
             looked.decoded.look(raw)
-            for form, batch in subject.forms(raw, index):
+            for form, batch in subject.forms(side, raw, index):
                 for name, seen in subject.seen(side, batch, form, index).items():
                     if name not in looked.examiners:
                         looked.examiners[name] = examiner(tasks[name], seen, subject)
@@ -155,19 +168,78 @@ def num_batches(subject: Subject, side: Side, clips_per_video: int) -> int:
     return -(-clips_per_video * len(subject.data(side)) // subject.config.data.videos_per_step)
 
 
-def model_accuracies(subject: Subject, model: MultiTask, options: Options) -> dict[str, Interval]:
-    """Each task's accuracy on the same held-out clips; without an interval where it gives nothing but tallies."""
-    collected = collect_answers(
+def ask_model(
+    subject: Subject, model: MultiTask, data: ClipDataset, options: Options
+) -> HeldOutAnswers:
+    """What a model answers on the same clips that cheats are judged on."""
+    return collect_answers(
         subject.config,
         model,
-        subject.heldout,
+        data,
         out=options.out,
         clips_per_video=options.heldout_clips,
         device=subject.world.device,
     )
+
+
+def accuracies(collected: HeldOutAnswers, seed: int) -> dict[str, Interval]:
+    """By task; without an interval where a task gives nothing but tallies."""
     found = {
         name: Interval(means["accuracy"], np.nan, np.nan) for name, means in collected.means.items()
     }
     for name, answers in collected.answers.items():
-        found[name] = Interval(*judge(answers, seed=subject.config.seed)["accuracy"])
+        found[name] = Interval(*judge(answers, seed=seed)["accuracy"])
     return found
+
+
+def swap_files(
+    subject: Subject,
+    examiners: dict[str, Examiner],
+    model: HeldOutAnswers | None,
+    options: Options,
+) -> dict[str, list[Check]]:
+    """P7, of each task: what the probe of quality and the model lose on held-out files coded anew."""
+    found: dict[str, list[Check]] = {name: [] for name in examiners}
+    count = num_batches(subject, "heldout", options.heldout_clips)
+    with TemporaryDirectory(dir=options.out) as folder:
+        datasets, rows = transcoded(subject.heldout, Path(folder))
+        for variant, data in datasets.items() if rows else ():
+            for index, raw in enumerate(subject.batches_of(data, count, why=variant)):
+                batch = subject.feed.clips(raw, None)
+                for name, seen in subject.seen("heldout", batch, variant, index).items():
+                    examiners[name].look(seen)
+            for name, one in examiners.items():
+                if isinstance(one, Asked) and (check := one.swap_check(variant)):
+                    found[name].append(check)
+            if model is None:
+                continue
+            others = ask_model(subject, subject.model, data, options)
+            for name, answers in model.answers.items():
+                before, after = judged(answers), judged(others.answers[name])
+                check = swap_check("the run's model", variant, before, after)
+                found[name].append(check)
+    return found
+
+
+def judged(answers: Answers) -> Judged:
+    """Which answers are right."""
+    right = (answers.scores.argmax(1) == answers.labels).numpy()
+    weights = None if answers.weights is None else answers.weights.numpy()
+    return Judged(right, weights, answers.videos.numpy())
+
+
+def train_heads(subject: Subject, options: Options) -> dict[str, tuple[Interval, int]]:
+    """P9: each task's accuracy with a trained head on a frozen random encoder, and on how many videos."""
+    model = with_trained_heads(subject, options.head_steps)
+    collected = ask_model(subject, model, subject.heldout, options)
+    found = accuracies(collected, subject.config.seed)
+    return {name: (interval, collected.num_videos) for name, interval in found.items()}
+
+
+def head_finding(head: tuple[Interval, int], chance: float) -> Cheat:
+    """A baseline, however far it gets."""
+    interval, num_videos = head
+    verdict: Verdict = "baseline to beat" if interval.low > chance else "at chance"
+    return Cheat(
+        "P9", "trained head on a frozen random encoder", interval, chance, verdict, 0, num_videos
+    )

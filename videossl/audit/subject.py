@@ -26,7 +26,8 @@ from videossl.progress import track
 from videossl.rng import fold, generator
 from videossl.types import ClipBatch, Views
 
-Form = Literal["evaluation", "training", "static", "flicker"]
+# evaluation, training, static, flicker; or a way in which files were coded anew, shown as in evaluation
+Form = str
 Side = Literal["train", "heldout"]
 FLICKER = (
     0.5  # of normalised L, 12 L units: enough that tasks which leave out what does not change ask
@@ -79,25 +80,30 @@ class Subject:
 
     def batches(self, side: Side, count: int, *, why: str) -> Iterator[RawClips]:
         """The first `count` decoded batches, with progress."""
-        batches = self.feed.batches(self.data(side), 0, count)
+        return self.batches_of(self.data(side), count, why=why)
+
+    def batches_of(self, data: ClipDataset, count: int, *, why: str) -> Iterator[RawClips]:
+        """The same of any dataset of the same specs."""
+        batches = self.feed.batches(data, 0, count)
         with contextlib.closing(batches):
             for raw in track(batches, description=why, total=count):
                 self.feed.quarantine.record(raw.failures, step=0)
                 yield raw
 
-    def forms(self, raw: RawClips, index: int) -> Iterator[tuple[Form, ClipBatch]]:
-        """Batch `index` as evaluation and training have it, and of videos in which nothing happens.
+    def forms(self, side: Side, raw: RawClips, index: int) -> Iterator[tuple[Form, ClipBatch]]:
+        """Batch `index` of a side as evaluation and training have it, and of videos in which nothing happens.
 
         `static` repeats one frame, `flicker` besides brightens each by a number of its own: whatever the order, speed or
         direction in which such frames are shown, they are equally likely.
         """
         batch = self.feed.clips(raw, None)
         yield "evaluation", batch
-        rng = self.feed.rows("audit crops", index, len(raw.video_ids))
+        rng = self.feed.rows(f"audit crops {side}", index, len(raw.video_ids))
         yield "training", self.feed.clips(raw, rng)
         still = {spec: _stilled(clip) for spec, clip in batch.clips.items()}
         yield "static", replace(batch, clips=still)
-        random = generator(self.config.seed, "audit flicker", index)
+        # Another one on each side: a cheater would know again what it has learned.
+        random = generator(self.config.seed, "audit flicker", side, index)
         flickering = {spec: _flickering(clip, random) for spec, clip in still.items()}
         yield "flicker", replace(batch, clips=flickering)
 

@@ -31,16 +31,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rendered without an arrow of time, to try the probes on (80; 0: none)",
     )
     parser.add_argument(
+        "--head-steps",
+        type=int,
+        default=100,
+        help="of training the tasks' heads on a frozen random encoder (100; 0: not at all)",
+    )
+    parser.add_argument(
+        "--no-swap", action="store_true", help="do not code held-out files anew to test on them"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the config's"
     )
     parser.epilog = EXAMPLE
 
 
 def run(args: argparse.Namespace) -> int:
-    """Audits, writes audit.json and audit.md, and prints what was found."""
+    """Audits, writes audit.json, audit.md and audit.png, and prints what was found."""
     import torch
 
     from videossl.audit.battery import Options, run_battery
+    from videossl.audit.chart import draw_audit
     from videossl.audit.report import audit_record, audit_text, write_json
     from videossl.audit.subject import Subject, audited_config
     from videossl.distributed import World, choose_device
@@ -56,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
         train_clips=args.train_clips,
         heldout_clips=args.heldout_clips,
         control_videos=args.control_videos,
+        head_steps=args.head_steps,
+        swap_files=not args.no_swap,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     world = World(rank=0, size=1, local_rank=0, device=choose_device(config.device))
@@ -71,5 +83,6 @@ def run(args: argparse.Namespace) -> int:
     write_json(args.out / "audit.json", audit_record(audit, facts))
     text = audit_text(audit)
     (args.out / "audit.md").write_text(text + "\n")
+    draw_audit(audit, args.out / "audit.png")
     print(f"{text}\n\nwritten to {args.out}")
     return 0

@@ -3,10 +3,12 @@
 Everything is a function of (seed, position, attempt): whichever worker, thread or rank asks, it gets the same frames.
 """
 
+import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from videossl.data.sampling import SamplingRules, VideoTimes, plan_clip_times, u
 from videossl.data.table import Manifest
 from videossl.decode.backends import Backend, open_video, resolve_backend
 from videossl.decode.info import VideoIndex
+from videossl.decode.reader import VideoReader, indices_shown_at
 from videossl.errors import UserError, VideoDecodeError
 from videossl.rng import fold, generator
 from videossl.types import ClipSpec
@@ -100,6 +103,13 @@ class ClipDataset(Dataset[RawClips]):
                 "seconds_between_frames or min_gap_seconds of the tasks"
             )
         self._epoch_and_order = (-1, Permutation(1, seed=seed))
+        self._other_files: Mapping[int, Path] = {}
+
+    def reading(self, files: Mapping[int, Path]) -> "ClipDataset":
+        """The same clips, with the videos of some rows read from other files: frame k of a file stands for frame k."""
+        other = copy.copy(self)
+        other._other_files = dict(files)
+        return other
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -156,17 +166,13 @@ class ClipDataset(Dataset[RawClips]):
         union, inverse = torch.cat([t.flatten() for t in times.values()]).unique(
             return_inverse=True
         )
-        with open_video(
-            entry.source,
-            device=self.device,
-            backend=self.backend,
-            short_side=self.short_side,
-            index=video,
-        ) as reader:
-            # Times close together show one frame: decoded once, and copied once, into the clips.
-            shown, again = reader.indices_shown_at(union.tolist()).unique(return_inverse=True)
+        pts = torch.from_numpy(video.pts_seconds)
+        shown_at = indices_shown_at(pts, union.tolist(), video.info.end_seconds)
+        # Times close together show one frame: decoded once, and copied once, into the clips.
+        shown, again = shown_at.unique(return_inverse=True)
+        inverse = again[inverse]
+        with self._open(row, entry, video) as reader:
             decoded = reader.frames_at(shown)
-            inverse = again[inverse]
         box = _picture_box(entry, decoded.data.shape[-2:]) if self.cut_bars else None
         images = _square(decoded.data, self.short_side, random, box)
         frames, pts_seconds, start = {}, {}, 0
@@ -177,8 +183,18 @@ class ClipDataset(Dataset[RawClips]):
             # Copies whole pictures; indexing with brackets would go pixel by pixel, 7 times as long.
             chosen = torch.index_select(images, 0, index.flatten().to(images.device), out=out)
             frames[spec] = chosen.unflatten(0, index.shape)  # (K, T, 3, S, S)
-            pts_seconds[spec] = decoded.pts_seconds[index]
+            pts_seconds[spec] = pts[shown[index]]
         return RawClips(frames, pts_seconds, torch.tensor(row))
+
+    def _open(self, row: int, entry: VideoEntry, video: VideoIndex) -> VideoReader:
+        other = self._other_files.get(row)
+        return open_video(
+            entry.source if other is None else other,
+            device=self.device,
+            backend=self.backend,
+            short_side=self.short_side,
+            index=video if other is None else None,
+        )
 
     def _order_of(self, epoch: int) -> Permutation:
         if self._epoch_and_order[0] != epoch:
