@@ -17,6 +17,12 @@ def candidates(own: Tensor, everyone: Tensor, excluded: Tensor) -> tuple[Tensor,
     return torch.cat([own, everyone]), torch.cat([others, excluded], 1)
 
 
+def similarities(queries: Tensor, keys: Tensor) -> Tensor:
+    """(N, M) inner products, in the precision of the rows under autocast too: the loss sees them as they are."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ keys.T
+
+
 def finds_own(scores: Tensor, excluded: Tensor) -> Tensor:
     """(N,) float: 1 where key i has the best of row i's scores (N, M) that are not excluded."""
     best = scores.detach().masked_fill(excluded, -torch.inf).argmax(1)

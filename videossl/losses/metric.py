@@ -110,7 +110,9 @@ def info_nce(
         raise ValueError(f"temperature must be > 0, got {temperature}")
     if normalize:
         queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
-    logits = queries @ keys.T / temperature
+    # In bfloat16, as autocast would have it, cosines divided by a temperature of 0.05 are wrong by tenths.
+    with torch.autocast(queries.device.type, enabled=False):
+        logits = queries @ keys.T / temperature
     own = torch.arange(len(queries), device=queries.device)
     if excluded is not None:
         is_own = own[:, None] == torch.arange(len(keys), device=keys.device)

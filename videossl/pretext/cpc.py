@@ -33,7 +33,7 @@ from videossl.drawing import (
     from_array,
     mark_cell,
 )
-from videossl.losses.in_batch import candidates, finds_own, own_first
+from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.conv_gru import ConvGRU
 from videossl.models.encoder import StageInfo
@@ -122,7 +122,7 @@ class Task(PretextTask):
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         queries, keys, excluded = self._questions(features, targets)
         loss = info_nce(queries, keys, temperature=1.0, normalize=False, excluded=excluded)
-        right = finds_own(queries @ keys.T, excluded)
+        right = finds_own(similarities(queries, keys), excluded)
         num_terms = (~excluded).sum(1)
         information, ceiling = information_bound(loss.detach(), num_terms)
         return TaskResult(
@@ -140,7 +140,7 @@ class Task(PretextTask):
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
         """Each place's score for its own features, first, and for all others. `colours` takes the most alike colours."""
         queries, keys, excluded = self._questions(features, targets)
-        scores = own_first(queries @ keys.T, excluded)
+        scores = own_first(similarities(queries, keys), excluded)
         videos = torch.arange(len(targets["rows"]), device=scores.device)
         return Answers(
             scores,

@@ -25,7 +25,7 @@ from videossl.clip_views import warp_frames
 from videossl.color import LAB_OFFSET, LAB_SCALE
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.in_batch import candidates, finds_own, own_first
+from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
@@ -116,7 +116,8 @@ class Task(PretextTask):
         if self.training:
             labels = targets["videos"].repeat_interleave(self.config.num_variants)
             labels = labels % self.config.num_classes
-            logits = embedded @ F.normalize(self.classes.float(), dim=1).T / self.config.temperature
+            centres = F.normalize(self.classes.float(), dim=1)
+            logits = similarities(embedded, centres) / self.config.temperature
             loss = F.cross_entropy(logits, labels)
             right = (logits.argmax(1) == labels).float()
             tallies["class_accuracy"] = tally(right)
@@ -141,7 +142,7 @@ class Task(PretextTask):
         num_terms = (~excluded).sum(1)
         information, ceiling = information_bound(loss.detach(), num_terms)
         return loss, {
-            "accuracy": tally(finds_own(embedded @ keys.T, excluded)),
+            "accuracy": tally(finds_own(similarities(embedded, keys), excluded)),
             "chance": tally(1 / num_terms),
             "cheat": tally(finds_own(self._by_thumbnail(targets), excluded)),
             "mutual_information": tally(information),
@@ -153,7 +154,7 @@ class Task(PretextTask):
         """Each patch's score for its next transformation, first, and for other videos'. `thumbnails` takes the nearest."""
         embedded = self._embed(features)
         keys, excluded = self._keys(embedded, targets)
-        scores = own_first(embedded @ keys.T, excluded)
+        scores = own_first(similarities(embedded, keys), excluded)
         rows = torch.arange(len(scores), device=scores.device)
         return Answers(
             scores,

@@ -167,7 +167,9 @@ class Task(PretextTask):
     def _annealed_mean(self, logits: Tensor) -> Tensor:
         """(B, Q, h, w) to the a and b (B, 2, h, w) of the sharpened distribution's mean."""
         shares = (logits / self.config.temperature).softmax(1)
-        return torch.einsum("bqhw,qc->bchw", shares, self.bins)
+        # In bfloat16, as autocast would have it, a colour of 100 is wrong by half a unit.
+        with torch.autocast(shares.device.type, enabled=False):
+            return torch.einsum("bqhw,qc->bchw", shares, self.bins)
 
     def _by_lightness(self, targets: dict[str, Tensor]) -> Tensor:
         return self.by_lightness[targets["lightness"]]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from videossl.clip_views import reorder_frames
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.in_batch import candidates, finds_own, own_first
+from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.pretext.task import PretextTask, TaskConfig
@@ -126,7 +126,7 @@ class Task(PretextTask):
         return TaskResult(
             loss,
             {
-                "accuracy": tally(finds_own(anchor @ keys.T, excluded)),
+                "accuracy": tally(finds_own(similarities(anchor, keys), excluded)),
                 "chance": tally(1 / num_terms),
                 "cheat": tally(finds_own(thumbnail_scores, without_negative)),
                 "mutual_information": tally(information),
@@ -138,7 +138,7 @@ class Task(PretextTask):
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
         """Each clip's score for its positive, first, and for all others. `thumbnails` takes the nearest."""
         anchor, keys, excluded = self._questions(features, targets)
-        scores = own_first(anchor @ keys.T, excluded)
+        scores = own_first(similarities(anchor, keys), excluded)
         rows = torch.arange(len(scores), device=scores.device)
         return Answers(
             scores,
