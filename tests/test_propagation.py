@@ -384,7 +384,7 @@ def test_overrides_are_parsed_and_recorded() -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("stm", {}, "preset 'stm' is unknown; allowed: videossl, crw, dino, vondrick"),
+        ("stm", {}, "preset 'stm' is unknown; allowed: videossl, crw, dino, mast, vondrick"),
         ("crw", {"topk": "5"}, "'topk' is unknown; allowed: short_side"),
         ("crw", {"top_k": "five"}, "top_k must be int or none"),
         ("crw", {"window": "star"}, "window must be one of square, circle"),

@@ -4,7 +4,6 @@ The algorithm that Vondrick et al. (ECCV 2018), CRW (NeurIPS 2020) and DINO (ICC
 is in `Protocol`. Labels are shares per object; predictions are read again as context.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,9 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from videossl.eval.protocol import Protocol
+from videossl.models.aligned_copy import MemoryFrame, aligned_copy
 from videossl.models.attention_copy import attention_copy
 
 IndexMask = NDArray[np.uint8]
+
+SEARCH_RADIUS, MAX_DILATION = 12, 4  # of MAST's coarse search (its colorizer.py)
 
 
 @torch.no_grad()
@@ -33,19 +35,49 @@ def propagate(
     `features` gives (D, h, w) per frame, in order, centred and normalised already (see `videossl.eval.features`).
     `input_size` is (H, W) of the frames that the encoder saw, for protocols that decide there.
     """
-    memory: deque[tuple[Tensor, Tensor]] = deque(maxlen=protocol.context_frames)
-    first: tuple[Tensor, Tensor] | None = None
+    memory = _Memory(protocol)
     ids = torch.tensor([0, *object_ids], dtype=torch.uint8)
-    for feature in features:
-        if first is None:
+    for index, feature in enumerate(features):
+        if index == 0:
             labels = _labels_of(first_mask, object_ids, feature.shape[1:], protocol, feature.device)
-            first = (feature, labels)
-            if protocol.repeat_first or not protocol.keep_first:
-                memory.extend([first] * (protocol.context_frames if protocol.repeat_first else 1))
+            memory.add(feature, labels)
             yield first_mask
             continue
-        context = [first, *memory] if protocol.keep_first else list(memory)
-        labels = attention_copy(
+        labels = memory.read(feature)
+        if protocol.hard_labels:
+            labels = _one_hot(labels.argmax(0), len(ids))
+        memory.add(feature, labels)
+        yield _decide(labels, ids, first_mask.shape, protocol, input_size)
+
+
+class _Memory:
+    """Features and labels of the frames that a protocol reads, by their index."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._frames: dict[int, tuple[Tensor, Tensor]] = {}
+        self._next = 0
+
+    def add(self, feature: Tensor, labels: Tensor) -> None:
+        """Holds the next frame, and lets go of those that no later frame reads."""
+        self._frames[self._next] = (feature, labels)
+        self._next += 1
+        protocol = self._protocol
+        if protocol.memory_offsets is not None:
+            kept, reach = protocol.kept_frames, max(protocol.memory_offsets, default=0)
+        else:
+            kept, reach = (0,), protocol.context_frames
+        for index in list(self._frames):
+            if index not in kept and index < self._next - reach:
+                del self._frames[index]
+
+    def read(self, feature: Tensor) -> Tensor:
+        """The labels that the next frame, of this feature, copies: (1 + O, h, w)."""
+        protocol = self._protocol
+        if protocol.align_after is not None:
+            return self._read_aligned(feature)
+        context = [self._frames[index] for index in self._context()]
+        return attention_copy(
             feature[None],
             torch.stack([key for key, _ in context])[None],
             torch.stack([value for _, value in context])[None],
@@ -55,10 +87,36 @@ def propagate(
             top_k=protocol.top_k,
             unmasked_frames=int(protocol.first_unmasked and protocol.keep_first),
         )[0]
-        if protocol.hard_labels:
-            labels = _one_hot(labels.argmax(0), len(ids))
-        memory.append((feature, labels))
-        yield _decide(labels, ids, first_mask.shape, protocol, input_size)
+
+    def _context(self) -> list[int]:
+        """The frames that the next one reads, in order; a frame may be there more than once."""
+        protocol, target = self._protocol, self._next
+        if protocol.memory_offsets is not None:
+            recent = {target - n for n in protocol.memory_offsets if target - n > 0}
+            return sorted(recent | {index for index in protocol.kept_frames if index < target})
+        last = range(target - protocol.context_frames, target)
+        if protocol.repeat_first:
+            recent_frames = [max(index, 0) for index in last]
+        else:
+            recent_frames = [index for index in last if index >= int(protocol.keep_first)]
+        return [0, *recent_frames] if protocol.keep_first else recent_frames
+
+    def _read_aligned(self, feature: Tensor) -> Tensor:
+        protocol = self._protocol
+        assert protocol.align_after is not None
+        assert protocol.radius is not None
+        memory = []
+        for index in self._context():
+            age = self._next - index
+            steps = age // protocol.align_after + 1 if age > protocol.align_after else 0
+            memory.append(MemoryFrame(*self._frames[index], dilation=min(MAX_DILATION, steps)))
+        return aligned_copy(
+            feature,
+            memory,
+            radius=protocol.radius,
+            search_radius=SEARCH_RADIUS,
+            temperature=protocol.temperature,
+        )
 
 
 def _labels_of(

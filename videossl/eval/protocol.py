@@ -29,6 +29,13 @@ class Protocol:
     normalize: bool = True  # features to unit length
     context_frames: int = 7  # the last n frames with their predictions
     keep_first: bool = True  # the first frame with its true mask stays in the memory
+    memory_offsets: tuple[int, ...] | None = (
+        None  # frames before the target that are read, instead of the last n
+    )
+    kept_frames: tuple[int, ...] = (0,)  # with `memory_offsets`: read whenever they are past
+    align_after: int | None = (
+        None  # frames older than this are searched coarsely first (MAST); needs `memory_offsets`
+    )
     repeat_first: bool = (
         False  # frames before the first are copies of it, as if the video began still
     )
@@ -59,6 +66,13 @@ class Protocol:
                 raise ValueError(f"{name} must be >= 1, got {value}")
         if self.radius is not None and self.radius < 1:
             raise ValueError(f"radius must be >= 1 or none, got {self.radius}")
+        if self.memory_offsets is not None and any(n < 1 for n in self.memory_offsets):
+            raise ValueError(f"memory_offsets must be >= 1, got {self.memory_offsets}")
+        if self.align_after is not None:
+            if self.align_after < 1:
+                raise ValueError(f"align_after must be >= 1 or none, got {self.align_after}")
+            if self.memory_offsets is None or self.radius is None or self.top_k is not None:
+                raise ValueError("align_after needs memory_offsets, a radius, and top_k none")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
 
@@ -97,6 +111,20 @@ PRESETS: dict[str, Protocol] = {
         label_down="nearest",
         min_max=True,
         decide_at="input",
+    ),
+    # {0, 5} and t - 1, t - 3, t - 5, raw products, hard labels; labels are taken at every fourth pixel there, nearest here.
+    "mast": Protocol(
+        source="Lai, Lu, Xie, CVPR 2020, arXiv:2002.07793; code zlai0/MAST benchmark.py, colorizer.py",
+        short_side=480,
+        normalize=False,
+        memory_offsets=(1, 3, 5),
+        kept_frames=(0, 5),
+        align_after=15,
+        radius=12,
+        top_k=None,
+        temperature=1.0,
+        label_down="nearest",
+        hard_labels=True,
     ),
     # The paper squeezes frames to 256x256; here the aspect is kept.
     "vondrick": Protocol(
@@ -143,6 +171,8 @@ def _parse(key: str, text: str, kind: object) -> object:
         options = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         if text.lower() in ("none", "null") and types.NoneType in options:
             return None
+        if get_origin(options[0]) is tuple:
+            return _parse_numbers(key, text)
         number = options[0]
         assert number in (int, float)
         try:
@@ -153,3 +183,12 @@ def _parse(key: str, text: str, kind: object) -> object:
     if text not in choices:
         raise UserError(f"protocol setting {key} must be one of {', '.join(choices)}, got {text!r}")
     return text == "true" if kind is bool else text
+
+
+def _parse_numbers(key: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(
+            f"protocol setting {key} must be numbers such as 1,3,5, got {text!r}"
+        ) from None
