@@ -50,7 +50,7 @@ def test_ramps_change_their_sign_with_the_direction():
     frames = noise(3, 7, 3, 32, 32).cumsum(1)
     for ramp in (probes.quality_ramp, probes.quality_and_change_ramp):
         assert torch.allclose(ramp(asked(frames.flip(1))), -ramp(asked(frames)), atol=1e-5)
-    assert probes.quality_and_change_ramp(asked(noise(1, 16, 3, 32, 32))).shape == (1, 8 + 8 + 7)
+    assert probes.quality_and_change_ramp(asked(noise(1, 16, 3, 32, 32))).shape == (1, 15 + 15 + 13)
 
 
 def test_blockiness_finds_the_grid_of_eight():
