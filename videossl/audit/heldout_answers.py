@@ -79,12 +79,14 @@ def unseen_videos(run: Run, manifest_path: Path | None) -> tuple[Manifest, np.nd
             )
         return own, split.heldout
     other = read_manifest(manifest_path)
-    trained = {
-        column: set(np.asarray(own.strings(column))[split.train]) for column in ("group", "path")
-    }
-    names = {column: np.asarray(other.strings(column)) for column in trained}
+    trained_groups = set(np.asarray(own.strings("group"))[split.train])
+    trained_videos = {str(own[row].source) for row in split.train.tolist()}
     seen = np.array(
-        [any(names[c][row] in trained[c] for c in trained) for row in range(len(other))], dtype=bool
+        [
+            group in trained_groups or str(other[row].source) in trained_videos
+            for row, group in enumerate(other.strings("group"))
+        ],
+        dtype=bool,
     )
     if seen.all():
         raise UserError(f"the run has trained on every video of {manifest_path}, or on its source")

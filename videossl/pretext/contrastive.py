@@ -24,6 +24,7 @@ from torch import Tensor
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.losses import metric
+from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
 from videossl.models.momentum import KeyQueue, follow, slow_copy
@@ -117,15 +118,10 @@ class Task(PretextTask):
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
         """Each clip's similarity to its other clip, first, and to those of other videos; `thumbnails` takes the nearest."""
-        scores: list[Tensor] = []
-        rivals: list[Tensor] = []
+        scores, rivals = [], []
         for own, keys, shown, shown_keys, excluded in self._questions(features, targets):
-            places = torch.arange(len(own), device=own.device)
-            for found, row in ((own @ keys.T, scores), (-torch.cdist(shown, shown_keys), rivals)):
-                candidates = found.masked_fill(excluded, -torch.inf)
-                row.append(
-                    torch.cat([found[places, places][:, None], candidates[:, len(own) :]], 1)
-                )
+            scores.append(own_first(similarities(own, keys), excluded))
+            rivals.append(own_first(-torch.cdist(shown, shown_keys), excluded))
         videos = torch.arange(len(targets["videos"]), device=scores[0].device)
         joined = torch.cat(scores)
         return Answers(
@@ -148,25 +144,21 @@ class Task(PretextTask):
     ) -> list["_Question"]:
         """Queries (B, D) and keys, the first B of them right; the thumbnails of both; which keys are none of a query's."""
         thumbnails, videos = targets["thumbnails"].float(), targets["videos"]
-        others = ~torch.eye(len(videos), dtype=torch.bool, device=videos.device)
         embedded = F.normalize(self.head(pooled(features["clips"])).float(), dim=1)
         if self.config.mode == "moco":
             answer = F.normalize(self.slow_head(pooled(features["keys"])).float(), dim=1).detach()
-            same_video = videos[:, None] == self.queue.videos
-            keys = torch.cat([answer, self.queue.keys.clone()])
-            shown_keys = torch.cat([thumbnails[1::2], self.queue.rival_keys])
             if self.training:
                 held = (answer, thumbnails[1::2], videos)
                 self._pending.append(tuple(gather_rows(part) for part in held))  # type: ignore[arg-type]
-            excluded = torch.cat([others, same_video], 1)
+            same_video = videos[:, None] == self.queue.videos
+            keys, excluded = candidates(answer, self.queue.keys.clone(), same_video)
+            shown_keys = torch.cat([thumbnails[1::2], self.queue.rival_keys])
             return [(embedded, keys, thumbnails[::2], shown_keys, excluded)]
         everyone, all_thumbnails = gather_rows(embedded), gather_rows(thumbnails)
         same_video = videos[:, None] == gather_rows(videos).repeat_interleave(2)  # (B, 2 B ranks)
-        # The right answers first, each for one row; then everybody, but for the row's own video.
-        excluded = torch.cat([others, same_video], 1)
         questions = []
         for view in range(2):
-            keys = torch.cat([embedded[1 - view :: 2], everyone])
+            keys, excluded = candidates(embedded[1 - view :: 2], everyone, same_video)
             shown_keys = torch.cat([thumbnails[1 - view :: 2], all_thumbnails])
             questions.append((embedded[view::2], keys, thumbnails[view::2], shown_keys, excluded))
         return questions
@@ -233,20 +225,14 @@ def _judge(
     """The loss of one question; (B,) whether it is answered, whether thumbnails answer it, how many keys there are."""
     loss = metric.info_nce(own, keys, temperature=temperature, normalize=False, excluded=excluded)
     terms = 1 + (~excluded[:, len(own) :]).sum(1)
-    right = _finds(own @ keys.T, excluded)
-    return loss, right, _finds(-torch.cdist(shown, shown_keys), excluded), terms
+    right = finds_own(similarities(own, keys), excluded)
+    return loss, right, finds_own(-torch.cdist(shown, shown_keys), excluded), terms
 
 
 def _noise_contrastive(question: "_Question", temperature: float) -> Tensor:
     """Other videos' clips as noise, cosines over the temperature as log-ratios; what is excluded weighs nothing."""
     own, keys, _, _, excluded = question
-    ratios = own @ keys[len(own) :].T / temperature
+    ratios = similarities(own, keys[len(own) :]) / temperature
     noise = ratios.masked_fill(excluded[:, len(own) :], -torch.inf)
     data = (own * keys[: len(own)]).sum(1) / temperature
     return metric.noise_contrastive(data, noise, num_noise=noise.shape[1])
-
-
-def _finds(scores: Tensor, excluded: Tensor) -> Tensor:
-    """(B,) whether the best of the keys that are not excluded is row i's own, key i."""
-    best = scores.detach().masked_fill(excluded, -torch.inf).argmax(1)
-    return (best == torch.arange(len(scores), device=scores.device)).float()
