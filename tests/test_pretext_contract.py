@@ -65,6 +65,7 @@ VARIANTS = {
         },
         {"frame_shift": 4, "hide": "one", "predict": "classes"},
         {"frame_shift": 0, "predict": "values"},
+        {"frame_shift": 4, "stage": "res4", "similarity": "dot", "temperature": 1.0},  # stride 8
     ],
 }
 CASES = [(name, variant) for name in available() for variant in VARIANTS.get(name, [{}])]
