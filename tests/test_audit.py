@@ -10,7 +10,14 @@ from videossl.audit import probes
 from videossl.audit.classifier import Cheater, class_weights
 from videossl.audit.findings import measure
 from videossl.audit.labels import Places, dependence, label_checks, mutual_information
-from videossl.types import Questions
+from videossl.audit.split import split_checks
+from videossl.audit.swap import Judged, swap_check
+from videossl.audit.transcode import VARIANTS, transcoded
+from videossl.data.dataset import ClipDataset
+from videossl.data.manifest import VideoEntry
+from videossl.data.table import Manifest, read_manifest
+from videossl.decode.info import read_index
+from videossl.types import ClipSpec, Questions
 
 
 def asked(frames: torch.Tensor, labels: list[int] | None = None, num_answers: int = 2) -> Questions:
@@ -186,3 +193,107 @@ def test_without_held_out_videos_it_fails(tmp_path, config_file, video_folder, c
     out = ["-o", str(tmp_path / "a"), "data.holdout_fraction=0"]
     assert main(["audit", *arguments, *out]) == 2
     assert "data.holdout_fraction is 0: cheats are judged" in capsys.readouterr().err
+
+
+def test_a_run_is_set_beside_the_cheats(tmp_path, config_file, video_folder):
+    """With files coded anew, heads on a random encoder, and the picture."""
+    run, out = tmp_path / "run", tmp_path / "audit"
+    settings = [
+        f"data.manifest={video_folder}",
+        f"out={run}",
+        "train.steps=2",
+        "train.save_every=2",
+    ]
+    assert main(["train", "--config", str(config_file), *settings]) == 0
+    arguments = ["--checkpoint", str(run), "-o", str(out), "--control-videos", "0"]
+    arguments += ["--train-clips", "1", "--heldout-clips", "2", "--head-steps", "2"]
+    assert main(["audit", *arguments]) == 0
+    record = json.loads((out / "audit.json").read_text())
+    task = record["tasks"]["order_verification"]
+    estimate, low, high = task["model"]["accuracy"]
+    assert low <= estimate <= high
+    assert task["model"]["is_above_chance"] == (low > task["chance"])
+    names = {cheat["name"] for cheat in task["cheats"]}
+    assert "trained head on a frozen random encoder" in names
+    assert "the task's own rule: thumbnails" in names
+    swapped = {check["name"] for check in task["checks"] if check["probe"] == "P7"}
+    assert len(swapped) == 2 * len(VARIANTS)  # of the probe and of the model
+    assert (out / "audit.png").stat().st_size > 10_000
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "audit.png"}
+
+
+def test_a_checkpoint_of_other_tasks_fails(tmp_path, config_file, video_folder, capsys):
+    run = tmp_path / "run"
+    settings = [
+        f"data.manifest={video_folder}",
+        f"out={run}",
+        "train.steps=1",
+        "train.save_every=1",
+    ]
+    assert main(["train", "--config", str(config_file), *settings]) == 0
+    other = tmp_path / "other.yaml"
+    other.write_text(config_file.read_text().replace("order_verification", "odd_one_out"))
+    other.write_text(
+        other.read_text().replace("num_frames: 1, ", "").replace(", min_difference: 0.0", "")
+    )
+    arguments = ["--config", str(other), "--manifest", str(video_folder), "--checkpoint", str(run)]
+    assert main(["audit", *arguments, "-o", str(tmp_path / "a")]) == 2
+    assert "the checkpoint does not fit the config" in capsys.readouterr().err
+
+
+def test_the_same_clips_are_read_from_other_files(tmp_path, video_folder):
+    """Frame k of the file coded anew stands for frame k: pictures alike, times and crops the same."""
+    manifest = read_manifest(video_folder)
+    spec = ClipSpec(1, 4, 0.1, 32)
+    data = ClipDataset(manifest, [spec], seed=0, short_side=48, rows=np.arange(3), shuffle=False)
+    swapped, rows = transcoded(data, tmp_path)
+    assert rows == {0, 1, 2}
+    for position in range(3):
+        own = data[position]
+        for name, other in swapped.items():
+            found = other[position]
+            assert torch.equal(found.pts_seconds[spec], own.pts_seconds[spec])
+            apart = (found.frames[spec].float() - own.frames[spec].float()).abs().mean()
+            assert 0 < float(apart) < 8, name
+
+
+def test_intra_only_files_hold_key_frames_alone(tmp_path, video_folder):
+    data = ClipDataset(
+        read_manifest(video_folder),
+        [ClipSpec(1, 2, 0.1, 32)],
+        seed=0,
+        short_side=48,
+        rows=np.arange(1),
+    )
+    transcoded(data, tmp_path)
+    keys = {
+        name: read_index(tmp_path / f"{number}_0.mp4").is_key
+        for number, name in enumerate(VARIANTS)
+    }
+    assert keys["intra-only"].all()
+    assert np.flatnonzero(keys["groups of 12, no B-frames"])[:3].tolist() == [0, 12, 24]
+
+
+def test_a_loss_is_named_where_it_is_beyond_chance_and_three_points():
+    videos = np.repeat(np.arange(40), 10)
+    right = np.random.default_rng(0).random(400) < 0.9
+    before = Judged(right, None, videos)
+    worse = Judged(right & (np.arange(400) % 5 > 0), None, videos)
+    assert not swap_check("the model", "CRF 28", before, worse).is_clean
+    assert swap_check("the model", "CRF 28", before, before).is_clean
+    assert swap_check("the model", "CRF 28", worse, before).is_clean  # a gain is no loss
+
+
+def test_sources_and_copies_on_both_sides_are_named():
+    def entry(name: str, group: str, phash: int) -> VideoEntry:
+        return VideoEntry(path=name, group=group, status="ok", reason="", bytes=1, phash=phash)
+
+    rows = [entry("a", "one", 0), entry("b", "two", 2**40 - 1), entry("c", "one", 2**63 - 7)]
+    manifest = Manifest.from_entries([*rows, entry("d", "three", 0b11)])
+    disjoint, copies = split_checks(manifest, np.array([0, 1]), np.array([2]))
+    assert not disjoint.is_clean
+    assert copies.is_clean
+    disjoint, copies = split_checks(manifest, np.array([0, 1]), np.array([3]))
+    assert disjoint.is_clean
+    assert not copies.is_clean
+    assert "1 pairs of near-duplicates stand on both sides" in copies.says

@@ -35,12 +35,21 @@ class Rows:
 
 
 class Asked:
-    """Gathers the questions of batches, and tries every cheat on them. `ask` is the task's `questions`."""
+    """Gathers the questions of batches, and tries every cheat on them. `ask` is the task's `questions`.
+
+    Where `asks_of_time` is false, one frame may answer what a single frame is asked: P5 is a baseline then.
+    """
 
     def __init__(
-        self, ask: Callable[[Views], Questions | None], batch_size: int, seed: int
+        self,
+        ask: Callable[[Views], Questions | None],
+        *,
+        batch_size: int,
+        seed: int,
+        asks_of_time: bool = True,
     ) -> None:
         self._ask, self._batch_size, self._seed = ask, batch_size, seed
+        self._asks_of_time = asks_of_time
         self._parts: dict[tuple[Side, Form], list[Rows]] = {}
         self._is_direction: bool | None = None
         self.num_answers = 0
@@ -90,7 +99,8 @@ class Asked:
         for form, name in STILL.items():
             train, heldout = self._rows("train", form), self._rows("heldout", form)
             if train is not None and heldout is not None:
-                found.append(self._try(Probe("P5", name, everything), train, heldout, form))
+                probe = Probe("P5", name, everything, is_baseline=not self._asks_of_time)
+                found.append(self._try(probe, train, heldout, form))
         return found
 
     def checks(self) -> list[Check]:

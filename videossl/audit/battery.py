@@ -89,13 +89,18 @@ class Unknown:
     def checks(self) -> list[Check]:
         """That nothing could be tried."""
         says = "no cheat could be tried: the task does not say what it asks (PretextTask.questions)"
-        return [Check("P2", "cheats", False, says)]
+        return [Check("P2", "cheats", True, says)]
 
 
 def examiner(task: PretextTask, seen: Seen, subject: Subject) -> Examiner:
     """The one that understands the views of a task."""
     if task.questions(seen.views) is not None:
-        return Asked(task.questions, subject.config.data.videos_per_step, subject.config.seed)
+        return Asked(
+            task.questions,
+            batch_size=subject.config.data.videos_per_step,
+            seed=subject.config.seed,
+            asks_of_time=task.clip_spec.num_clips * task.clip_spec.num_frames > 1,
+        )
     if copies_colours(seen.views):
         return Colours(subject.config.seed)
     if pairs_clips(seen.views):
@@ -121,17 +126,18 @@ def run_battery(subject: Subject, options: Options) -> Audit:
         ask_model(subject, subject.model, subject.heldout, options) if subject.is_trained else None
     )
     swaps = swap_files(subject, looked.examiners, model, options) if options.swap_files else {}
-    heads = train_heads(subject, options) if options.head_steps else {}
+    heads = train_heads(subject, options) if options.head_steps else None
     tasks = []
     for name, task in subject.model.named_tasks():
         found, spec = looked.examiners[name], task.clip_spec
-        cheats = found.cheats()
-        if name in heads:
-            cheats.append(head_finding(heads[name], found.chance()))
+        cheats, chance = found.cheats(), found.chance()
+        if heads is not None:
+            chance = heads.means[name]["chance"] if np.isnan(chance) else chance
+            cheats += [*rival_findings(heads, name, chance), head_finding(heads, name, chance)]
         checks = [*found.checks(), *looked.hidden.get(name, []), *swaps.get(name, [])]
         checks += [*placement_checks(placed[spec]), *looked.decoded.checks(spec)]
         accuracy = accuracies(model, subject.config.seed).get(name) if model else None
-        tasks.append(TaskAudit(name, found.chance(), cheats, checks, accuracy))
+        tasks.append(TaskAudit(name, chance, cheats, checks, accuracy))
     return Audit(control, split, tasks)
 
 
@@ -228,18 +234,35 @@ def judged(answers: Answers) -> Judged:
     return Judged(right, weights, answers.videos.numpy())
 
 
-def train_heads(subject: Subject, options: Options) -> dict[str, tuple[Interval, int]]:
-    """P9: each task's accuracy with a trained head on a frozen random encoder, and on how many videos."""
+def train_heads(subject: Subject, options: Options) -> HeldOutAnswers:
+    """What heads answer that have been trained on a frozen random encoder."""
     model = with_trained_heads(subject, options.head_steps)
-    collected = ask_model(subject, model, subject.heldout, options)
-    found = accuracies(collected, subject.config.seed)
-    return {name: (interval, collected.num_videos) for name, interval in found.items()}
+    return ask_model(subject, model, subject.heldout, options)
 
 
-def head_finding(head: tuple[Interval, int], chance: float) -> Cheat:
-    """A baseline, however far it gets."""
-    interval, num_videos = head
+def head_finding(heads: HeldOutAnswers, name: str, chance: float) -> Cheat:
+    """P9: a baseline, however far it gets."""
+    interval = accuracies(heads, 0)[name]
+    title = "trained head on a frozen random encoder"
+    return _baseline("P9", title, interval, chance, heads, name)
+
+
+def rival_findings(heads: HeldOutAnswers, name: str, chance: float) -> list[Cheat]:
+    """What the rules score that the task itself sets beside its answers."""
+    if name not in heads.answers:
+        return []
+    rivals = judge(heads.answers[name])["rivals"]
+    return [
+        _baseline(
+            "P4", f"the task's own rule: {rule}", Interval(*judged["accuracy"]), chance, heads, name
+        )
+        for rule, judged in rivals.items()
+    ]
+
+
+def _baseline(
+    probe: str, title: str, interval: Interval, chance: float, heads: HeldOutAnswers, name: str
+) -> Cheat:
+    count = len(heads.answers[name].labels) if name in heads.answers else 0
     verdict: Verdict = "baseline to beat" if interval.low > chance else "at chance"
-    return Cheat(
-        "P9", "trained head on a frozen random encoder", interval, chance, verdict, 0, num_videos
-    )
+    return Cheat(probe, title, interval, chance, verdict, count, heads.num_videos)

@@ -59,6 +59,9 @@ def audit_text(audit: Audit) -> str:
     general = [f"- {c.says}" for c in audit.checks]
     if general:
         parts.append("\n".join(general))
+    untried = [task.task for task in audit.tasks if task.best_cheat is None]
+    if untried:
+        parts.append(f"No cheat could be tried on {', '.join(untried)}.")
     leaks = audit.leaks
     if leaks:
         parts.append("Leaks:\n\n" + "\n".join(f"- {leak}" for leak in leaks))
