@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from videossl.config import Config, load_config
+from videossl.config import Config, load_config, validate
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.distributed import World
 from videossl.engine.build import build_datasets, build_model
@@ -129,17 +129,43 @@ def audited_config(
 ) -> Config:
     """The config of the file, or of the checkpoint's state, with overrides, and with this manifest and folder.
 
-    Raises UserError where neither is given, or a file where only the checkpoint's own config can be meant.
+    Raises UserError where neither is given, and where a checkpoint would be judged on another split than its run's.
     """
     own = [f"out={out}", *([f"data.manifest={manifest}"] if manifest is not None else [])]
-    if path is not None:
-        return load_config(path, [*overrides, *own])
     if state is None:
-        raise UserError("give --config FILE, or --checkpoint RUN to audit a run by its own config")
-    with TemporaryDirectory() as folder:
-        saved = Path(folder) / "config.yaml"
-        saved.write_text(yaml.safe_dump(state["config"]))
-        return load_config(saved, [*overrides, *own])
+        if path is None:
+            raise UserError(
+                "give --config FILE, or --checkpoint RUN to audit a run by its own config"
+            )
+        return load_config(path, [*overrides, *own])
+    if path is not None:
+        config = load_config(path, [*overrides, *own])
+    else:
+        with TemporaryDirectory() as folder:
+            saved = Path(folder) / "config.yaml"
+            saved.write_text(yaml.safe_dump(state["config"]))
+            config = load_config(saved, [*overrides, *own])
+    _require_split_of(validate(Config, state["config"]), config)
+    return config
+
+
+def _require_split_of(trained: Config, config: Config) -> None:
+    """Held-out videos of another split are videos that the checkpoint has trained on."""
+    for key, own, given in (
+        ("seed", trained.seed, config.seed),
+        ("data.holdout_fraction", trained.data.holdout_fraction, config.data.holdout_fraction),
+    ):
+        if own != given:
+            raise UserError(
+                f"{key} is {given}, but the checkpoint's run had {own} and would be judged on videos it trained on: "
+                f"set {key}={own}"
+            )
+    own_manifest, manifest = Path(str(trained.data.manifest)), Path(str(config.data.manifest))
+    if own_manifest.resolve() != manifest.resolve():
+        raise UserError(
+            f"the checkpoint's run trained on {own_manifest}, of which {manifest} may hold videos: leave --manifest out, "
+            "or judge the run on other videos by `videossl pretext-eval --manifest`"
+        )
 
 
 def _load(model: MultiTask, state: dict[str, Any]) -> None:
