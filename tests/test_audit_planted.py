@@ -1,6 +1,7 @@
 """Cheats are planted in videos without an arrow of time: the audit names each, and nothing in their clean twin."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from videossl.audit import battery, planned
 from videossl.audit.battery import Audit, Options, run_battery
 from videossl.audit.control import control_rows
 from videossl.audit.findings import TaskAudit, standard_error
+from videossl.audit.probes import PROBES
 from videossl.audit.subject import Subject
 from videossl.config import Config, validate
 from videossl.data import dataset
@@ -227,7 +229,12 @@ def test_a_label_tied_to_the_index_is_named(videos, tmp_path):
 
 
 def test_the_control_set_is_at_chance_raw_and_by_the_rules_and_not_at_heads(tmp_path):
-    raw, rules, head = control_rows(tmp_path, num_videos=36, seed=0)
+    raw, rules, head, *others = control_rows(tmp_path, num_videos=36, seed=0)
+    assert len(others) == len(PROBES) - 1
+    assert all(row.verdict in ("at chance", "unclear") for row in others)
+    assert Audit([raw, rules, head, *others], [], []).leaks == []
+    leaking = replace(rules, verdict="leaks")
+    assert Audit([raw, leaking, head], [], []).leaks == [f"control set: P1 {rules.name}"]
     for row in (raw, rules):
         assert row.verdict == "at chance"
         assert abs(row.accuracy.estimate - 0.5) < 3 * standard_error(row.accuracy)

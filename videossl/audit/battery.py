@@ -56,7 +56,12 @@ class Audit:
     @property
     def leaks(self) -> list[str]:
         """Everything that is not as it should be, in words."""
-        general = [c.says for c in self.checks if not c.is_clean]
+        control = [
+            f"control set: {c.probe} {c.name}"
+            for c in self.control
+            if c.verdict == "leaks" and not c.is_demonstration
+        ]
+        general = control + [c.says for c in self.checks if not c.is_clean]
         return general + [f"{task.task}: {leak}" for task in self.tasks for leak in task.leaks]
 
 

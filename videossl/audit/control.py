@@ -1,7 +1,7 @@
 """P1: videos without an arrow of time, exactly. A probe that tells their direction has found a trace of codec or loader.
 
-Three rows: raw frames, which must be at chance or the probe itself is wrong; files by our encoder with windows where the
-sampling rules put them; and the same files with windows at their head, which shows what the rules keep out.
+Raw frames must be at chance or the probe itself is wrong, and so must files by our encoder with windows where the sampling
+rules put them, whatever the probe. The same files with windows at their head show what the rules keep out.
 """
 
 import hashlib
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videossl import video_writer
 from videossl.audit.classifier import Cheater
 from videossl.audit.findings import Cheat, measure
-from videossl.audit.probes import quality_and_change_ramp
+from videossl.audit.probes import PROBES, Probe
 from videossl.color import encoder_input
 from videossl.data import reversible
 from videossl.data.reversible import (
@@ -40,20 +41,28 @@ ROWS = {
     "rules": "our encoder, windows by the sampling rules",
     "head": "our encoder, windows at the first frame, rules off",
 }
+RAMP = next(probe for probe in PROBES if probe.needs_direction)
+OTHERS = [probe for probe in PROBES if probe is not RAMP]
 
 
 def control_rows(folder: Path, *, num_videos: int, seed: int) -> list[Cheat]:
-    """Renders the set into `folder`, or takes what an earlier call has rendered there, and tries the scalar probe on it."""
+    """Renders the set into `folder`, or takes what an earlier call has rendered there, and tries the probes on it.
+
+    The probe of quality and change on all three kinds of windows, then the others on those by the sampling rules.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    features: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
+    features: dict[tuple[str, Probe], list[np.ndarray]] = {(name, RAMP): [] for name in ROWS}
+    features |= {("rules", probe): [] for probe in OTHERS}
     for video in track(range(num_videos), description="control set"):
         for name, shown in _windows(folder, fold(seed, "control", video)):
-            features[name].append(shown)
-    return [_row(name, parts, seed) for name, parts in features.items()]
+            for probe in PROBES:
+                if (name, probe) in features:
+                    features[name, probe].append(_both_ways(shown, probe))
+    return [_row(name, probe, parts, seed) for (name, probe), parts in features.items()]
 
 
-def _windows(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Features (windows, D) of one video's windows, forward, by row."""
+def _windows(folder: Path, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """One video's windows (windows, T, 3, H, W), forward, by row."""
     path = folder / f"{_recipe()}_{seed:016x}.mp4"
     if not path.exists():
         render_reversible(path, seed=seed, num_frames=NUM_FRAMES, size=SIZE)
@@ -62,7 +71,7 @@ def _windows(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     starts = torch.randint(
         0, NUM_FRAMES - WINDOW.num_frames + 1, (WINDOWS_PER_VIDEO,), generator=random
     )
-    yield "raw", _ramps(raw, starts.tolist())
+    yield "raw", _shown(raw, starts.tolist())
     index = read_index(path)
     video = VideoTimes(
         begin=index.info.begin_seconds,
@@ -79,36 +88,53 @@ def _windows(folder: Path, seed: int) -> Iterator[tuple[str, np.ndarray]]:
             _first_shown(reader, draw_clip_times(video, shots, WINDOW, rules, random))
             for _ in range(WINDOWS_PER_VIDEO)
         ]
-    yield "rules", _ramps(decoded, drawn)
-    yield "head", _ramps(decoded, [0])
+    yield "rules", _shown(decoded, drawn)
+    yield "head", _shown(decoded, [0])
 
 
 def _first_shown(reader: VideoReader, times: torch.Tensor) -> int:
     return int(reader.indices_shown_at([float(times[0, 0])])[0])
 
 
-def _ramps(frames: Frames, starts: list[int]) -> np.ndarray:
+def _shown(frames: Frames, starts: list[int]) -> Tensor:
     clips = np.stack([frames[start : start + WINDOW.num_frames] for start in starts])
-    shown = encoder_input(torch.from_numpy(clips).movedim(-1, 2))  # (Q, T, 3, H, W)
-    nowhere = torch.zeros(len(clips), dtype=torch.int64)
-    features: np.ndarray = quality_and_change_ramp(Questions(shown, nowhere, nowhere, 2)).numpy()
-    return features
+    return encoder_input(torch.from_numpy(clips).movedim(-1, 2))
 
 
-def _row(name: str, parts: list[np.ndarray], seed: int) -> Cheat:
+def _both_ways(shown: Tensor, probe: Probe) -> np.ndarray:
+    """(2, windows, D): what a probe sees forward and backward."""
+    nowhere = torch.zeros(len(shown), dtype=torch.int64)
+    ways = [
+        probe.features(Questions(way, nowhere, nowhere, 2)).numpy()
+        for way in (shown, shown.flip(1))
+    ]
+    return np.stack(ways)
+
+
+def _row(name: str, probe: Probe, parts: list[np.ndarray], seed: int) -> Cheat:
     """Learned on the first half of the videos, judged on the second.
 
     Not by cross-validation: if the halves happen to agree, both are answered above chance, and no interval says so.
     """
     half = len(parts) // 2
-    train, test = np.concatenate(parts[:half]), np.concatenate(parts[half:])
-    cheater = Cheater(np.concatenate([train, -train]), np.repeat([1, 0], len(train)))
-    right = np.concatenate([cheater.answer(test) == 1, cheater.answer(-test) == 0]).astype(float)
-    videos = np.tile(np.repeat(np.arange(len(parts) - half), len(parts[0])), 2)
-    interval, verdict = measure(right, np.ones(len(right)), videos, chance=0.5, seed=seed)
-    title = f"direction by quality and change: {ROWS[name]}"
-    count = len(parts) - half
-    return Cheat("P1", title, interval, 0.5, verdict, len(right), count, form="control")
+    train, test = (np.concatenate(side, 1) for side in (parts[:half], parts[half:]))
+    cheater = Cheater(np.concatenate(list(train)), np.repeat([1, 0], train.shape[1]))
+    right = np.concatenate([cheater.answer(test[0]) == 1, cheater.answer(test[1]) == 0])
+    videos = np.tile(np.repeat(np.arange(len(parts) - half), parts[0].shape[1]), 2)
+    interval, verdict = measure(
+        right.astype(float), np.ones(len(right)), videos, chance=0.5, seed=seed
+    )
+    return Cheat(
+        "P1",
+        f"direction by {probe.name}: {ROWS[name]}",
+        interval,
+        0.5,
+        verdict,
+        num_questions=len(right),
+        num_videos=len(parts) - half,
+        form="control",
+        is_demonstration=name == "head",
+    )
 
 
 def _recipe() -> str:

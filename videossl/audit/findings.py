@@ -28,7 +28,8 @@ class Cheat:
     verdict: Verdict
     num_questions: int
     num_videos: int
-    form: str = "evaluation"  # of the clips: evaluation, training, static, flicker
+    form: str = "evaluation"  # of the clips: evaluation, training, static, flicker, control
+    is_demonstration: bool = False  # of what the rules keep out: no leak, however far it gets
 
 
 @dataclass(frozen=True)
