@@ -6,7 +6,7 @@ import torch
 
 from videossl.audit import probes
 from videossl.audit.classifier import Cheater, class_weights
-from videossl.audit.findings import measure
+from videossl.audit.findings import Check, measure
 from videossl.audit.labels import Places, dependence, label_checks, mutual_information
 from videossl.audit.split import split_checks
 from videossl.audit.swap import Judged, swap_check
@@ -188,9 +188,20 @@ def test_a_loss_is_named_where_it_is_beyond_chance_and_three_points():
     right = np.random.default_rng(0).random(400) < 0.9
     before = Judged(right, None, videos)
     worse = Judged(right & (np.arange(400) % 5 > 0), None, videos)
-    assert not swap_check("the model", "CRF 28", before, worse).is_clean
-    assert swap_check("the model", "CRF 28", before, before).is_clean
-    assert swap_check("the model", "CRF 28", worse, before).is_clean  # a gain is no loss
+    everyone = set(range(40))
+
+    def check(first: Judged, second: Judged, coded: set[int] = everyone) -> Check:
+        return swap_check("the model", "CRF 28", first, second, coded=coded)
+
+    assert not check(before, worse).is_clean
+    assert check(before, before).is_clean
+    assert check(worse, before).is_clean  # a gain is no loss
+    # Of 40 videos 4 were coded anew: the others, the same before and after, must not dilute what is lost.
+    few = np.isin(videos, range(4))
+    diluted = check(before, Judged(np.where(few, False, right), None, videos), set(range(4)))
+    assert diluted.numbers["loss"] == pytest.approx(right[few].mean())
+    assert not diluted.is_clean
+    assert check(before, worse, {99}).says.startswith("P7 not run: the model is asked nothing")
 
 
 def test_sources_and_copies_on_both_sides_are_named():

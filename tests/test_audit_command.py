@@ -5,6 +5,7 @@ import json
 import pytest
 
 from videossl.__main__ import main
+from videossl.audit import transcode
 from videossl.audit.subject import audited_config
 from videossl.audit.transcode import VARIANTS
 from videossl.config import Config, validate
@@ -78,6 +79,16 @@ def test_a_run_is_set_beside_the_cheats(tmp_path, config_file, video_folder):
     assert len(swapped) == 2 * len(VARIANTS)  # of the probe and of the model
     assert (out / "audit.png").stat().st_size > 10_000
     assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "audit.png"}
+
+
+def test_where_nothing_can_be_coded_anew_it_says_so(
+    tmp_path, config_file, video_folder, monkeypatch
+):
+    monkeypatch.setattr(transcode, "MAX_SECONDS", 0.01)
+    arguments = ["--config", str(config_file), "--manifest", str(video_folder)]
+    arguments += ["--train-clips", "1", "--heldout-clips", "1", *QUICK[:-1]]
+    assert main(["audit", *arguments, "-o", str(tmp_path / "audit")]) == 0
+    assert "P7 not run: every held-out video is longer" in (tmp_path / "audit/audit.md").read_text()
 
 
 def test_a_checkpoint_of_other_tasks_fails(tmp_path, config_file, video_folder, capsys):

@@ -1,6 +1,6 @@
 """Cheats on tasks that say what their questions show: cheap classifiers of the frames in the order shown (P0, P2 to P6)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +114,8 @@ class Asked:
         places = Places(largest.positions, self._batch_size)
         return [*label_checks(largest.labels, places, seed=self._seed), self._static_check()]
 
-    def swap_check(self, variant: str) -> Check | None:
-        """P7: what the probe of quality loses on held-out files coded anew; None where nothing was asked of them."""
+    def swap_check(self, variant: str, coded: Set[int]) -> Check | None:
+        """P7: what the probe of quality loses on the videos `coded` anew; None where nothing was asked of them."""
         train, heldout = self._rows("train", "evaluation"), self._rows("heldout", "evaluation")
         other = self._rows("heldout", variant)
         if train is None or heldout is None or other is None:
@@ -125,7 +125,8 @@ class Asked:
             Judged(cheater.answer(r.features[SWAPPED.name]) == r.labels, None, r.videos)
             for r in (heldout, other)
         )
-        return swap_check(f"the probe of {SWAPPED.name}", variant, before, after, seed=self._seed)
+        who = f"the probe of {SWAPPED.name}"
+        return swap_check(who, variant, before, after, coded=coded, seed=self._seed)
 
     def _static_check(self) -> Check:
         name = "static clips look alike whatever the label"

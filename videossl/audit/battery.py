@@ -22,8 +22,8 @@ from videossl.audit.planned import placement_checks, placements
 from videossl.audit.random_encoder import with_trained_heads
 from videossl.audit.split import split_checks
 from videossl.audit.subject import Seen, Side, Subject
-from videossl.audit.swap import Judged, swap_check
-from videossl.audit.transcode import transcoded
+from videossl.audit.swap import Judged, not_run, swap_check
+from videossl.audit.transcode import MAX_SECONDS, transcoded
 from videossl.data.dataset import ClipDataset
 from videossl.engine.multitask import MultiTask
 from videossl.pretext.task import PretextTask
@@ -214,21 +214,25 @@ def swap_files(
     count = num_batches(subject, "heldout", options.heldout_clips)
     with TemporaryDirectory(dir=options.out) as folder:
         datasets, rows = transcoded(subject.heldout, Path(folder))
-        for variant, data in datasets.items() if rows else ():
+        if not rows:
+            nothing = not_run(f"every held-out video is longer than {MAX_SECONDS:g} s")
+            return {name: [nothing] for name in examiners}
+        for variant, data in datasets.items():
             for index, raw in enumerate(subject.batches_of(data, count, why=variant)):
                 batch = subject.feed.clips(raw, None)
                 for name, seen in subject.seen("heldout", batch, variant, index).items():
                     examiners[name].look(seen)
             for name, one in examiners.items():
-                if isinstance(one, Asked) and (check := one.swap_check(variant)):
+                if isinstance(one, Asked) and (check := one.swap_check(variant, rows)):
                     found[name].append(check)
             if model is None:
                 continue
             others = ask_model(subject, subject.model, data, options)
             for name, answers in model.answers.items():
                 before, after = judged(answers), judged(others.answers[name])
-                check = swap_check("the run's model", variant, before, after)
-                found[name].append(check)
+                found[name].append(
+                    swap_check("the run's model", variant, before, after, coded=rows)
+                )
     return found
 
 

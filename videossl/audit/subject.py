@@ -28,6 +28,7 @@ from videossl.types import ClipBatch, Views
 
 # evaluation, training, static, flicker; or a way in which files were coded anew, shown as in evaluation
 Form = str
+FORMS: tuple[Form, ...] = ("evaluation", "training", "static", "flicker")
 Side = Literal["train", "heldout"]
 FLICKER = (
     0.5  # of normalised L, 12 L units: enough that tasks which leave out what does not change ask
@@ -110,7 +111,9 @@ class Subject:
     def seen(self, side: Side, batch: ClipBatch, form: Form, index: int) -> dict[str, Seen]:
         """Each task's views of a batch in a form."""
         self.model.train(form == "training")
-        rng = self.feed.rows(f"audit views {side} {form}", index, len(batch))
+        # Files coded anew are asked the same questions as those they were made of.
+        asked = form if form in FORMS else "evaluation"
+        rng = self.feed.rows(f"audit views {side} {asked}", index, len(batch))
         videos = batch.video_ids.numpy().copy()
         positions = np.arange(len(videos)) + index * len(videos)
         return {

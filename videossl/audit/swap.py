@@ -1,5 +1,6 @@
 """How much is lost where the same clips come from files coded in another way (P7)."""
 
+from collections.abc import Set
 from typing import NamedTuple
 
 import numpy as np
@@ -18,16 +19,28 @@ class Judged(NamedTuple):
     videos: np.ndarray
 
 
-def swap_check(who: str, variant: str, before: Judged, after: Judged, *, seed: int = 0) -> Check:
-    """What somebody loses from `before` to `after`, video by video; named if it is more than MAX_LOSS and beyond chance."""
+def swap_check(
+    who: str, variant: str, before: Judged, after: Judged, *, coded: Set[int], seed: int = 0
+) -> Check:
+    """What somebody loses from `before` to `after`, video by video; named if it is more than MAX_LOSS and beyond chance.
+
+    Of the videos `coded` anew alone: the others are the same files before and after.
+    """
     means, others = _by_video(before), _by_video(after)
-    videos = np.array(sorted(means.keys() & others.keys()))
+    videos = np.array(sorted(means.keys() & others.keys() & coded))
+    if not len(videos):
+        return not_run(f"{who} is asked nothing about videos coded anew ({variant})")
     losses = np.array([means[video] - others[video] for video in videos])
     loss = bootstrap_over_videos(losses, np.ones(len(losses)), videos, seed=seed)
     is_clean = not (loss.estimate > MAX_LOSS and loss.low > 0)
     says = f"{who} loses {loss.estimate:+.3f} [{loss.low:+.3f}, {loss.high:+.3f}] where files are coded anew ({variant})"
     numbers = {"loss": loss.estimate, "low": loss.low, "high": loss.high, "videos": len(videos)}
     return Check("P7", f"{who}, {variant}", is_clean, says, numbers)
+
+
+def not_run(why: str) -> Check:
+    """That P7 says nothing, which is not that it found nothing."""
+    return Check("P7", "files coded anew", True, f"P7 not run: {why}")
 
 
 def _by_video(judged: Judged) -> dict[int, float]:
