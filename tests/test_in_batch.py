@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
+from videossl.losses.in_batch import (
+    candidates,
+    chance_of,
+    finds_own,
+    own_last,
+    own_place,
+    similarities,
+)
 from videossl.losses.metric import info_nce
 
 OWN = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -24,12 +31,21 @@ def test_a_query_finds_its_own_only_if_nothing_left_scores_more():
     keys, excluded = candidates(OWN, EVERYONE, IS_OWN)
     scores = similarities(torch.tensor([[1.0, -1.0], [0.0, 1.0]]), keys)
     assert finds_own(scores, excluded).tolist() == [1.0, 0.0]  # (3, 3) is nearer to the second
-    assert own_first(scores, excluded).tolist() == [
-        [1.0, -torch.inf, -1.0, 0.0],
-        [1.0, 0.0, -torch.inf, 3.0],
-    ]
+    ordered = own_last(scores, excluded)
+    assert ordered.tolist() == [[-torch.inf, -1.0, 0.0, 1.0], [0.0, -torch.inf, 3.0, 1.0]]
+    assert own_place(ordered).tolist() == [3, 3]
+    assert chance_of(ordered).tolist() == pytest.approx([1 / 3, 1 / 3])
     without = excluded | torch.tensor([False, False, False, False, True])
     assert finds_own(scores, without).tolist() == [1.0, 1.0]
+
+
+def test_what_has_collapsed_finds_nothing():
+    """All embeddings alike: each key is as good as the others, and a tie scores what a guess scores."""
+    keys, excluded = candidates(torch.ones(2, 2), torch.ones(3, 2), IS_OWN)
+    scores = similarities(torch.ones(2, 2), keys)
+    assert finds_own(scores, excluded).tolist() == pytest.approx([1 / 3, 1 / 3])
+    ordered = own_last(scores, excluded)
+    assert (ordered.argmax(1) == own_place(ordered)).tolist() == [False, False]
 
 
 def test_autocast_changes_no_score():

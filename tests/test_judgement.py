@@ -64,6 +64,24 @@ def test_subsets_are_judged_by_themselves():
     assert math.isnan(judged["none"]["balanced_accuracy"][0])
 
 
+def test_candidates_of_a_batch_are_no_classes():
+    """The best constant answer would be always right where the right one is always last."""
+    scores = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, -torch.inf, 2.0]])
+    given = Answers(
+        scores,
+        torch.full((3,), 2),
+        torch.arange(3),
+        torch.ones(3),
+        rivals={"first": torch.zeros(3, dtype=torch.int64)},
+        chance=torch.tensor([1 / 3, 1 / 3, 1 / 2]),
+    )
+    judged = judge(given)
+    assert judged["accuracy"][0] == pytest.approx(2 / 3)
+    assert judged["chance"] == pytest.approx((1 / 3 + 1 / 3 + 1 / 2) / 3)
+    assert not {"majority", "balanced_accuracy", "confusion", "auc"} & judged.keys()
+    assert judged["rivals"]["first"]["accuracy"][0] == 0
+
+
 def test_area_under_the_curve_is_the_share_of_pairs_won():
     random = np.random.default_rng(0)
     scores, labels = random.integers(0, 6, 40).astype(float), random.integers(0, 2, 40)

@@ -123,7 +123,10 @@ def test_noise_contrastive_is_the_logistic_loss_of_telling_data_from_noise(batch
     for u, others in zip(data.tolist(), noise.tolist(), strict=True):
         is_data = lambda v: 1 / (1 + k * math.exp(-v))  # noqa: E731
         values.append(-math.log(is_data(u)) - sum(math.log(1 - is_data(v)) for v in others))
-    close(metric.noise_contrastive(data, noise, num_noise=k), mean(values))
+    close(metric.noise_contrastive(data, noise), mean(values))
+    # Places of no sample weigh nothing, and are not counted.
+    padded = torch.cat([noise, torch.full_like(noise, -torch.inf)], 1)
+    close(metric.noise_contrastive(data, padded), mean(values))
 
 
 def test_noise_contrastive_is_least_at_the_true_ratio():
@@ -137,7 +140,7 @@ def test_noise_contrastive_is_least_at_the_true_ratio():
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = metric.noise_contrastive(ratio[data], ratio[noise], num_noise=3)
+        loss = metric.noise_contrastive(ratio[data], ratio[noise])
         loss.backward()
         return loss
 
@@ -221,5 +224,7 @@ def test_info_nce_refuses_shapes_that_disagree():
         metric.info_nce(torch.randn(3, 2), torch.randn(2, 2))
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
         metric.info_nce(torch.randn(3, 2), torch.randn(3, 2), temperature=0)
-    with pytest.raises(ValueError, match=r"noise must be \(3, 2\)"):
-        metric.noise_contrastive(torch.randn(3), torch.randn(3, 4), num_noise=2)
+    with pytest.raises(
+        ValueError, match=r"noise must be \(3, k\) beside data \(3,\), got \(2, 4\)"
+    ):
+        metric.noise_contrastive(torch.randn(3), torch.randn(2, 4))

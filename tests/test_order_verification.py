@@ -121,6 +121,17 @@ def test_the_cheat_looks_at_three_thumbnails():
     assert found == 1.0
 
 
+def test_the_classes_of_a_window_weigh_alike_whatever_is_left_out():
+    task = build().eval()
+    features = {"clips": FeatureMaps(features_on_a_line(), 1, 16)}
+    differs = torch.ones(8, 6)
+    differs[:4, 4:] = 0  # e of four windows looks like the middle
+    differs[7] = 0
+    answers = task.answers(features, {"thumbnails": torch.zeros(8, 5, 8, 8), "differs": differs})
+    weights = answers.weights.view(8, 6)
+    assert weights[:, :2].sum(1).tolist() == weights[:, 2:].sum(1).tolist() == [1.0] * 7 + [0.0]
+
+
 def test_gaps_are_those_of_the_taus():
     spec = build(tau_max_seconds=2.0, tau_min_seconds=0.5, num_frames=1).clip_spec
     assert spec.gap_ranges == ((0.5, 1.0), (0.3, 1.0), (0.3, 1.0), (0.5, 1.0))

@@ -53,7 +53,10 @@ def test_every_task_is_judged_with_intervals(trained, tmp_path, capsys):
         with Image.open(out / f"{name}.png") as image:
             assert min(image.size) > 100
     assert "auc" in record["tasks"]["order_verification"]
-    assert record["tasks"]["arrow_of_time"]["numbers"]["pairwise"][0] >= 0
+    arrow = record["tasks"]["arrow_of_time"]
+    assert arrow["numbers"]["pairwise"] == arrow["accuracy"]
+    assert 0 < record["tasks"]["contrastive"]["chance"] < 1
+    assert "| contrastive | chance | all |" in printed
     assert set(record["tasks"]["colorization"]["subsets"]) == {"moving"}
     assert {"entropy", "offset"} == set(record["tasks"]["colorization"]["numbers"])
     assert (out / "colorization_colours.png").exists()

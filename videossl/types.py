@@ -182,7 +182,8 @@ class Answers:
     `scores` (Q, A) are larger for the likelier of A answers, `labels` (Q,) int64 is the right one, `videos` (Q,) int64 the
     batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `rivals[name]` (Q,) int64
     is the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean, `subsets[name]` (Q,) bool
-    marks questions that are also judged by themselves. Raises ValueError if the numbers of rows disagree.
+    marks questions that are also judged by themselves. `chance` (Q,) is what a guess scores where answers are candidates of
+    a batch, not classes. Raises ValueError if the numbers of rows disagree.
     """
 
     scores: Tensor
@@ -192,6 +193,7 @@ class Answers:
     rivals: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Tensor] = field(default_factory=dict)
     subsets: dict[str, Tensor] = field(default_factory=dict)
+    chance: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2 or self.scores.requires_grad:
@@ -199,6 +201,7 @@ class Answers:
         rows = {"labels": self.labels, "videos": self.videos}
         rows |= {**self.rivals, **self.numbers, **self.subsets}
         rows |= {} if self.weights is None else {"weights": self.weights}
+        rows |= {} if self.chance is None else {"chance": self.chance}
         for name, values in rows.items():
             if tuple(values.shape) != (len(self.scores),):
                 raise ValueError(f"{name} must be ({len(self.scores)},), got {tuple(values.shape)}")

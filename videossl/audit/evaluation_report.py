@@ -28,13 +28,17 @@ def rows_of(task: Mapping[str, Any]) -> Rows:
         if not judged["num_questions"]:
             continue
         rows.append(("accuracy", part, Interval(*judged["accuracy"])))
-        rows.append(("balanced accuracy", part, Interval(*judged["balanced_accuracy"])))
+        if "balanced_accuracy" in judged:
+            rows.append(("balanced accuracy", part, Interval(*judged["balanced_accuracy"])))
         if "auc" in judged:
             rows.append(("AUC", part, Interval(*judged["auc"])))
-        rows.append(("best constant answer", part, Interval(*[judged["majority"]] * 3)))
+        guess = ("chance", "chance") if "chance" in judged else ("best constant answer", "majority")
+        rows.append((guess[0], part, Interval(*[judged[guess[1]]] * 3)))
         for name, rival in judged["rivals"].items():
             rows.append((f"rule: {name}", part, Interval(*rival["accuracy"])))
-            rows.append((f"rule: {name}, balanced", part, Interval(*rival["balanced_accuracy"])))
+            if "balanced_accuracy" in rival:
+                balanced = Interval(*rival["balanced_accuracy"])
+                rows.append((f"rule: {name}, balanced", part, balanced))
             rows.append((f"model less {name}", part, Interval(*rival["model_minus_rival"])))
         rows += [(name, part, Interval(*value)) for name, value in judged["numbers"].items()]
     return rows
@@ -86,7 +90,7 @@ def draw_task(path: Path, name: str, task: Mapping[str, Any]) -> None:
 
 
 def _colour(what: str) -> str:
-    if what.startswith("rule") or what == "best constant answer":
+    if what.startswith("rule") or what in ("best constant answer", "chance"):
         return "0.65"
     return "tab:blue" if what in ("accuracy", "balanced accuracy", "AUC") else "tab:cyan"
 

@@ -79,6 +79,8 @@ def unseen_videos(run: Run, manifest_path: Path | None) -> tuple[Manifest, np.nd
             )
         return own, split.heldout
     other = read_manifest(manifest_path)
+    for _, task in run.model.named_tasks():
+        task.forget_videos()  # they are rows of the run's own manifest
     trained_groups = set(np.asarray(own.strings("group"))[split.train])
     trained_videos = {str(own[row].source) for row in split.train.tolist()}
     seen = np.array(
@@ -163,6 +165,8 @@ def collect_answers(
 
 def _first(answers: Answers, num_videos: int, video_ids: Tensor) -> Answers:
     """The answers on the first videos of a batch, with the manifest's rows as videos, on the CPU."""
+    if answers.chance is not None:
+        answers = _found_or_not(answers)
     keep = answers.videos < num_videos
     weights = (
         torch.ones_like(keep, dtype=torch.float32) if answers.weights is None else answers.weights
@@ -176,6 +180,17 @@ def _first(answers: Answers, num_videos: int, video_ids: Tensor) -> Answers:
             name: {key: value[keep].cpu() for key, value in getattr(answers, name).items()}
             for name in ("rivals", "numbers", "subsets")
         },
+        chance=None if answers.chance is None else answers.chance[keep].cpu(),
+    )
+
+
+def _found_or_not(answers: Answers) -> Answers:
+    """Candidates of a batch as two answers, not found and found: their scores would fill the memory, and say no more."""
+    found = (answers.scores.argmax(1) == answers.labels).long()
+    rivals = {name: (said == answers.labels).long() for name, said in answers.rivals.items()}
+    scores = torch.nn.functional.one_hot(found, 2).float()
+    return dataclasses.replace(
+        answers, scores=scores, labels=torch.ones_like(answers.labels), rivals=rivals
     )
 
 
@@ -193,4 +208,7 @@ def _join(parts: list[Answers]) -> Answers:
         rivals=joined(first.rivals, "rivals"),
         numbers=joined(first.numbers, "numbers"),
         subsets=joined(first.subsets, "subsets"),
+        chance=None
+        if first.chance is None
+        else torch.cat([part.chance for part in parts if part.chance is not None]),
     )

@@ -16,7 +16,8 @@ def judge(answers: Answers, *, seed: int = 0) -> dict[str, Any]:
 
     `accuracy`, `balanced_accuracy` (mean recall of the answers that occur), `auc` (two answers; Mann-Whitney), `majority`
     (the best constant answer), `rivals` (each rule's accuracy, and the model's less the rule's, paired), `numbers` (means),
-    `confusion` (rows: right answer, columns: said), and `subsets`, each judged in the same way.
+    `confusion` (rows: right answer, columns: said), and `subsets`, each judged in the same way. Where answers are a batch's
+    candidates and no classes, `chance` stands for what only classes have.
     """
     judged = _judge_rows(answers, np.ones(len(answers.labels), dtype=bool), seed)
     judged["subsets"] = {
@@ -36,10 +37,14 @@ def _judge_rows(answers: Answers, rows: np.ndarray, seed: int) -> dict[str, Any]
         "num_questions": int((weights > 0).sum()),
         "num_videos": len(np.unique(videos[weights > 0])),
         "accuracy": _mean(right, weights, videos, seed),
-        "balanced_accuracy": _balanced(right, labels, weights, videos, seed),
-        "majority": majority(labels, weights),
     }
-    if scores.shape[1] == 2:
+    has_classes = answers.chance is None
+    if answers.chance is not None:
+        judged["chance"] = _mean(answers.chance.numpy()[rows], weights, videos, seed)[0]
+    else:
+        judged["balanced_accuracy"] = _balanced(right, labels, weights, videos, seed)
+        judged["majority"] = majority(labels, weights)
+    if has_classes and scores.shape[1] == 2:
         judged["auc"] = list(
             bootstrap(
                 lambda w: auc(scores[:, 1] - scores[:, 0], labels, w), weights, videos, seed=seed
@@ -50,14 +55,16 @@ def _judge_rows(answers: Answers, rows: np.ndarray, seed: int) -> dict[str, Any]
         rival = (answer.numpy()[rows] == labels).astype(np.float64)
         judged["rivals"][name] = {
             "accuracy": _mean(rival, weights, videos, seed),
-            "balanced_accuracy": _balanced(rival, labels, weights, videos, seed),
             "model_minus_rival": _mean(right - rival, weights, videos, seed),
         }
+        if has_classes:
+            balanced = _balanced(rival, labels, weights, videos, seed)
+            judged["rivals"][name]["balanced_accuracy"] = balanced
     judged["numbers"] = {
         name: _mean(values.numpy()[rows], weights, videos, seed)
         for name, values in answers.numbers.items()
     }
-    if scores.shape[1] <= MAX_CONFUSION:
+    if has_classes and scores.shape[1] <= MAX_CONFUSION:
         judged["confusion"] = confusion(labels, said, weights, scores.shape[1]).tolist()
     return judged
 

@@ -111,7 +111,7 @@ class MultiTask(nn.Module):
     def after_step(self, skipped: Tensor) -> None:
         """Lets what follows the weights follow them; `skipped` is true if the optimiser's step did not count."""
         if self.slow_encoder is not None and self.momentum is not None:
-            follow(self.slow_encoder, self.encoder, self.momentum)
+            follow(self.slow_encoder, self.encoder, self.momentum, skipped)
         for _, task in self.named_tasks():
             task.after_step(skipped)
 

@@ -24,12 +24,29 @@ def similarities(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def finds_own(scores: Tensor, excluded: Tensor) -> Tensor:
-    """(N,) float: 1 where key i has the best of row i's scores (N, M) that are not excluded."""
-    best = scores.detach().masked_fill(excluded, -torch.inf).argmax(1)
-    return (best == torch.arange(len(scores), device=scores.device)).float()
+    """(N,) float: 1 where key i has the best of row i's scores (N, M) that are not excluded, a share of it in a tie.
+
+    Embeddings that have collapsed tie with all: they find nothing, and must not score as if they did.
+    """
+    candidates = scores.detach().masked_fill(excluded, -torch.inf)
+    own, best = candidates.diagonal(), candidates.amax(1)
+    return (own == best).float() / (candidates == best[:, None]).sum(1)
 
 
-def own_first(scores: Tensor, excluded: Tensor) -> Tensor:
-    """(N, 1 + M): of scores (N, N + M) that of each query's own key, then everyone's, -inf where excluded."""
+def own_last(scores: Tensor, excluded: Tensor) -> Tensor:
+    """(N, M + 1): of scores (N, N + M) everyone's, -inf where excluded, then that of each query's own key.
+
+    Last, since the first of equal scores counts as the answer: a tie is not a find.
+    """
     own = scores.diagonal()[:, None]
-    return torch.cat([own, scores.masked_fill(excluded, -torch.inf)[:, len(scores) :]], 1)
+    return torch.cat([scores.masked_fill(excluded, -torch.inf)[:, len(scores) :], own], 1)
+
+
+def own_place(scores: Tensor) -> Tensor:
+    """(N,) int64: where `own_last` puts a query's own key."""
+    return torch.full((len(scores),), scores.shape[1] - 1, device=scores.device)
+
+
+def chance_of(scores: Tensor) -> Tensor:
+    """(N,) what a guess among a row's keys finds: scores as `own_last` gives them."""
+    return 1 / scores.isfinite().sum(1)

@@ -4,7 +4,6 @@ Embeddings are (N, D), used as given (L2 normalisation is the caller's), labels 
 s the inner product. Each function raises ValueError for shapes that disagree and for batches that hold no question.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -65,26 +64,28 @@ def lifted_structured(embeddings: Tensor, labels: Tensor, *, margin: float = 1.0
     return losses[positive].mean()
 
 
-def n_pair(anchors: Tensor, positives: Tensor) -> Tensor:
+def n_pair(anchors: Tensor, positives: Tensor, excluded: Tensor | None = None) -> Tensor:
     """Mean over i of log(1 + sum_{j != i} exp(s(a_i, p_j) - s(a_i, p_i))): (N, D) each, row i of a class of its own.
 
-    Sohn, NeurIPS 2016, equation 4 (N-pair-mc), without the penalty on the embeddings' norm.
+    `excluded` (N, N) marks rows j that are of i's class after all. Sohn, NeurIPS 2016, equation 4 (N-pair-mc), without the
+    penalty on the embeddings' norm.
     """
-    return info_nce(anchors, positives, temperature=1.0, normalize=False)
+    return info_nce(anchors, positives, temperature=1.0, normalize=False, excluded=excluded)
 
 
-def noise_contrastive(data: Tensor, noise: Tensor, *, num_noise: int) -> Tensor:
+def noise_contrastive(data: Tensor, noise: Tensor) -> Tensor:
     """Mean over data of -log sigma(u - log k) - sum over its k noise samples of log sigma(log k - u).
 
-    `data` (N,) and `noise` (N, k) hold u, the log-ratio of the model's density to the noise's; k is `num_noise`.
-    Gutmann and Hyvarinen, JMLR 2012, equation 10, divided by the number of data samples.
+    `data` (N,) and `noise` (N, K) hold u, the log-ratio of the model's density to the noise's; -inf marks places of no
+    sample, k is the number of the others in each row. Gutmann and Hyvarinen, JMLR 2012, equation 10, divided by the number
+    of data samples.
     """
-    if noise.ndim != 2 or len(noise) != len(data) or noise.shape[1] != num_noise:
+    if noise.ndim != 2 or len(noise) != len(data):
         raise ValueError(
-            f"noise must be ({len(data)}, {num_noise}) beside data {tuple(data.shape)}, got {tuple(noise.shape)}"
+            f"noise must be ({len(data)}, k) beside data {tuple(data.shape)}, got {tuple(noise.shape)}"
         )
-    log_k = math.log(num_noise)
-    return (F.softplus(log_k - data) + F.softplus(noise - log_k).sum(1)).mean()
+    log_k = (noise > -torch.inf).sum(1).clamp_min(1).to(data.dtype).log()
+    return (F.softplus(log_k - data) + F.softplus(noise - log_k[:, None]).sum(1)).mean()
 
 
 def info_nce(

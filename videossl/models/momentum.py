@@ -16,11 +16,11 @@ def slow_copy(module: Module) -> Module:
 
 
 @torch.no_grad()
-def follow(slow: nn.Module, module: nn.Module, momentum: float) -> None:
-    """Moves each parameter by 1 - `momentum` of the way to the module's (equation 2)."""
-    torch._foreach_lerp_(
-        list(slow.parameters()), [p.detach() for p in module.parameters()], 1 - momentum
-    )
+def follow(slow: nn.Module, module: nn.Module, momentum: float, skipped: Tensor) -> None:
+    """Moves each parameter by 1 - `momentum` of the way to the module's (equation 2); not where `skipped`, a bool scalar."""
+    for parameter, target in zip(slow.parameters(), module.parameters(), strict=True):
+        step = torch.where(skipped, 0.0, 1 - momentum).to(parameter.dtype)
+        parameter.lerp_(target.detach(), step)
 
 
 class KeyQueue(nn.Module):
@@ -42,7 +42,8 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, rival_keys: Tensor, videos: Tensor, skipped: Tensor) -> None:
-        """Puts at most `length` rows in the place of the oldest; changes nothing where `skipped`, a bool scalar, is true."""
+        """Puts rows, of more than `length` the last, in the place of the oldest; nothing where `skipped`, a bool scalar."""
+        keys, rival_keys, videos = (rows[-len(self.keys) :] for rows in (keys, rival_keys, videos))
         steps = torch.arange(len(keys), device=keys.device)
         places = (self.next_place + steps) % len(self.keys)
         for held, new in ((self.keys, keys), (self.rival_keys, rival_keys), (self.videos, videos)):

@@ -145,17 +145,21 @@ class Task(PretextTask):
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Two questions a clip, forward and backward, each judged by its own score; `pairwise` is whether forward won."""
+        """Two questions a clip, forward and backward, each judged by its score less that of its reversal, as it is trained.
+
+        That is the pairwise measure. `alone` is judged by its own score, whose threshold no loss has set.
+        """
         forward, backward = self._scores(features)
-        scores = torch.cat([forward, backward])
+        scores = torch.cat([forward - backward, backward - forward])
         labels = torch.cat([torch.ones_like(forward), torch.zeros_like(backward)]).long()
         won = (forward > backward).float() + 0.5 * (forward == backward).float()
+        alone = torch.cat([forward > 0, backward < 0]).float()
         return Answers(
             torch.stack([-scores, scores], 1),
             labels,
             self._video_of_clips(len(forward), forward.device).repeat(2),
             targets["moving"].repeat(2),
-            numbers={"pairwise": won.repeat(2)},
+            numbers={"pairwise": won.repeat(2), "alone": alone},
         )
 
     def questions(self, views: Views) -> Questions:

@@ -5,10 +5,12 @@
 video, is hidden in all frames and copied; the other is doubled.
 What is copied is `predict: classes` (one-hot k-means classes of the hidden colour, cross-entropy) or `values` (smooth L1).
 
-Departures: cosine similarity with a low temperature by default (`similarity: dot` is the papers'), random reversal, and each
-frame's own crop offset. Against cheats: a frame never carries a hidden channel into the encoder (the gradient with respect
-to it is exactly 0, whatever the temporal kernels); the offsets make "the same cell" the wrong answer; and the report sets
-what copying the same cell scores (`cheat`) beside the accuracy, on all cells and on those that moved.
+Departures: a stage of the shared encoder and one 1x1x1 convolution instead of ResNet-18 with coordinates and five dilated 3D
+convolutions behind it (section 3.4); cosine similarity with a low temperature by default (`similarity: dot` is the papers'),
+random reversal, and each frame's own crop offset. Against cheats: a frame never carries a hidden channel into the encoder
+(the gradient with respect to it is exactly 0, whatever the temporal kernels); the offsets make "the same cell" the wrong
+answer; and the report sets what copying the same cell scores (`cheat`) beside the accuracy, on all cells and on those that
+moved.
 """
 
 from collections.abc import Mapping

@@ -7,7 +7,8 @@ and projection, and the negatives are a queue of such keys. `loss: info_nce`, or
 (`losses/metric.py`) on the clips of the global batch with videos as labels (simclr only).
 
 Departures: Lab clips; the two clips share the crop of their video but for a shift (data/transforms.py); batch statistics are
-each rank's own unless `train.sync_batchnorm`, which takes the place of MoCo's shuffling.
+each rank's own unless `train.sync_batchnorm`; MoCo's shuffling of batches is left out: where they tell the pair, loss falls
+in training and not in evaluation.
 Against cheats: rows of one video (small corpora, a queue that has seen it) are no negatives of each other; and beside the
 accuracy stands what the nearest thumbnail would answer (`cheat`): colour alone tells videos apart. The bound on mutual
 information, log N - loss, stands beside its ceiling log N (docs/mutual_information.md).
@@ -24,7 +25,14 @@ from torch import Tensor
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.losses import metric
-from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
+from videossl.losses.in_batch import (
+    candidates,
+    chance_of,
+    finds_own,
+    own_last,
+    own_place,
+    similarities,
+)
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
 from videossl.models.momentum import KeyQueue, follow, slow_copy
@@ -98,7 +106,8 @@ class Task(PretextTask):
         return Views({"clips": clips[::2]}, targets, slow_inputs={"keys": clips[1::2]})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        questions = self._questions(features, targets)
+        raw = self.head(pooled(features["clips"])).float()
+        questions = self._questions(raw, features, targets)
         results = [_judge(*question, self.config.temperature) for question in questions]
         losses, right, cheat, terms = (list(part) for part in zip(*results, strict=True))
         loss = torch.stack(losses).mean()
@@ -112,39 +121,46 @@ class Task(PretextTask):
             tallies["mutual_information"] = tally(bound)
             tallies["mutual_information_ceiling"] = tally(ceiling)
         else:
-            loss = self._other_loss(questions, features, targets)
+            loss = self._other_loss(raw, questions, targets)
         return TaskResult(loss, tallies)
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each clip's similarity to its other clip, first, and to those of other videos; `thumbnails` takes the nearest."""
+        """Each clip's similarity to those of other videos and, last, to its other clip; `thumbnails` takes the nearest."""
+        raw = self.head(pooled(features["clips"])).float()
         scores, rivals = [], []
-        for own, keys, shown, shown_keys, excluded in self._questions(features, targets):
-            scores.append(own_first(similarities(own, keys), excluded))
-            rivals.append(own_first(-torch.cdist(shown, shown_keys), excluded))
+        for own, keys, shown, shown_keys, excluded in self._questions(raw, features, targets):
+            scores.append(own_last(similarities(own, keys), excluded))
+            rivals.append(own_last(-torch.cdist(shown, shown_keys), excluded))
         videos = torch.arange(len(targets["videos"]), device=scores[0].device)
         joined = torch.cat(scores)
         return Answers(
             joined,
-            torch.zeros(len(joined), dtype=torch.int64, device=joined.device),
+            own_place(joined),
             videos.repeat(len(scores)),
             rivals={"thumbnails": torch.cat(rivals).argmax(1)},
+            chance=chance_of(joined),
         )
 
     def after_step(self, skipped: Tensor) -> None:
         """Lets the slow projection follow, and the keys of the step into the queue."""
         if self.config.mode == "moco":
-            follow(self.slow_head, self.head, self.config.momentum)
+            follow(self.slow_head, self.head, self.config.momentum, skipped)
             for keys, thumbnails, videos in self._pending:
                 self.queue.push(keys, thumbnails, videos, skipped)
         self._pending = []
 
+    def forget_videos(self) -> None:
+        """Keys of the queue stay, as keys of nobody."""
+        if self.config.mode == "moco":
+            self.queue.videos.fill_(-1)
+
     def _questions(
-        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+        self, raw: Tensor, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
     ) -> list["_Question"]:
         """Queries (B, D) and keys, the first B of them right; the thumbnails of both; which keys are none of a query's."""
         thumbnails, videos = targets["thumbnails"].float(), targets["videos"]
-        embedded = F.normalize(self.head(pooled(features["clips"])).float(), dim=1)
+        embedded = F.normalize(raw, dim=1)
         if self.config.mode == "moco":
             answer = F.normalize(self.slow_head(pooled(features["keys"])).float(), dim=1).detach()
             if self.training:
@@ -164,10 +180,7 @@ class Task(PretextTask):
         return questions
 
     def _other_loss(
-        self,
-        questions: list["_Question"],
-        features: dict[str, FeatureMaps],
-        targets: dict[str, Tensor],
+        self, raw: Tensor, questions: list["_Question"], targets: dict[str, Tensor]
     ) -> Tensor:
         """The rest of the family, on the clips of the global batch: each rank has the same loss, of all rows."""
         if self.config.loss == "nce":
@@ -175,8 +188,10 @@ class Task(PretextTask):
                 [_noise_contrastive(question, self.config.temperature) for question in questions]
             ).mean()
         if self.config.loss == "n_pair":  # as given: the paper compares raw products
-            raw = gather_rows(self.head(pooled(features["clips"])).float())
-            return (metric.n_pair(raw[::2], raw[1::2]) + metric.n_pair(raw[1::2], raw[::2])) / 2
+            rows, videos = gather_rows(raw), gather_rows(targets["videos"])
+            same = videos[:, None] == videos
+            pairs = ((rows[::2], rows[1::2]), (rows[1::2], rows[::2]))
+            return torch.stack([metric.n_pair(a, b, excluded=same) for a, b in pairs]).mean()
         _, keys, *_ = questions[0]
         everyone = keys[len(targets["videos"]) :]
         labels = gather_rows(targets["videos"]).repeat_interleave(2)
@@ -235,4 +250,4 @@ def _noise_contrastive(question: "_Question", temperature: float) -> Tensor:
     ratios = similarities(own, keys[len(own) :]) / temperature
     noise = ratios.masked_fill(excluded[:, len(own) :], -torch.inf)
     data = (own * keys[: len(own)]).sum(1) / temperature
-    return metric.noise_contrastive(data, noise, num_noise=noise.shape[1])
+    return metric.noise_contrastive(data, noise)

@@ -116,7 +116,7 @@ class Task(PretextTask):
         scaled = clips * (kept * (3 / (3 - hidden))[:, None])[:, :, None, None, None]
         colours = F.avg_pool3d(clips, (1, self.spatial_stride, self.spatial_stride))
         centroids = self.centroids.expand(len(clips), -1, -1)
-        moved = (colours[:, 0, -1] - colours[:, 0, -2]).abs() >= config.moving_difference
+        moved = (colours[:, 0, -1] - colours[:, 0, 0]).abs() >= config.moving_difference
         targets = {
             "classes": classify(colours, centroids),  # (B, T, h, w)
             "moved": moved,
@@ -208,8 +208,9 @@ class Task(PretextTask):
     def _truth(self, targets: dict[str, Tensor]) -> CellTruth:
         classes = targets["classes"]
         table = torch.zeros(len(classes), dtype=torch.int64, device=classes.device)
+        # Of the first frame, whose colours are all that the model is given in evaluation.
         return CellTruth(
-            classes[:, 2], classes[:, 1], targets["moved"], table, self.config.num_classes
+            classes[:, 2], classes[:, 0], targets["moved"], table, self.config.num_classes
         )
 
     def _coloured(self, classes: Tensor) -> Tensor:

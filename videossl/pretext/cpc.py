@@ -33,7 +33,14 @@ from videossl.drawing import (
     from_array,
     mark_cell,
 )
-from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
+from videossl.losses.in_batch import (
+    candidates,
+    chance_of,
+    finds_own,
+    own_last,
+    own_place,
+    similarities,
+)
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.conv_gru import ConvGRU
 from videossl.models.encoder import StageInfo
@@ -138,15 +145,16 @@ class Task(PretextTask):
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each place's score for its own features, first, and for all others. `colours` takes the most alike colours."""
+        """Each place's score for all others and, last, for its own features. `colours` takes the most alike colours."""
         queries, keys, excluded = self._questions(features, targets)
-        scores = own_first(similarities(queries, keys), excluded)
+        scores = own_last(similarities(queries, keys), excluded)
         videos = torch.arange(len(targets["rows"]), device=scores.device)
         return Answers(
             scores,
-            torch.zeros(len(scores), dtype=torch.int64, device=scores.device),
+            own_place(scores),
             videos.repeat_interleave(len(scores) // len(videos)),
-            rivals={"colours": own_first(self._by_colour(targets), excluded).argmax(1)},
+            rivals={"colours": own_last(self._by_colour(targets), excluded).argmax(1)},
+            chance=chance_of(scores),
         )
 
     def _questions(

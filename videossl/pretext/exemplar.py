@@ -25,7 +25,14 @@ from videossl.clip_views import warp_frames
 from videossl.color import LAB_OFFSET, LAB_SCALE
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
+from videossl.losses.in_batch import (
+    candidates,
+    chance_of,
+    finds_own,
+    own_last,
+    own_place,
+    similarities,
+)
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
@@ -151,16 +158,17 @@ class Task(PretextTask):
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each patch's score for its next transformation, first, and for other videos'. `thumbnails` takes the nearest."""
+        """Each patch's score for other videos' and, last, for its next transformation. `thumbnails` takes the nearest."""
         embedded = self._embed(features)
         keys, excluded = self._keys(embedded, targets)
-        scores = own_first(similarities(embedded, keys), excluded)
+        scores = own_last(similarities(embedded, keys), excluded)
         rows = torch.arange(len(scores), device=scores.device)
         return Answers(
             scores,
-            torch.zeros_like(rows),
+            own_place(scores),
             rows // self.config.num_variants,
-            rivals={"thumbnails": own_first(self._by_thumbnail(targets), excluded).argmax(1)},
+            rivals={"thumbnails": own_last(self._by_thumbnail(targets), excluded).argmax(1)},
+            chance=chance_of(scores),
         )
 
     def _keys(self, rows: Tensor, targets: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -151,16 +151,20 @@ class Task(PretextTask):
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each tuple of each window; the two classes weigh alike. `thumbnails` is the cheat's answer."""
+        """Each tuple of each window, whose two classes weigh alike. `thumbnails` is the cheat's answer."""
         logits = self._logits(features)
         labels = self.labels.expand(len(logits), -1)
-        weights = torch.where(labels == 1, 1 / len(IN_ORDER), 1 / len(OUT_OF_ORDER))
+        kept = targets["differs"]
+        in_order, out_of_order = kept.split([len(IN_ORDER), len(OUT_OF_ORDER)], 1)
+        weights = torch.cat(
+            [part / part.sum(1, keepdim=True).clamp_min(1) for part in (in_order, out_of_order)], 1
+        )
         between = self._is_middle_between(targets["thumbnails"])
         return Answers(
             logits.flatten(0, 1),
             labels.flatten(),
             self._video_of_tuples(len(logits)),
-            (weights * targets["differs"]).flatten(),
+            weights.flatten(),
             rivals={"thumbnails": between.long().flatten()},
         )
 

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from videossl.clip_views import reorder_frames
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.in_batch import candidates, finds_own, own_first, similarities
+from videossl.losses.in_batch import (
+    candidates,
+    chance_of,
+    finds_own,
+    own_last,
+    own_place,
+    similarities,
+)
 from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.pretext.task import PretextTask, TaskConfig
@@ -136,15 +143,16 @@ class Task(PretextTask):
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each clip's score for its positive, first, and for all others. `thumbnails` takes the nearest."""
+        """Each clip's score for all others and, last, for its positive. `thumbnails` takes the nearest."""
         anchor, keys, excluded = self._questions(features, targets)
-        scores = own_first(similarities(anchor, keys), excluded)
+        scores = own_last(similarities(anchor, keys), excluded)
         rows = torch.arange(len(scores), device=scores.device)
         return Answers(
             scores,
-            torch.zeros_like(rows),
+            own_place(scores),
             rows,
-            rivals={"thumbnails": own_first(*self._by_thumbnail(targets)).argmax(1)},
+            rivals={"thumbnails": own_last(*self._by_thumbnail(targets)).argmax(1)},
+            chance=chance_of(scores),
         )
 
     def _embed(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Tensor:

@@ -72,6 +72,9 @@ class PretextTask(nn.Module, ABC):
         """Called after each optimiser step; `skipped` (a bool scalar on the device) is true if it did not count. Default:
         nothing."""
 
+    def forget_videos(self) -> None:
+        """Called before clips of another manifest are judged: rows remembered are none of its. Default: nothing."""
+
     def answers(
         self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
     ) -> Answers | None:
