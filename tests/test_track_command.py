@@ -216,7 +216,10 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
     [
         (["--split", "test"], "split 'test' is unknown; allowed: val"),
         (["--sequences", "cow"], "sequence cow is not in split val; allowed: ant, bee"),
-        (["--preset", "stm"], "preset 'stm' is unknown; allowed: videossl, crw, dino, mast, vondrick"),
+        (
+            ["--preset", "stm"],
+            "preset 'stm' is unknown; allowed: videossl, crw, dino, mast, vondrick",
+        ),
         (["--baselines", "flow"], "baseline flow is unknown; allowed: identity, lab, untrained"),
         (["--stage", "res5"], "stage 'res5' is unknown; this encoder has res2, res3"),
         (["--set", "top_k"], "--set takes KEY=VALUE"),
