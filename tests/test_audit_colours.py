@@ -1,13 +1,18 @@
 """The audit of tasks that copy colours and of those that look for the other clip of a video."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from videossl.audit.battery import examiner
 from videossl.audit.colours import RADIUS, Colours, nearest_class
+from videossl.audit.findings import TaskAudit
 from videossl.audit.hidden import hidden_colour_check
 from videossl.audit.instances import Instances, colour_histogram, noise_residual, thumbnails
+from videossl.audit.intervals import Interval
 from videossl.audit.subject import Seen, Subject
 from videossl.config import Config, validate
 from videossl.distributed import World
@@ -138,6 +143,11 @@ def test_copies_of_colour_score_what_they_must():
     assert same.verdict == "baseline to beat"
     assert found["same cell of the last reference, moving cells"].accuracy.estimate == 0
     assert found["visible channels of the same cell"].accuracy.estimate < 0.4
+    others = [replace(same, accuracy=Interval(1.0, 1.0, 1.0), form="training")]
+    others += [cheat for cheat in found.values() if "moving cells" in cheat.name]
+    others = [replace(cheat, accuracy=Interval(1.0, 1.0, 1.0)) for cheat in others]
+    best = TaskAudit("colorization", 0.25, [*others, *found.values()], []).best_cheat
+    assert best is same
     assert colours.chance() == pytest.approx(0.25, abs=0.05)
 
 
@@ -166,6 +176,20 @@ def test_a_fingerprint_is_found_by_the_probe_that_looks_at_it():
     assert found["noise residual"] > 0.9
     assert found["thumbnails, 8 x 8"] < 0.5
     assert instances.chance() == pytest.approx(1 / (1 + 2 * 11))
+
+
+def test_the_nearest_in_the_batch_is_no_rival_of_a_model_that_looks_through_a_queue():
+    clips = torch.randn(24, 3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    views = Views(
+        {"clips": clips[::2]}, {"videos": torch.arange(12)}, slow_inputs={"keys": clips[1::2]}
+    )
+    instances = Instances(seed=0)
+    instances.look(seen(views))
+    cheats = instances.cheats()
+    assert [cheat.asks_the_same for cheat in cheats] == [False] * 3
+    assert cheats[0].chance == pytest.approx(1 / 23)
+    assert math.isnan(instances.chance())
+    assert TaskAudit("contrastive", 0.01, cheats, []).best_cheat is None
 
 
 def test_clips_of_one_video_are_no_negatives():

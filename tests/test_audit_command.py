@@ -38,7 +38,9 @@ def test_the_command_writes_what_it_prints(tmp_path, config_file, video_folder, 
     judged = [cheat for cheat in task["cheats"] if cheat["probe"] != "P6"]
     assert all(cheat["verdict"] == "too few videos" for cheat in judged)
     assert task["best_cheap_cheat"]["accuracy"][0] == max(
-        c["accuracy"][0] for c in task["cheats"] if c["probe"] in ("P2", "P3", "P4")
+        c["accuracy"][0]
+        for c in task["cheats"]
+        if c["probe"] in ("P2", "P3", "P4") and c["form"] == "evaluation"
     )
 
 

@@ -136,9 +136,13 @@ def run_battery(subject: Subject, options: Options) -> Audit:
     for name, task in subject.model.named_tasks():
         found, spec = looked.examiners[name], task.clip_spec
         cheats, chance = found.cheats(), found.chance()
+        # What rules are set beside the model's answers is asked with the model's candidates.
+        asked = model or heads
+        if asked is not None:
+            chance = asked.means[name]["chance"] if np.isnan(chance) else chance
+            cheats += rival_findings(asked, name, chance)
         if heads is not None:
-            chance = heads.means[name]["chance"] if np.isnan(chance) else chance
-            cheats += [*rival_findings(heads, name, chance), head_finding(heads, name, chance)]
+            cheats.append(head_finding(heads, name, chance))
         checks = [*found.checks(), *looked.hidden.get(name, []), *swaps.get(name, [])]
         checks += [*placement_checks(placed[spec]), *looked.decoded.checks(spec)]
         accuracy = accuracies(model, subject.config.seed).get(name) if model else None
@@ -256,14 +260,14 @@ def head_finding(heads: HeldOutAnswers, name: str, chance: float) -> Cheat:
     return _baseline("P9", title, interval, chance, heads, name)
 
 
-def rival_findings(heads: HeldOutAnswers, name: str, chance: float) -> list[Cheat]:
+def rival_findings(asked: HeldOutAnswers, name: str, chance: float) -> list[Cheat]:
     """What the rules score that the task itself sets beside its answers."""
-    if name not in heads.answers:
+    if name not in asked.answers:
         return []
-    rivals = judge(heads.answers[name])["rivals"]
+    rivals = judge(asked.answers[name])["rivals"]
     return [
         _baseline(
-            "P4", f"the task's own rule: {rule}", Interval(*judged["accuracy"]), chance, heads, name
+            "P4", f"the task's own rule: {rule}", Interval(*judged["accuracy"]), chance, asked, name
         )
         for rule, judged in rivals.items()
     ]

@@ -93,8 +93,18 @@ class Colours:
                     seed=self._seed,
                 )
                 videos = len(np.unique(cells.videos))
+                count, is_all = len(right), suffix == ""
                 found.append(
-                    Cheat(probe, name + suffix, interval, chance, verdict, len(right), videos)
+                    Cheat(
+                        probe,
+                        name + suffix,
+                        interval,
+                        chance,
+                        verdict,
+                        count,
+                        videos,
+                        asks_the_same=is_all,
+                    )
                 )
         return found
 

@@ -29,6 +29,7 @@ class Cheat:
     num_questions: int
     num_videos: int
     form: str = "evaluation"  # of the clips: evaluation, training, static, flicker, control
+    asks_the_same: bool = True  # as the task's accuracy: neither a part of it nor other candidates
     is_demonstration: bool = False  # of what the rules keep out: no leak, however far it gets
 
 
@@ -55,8 +56,15 @@ class TaskAudit:
 
     @property
     def best_cheat(self) -> Cheat | None:
-        """The one that gets farthest, leak or baseline."""
-        known = [c for c in self.cheats if c.probe in CHEAP and not np.isnan(c.accuracy.estimate)]
+        """The one that gets farthest, leak or baseline, of those that answer what the model is asked."""
+        known = [
+            c
+            for c in self.cheats
+            if c.probe in CHEAP
+            and c.form == "evaluation"
+            and c.asks_the_same
+            and not np.isnan(c.accuracy.estimate)
+        ]
         return max(known, key=lambda cheat: cheat.accuracy.estimate, default=None)
 
     @property

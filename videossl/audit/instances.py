@@ -69,6 +69,7 @@ class Instances:
         self._videos: dict[Form, list[np.ndarray]] = {}
         self._chances: list[np.ndarray] = []
         self._num_equal = 0
+        self._asks_the_same = True
 
     @torch.no_grad()
     def look(self, seen: Seen) -> None:
@@ -76,6 +77,7 @@ class Instances:
         if seen.side != "heldout" or seen.form not in ("evaluation", "training"):
             return
         clips = _pairs(seen.views).float()
+        self._asks_the_same = _are_in_batch(seen.views)
         videos = torch.from_numpy(seen.videos).repeat_interleave(2).to(clips.device)
         itself = torch.eye(len(clips), dtype=torch.bool, device=clips.device)
         partner = itself.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
@@ -89,26 +91,40 @@ class Instances:
             self._num_equal += int((excluded.sum(1) > 1).sum()) // 2
 
     def chance(self) -> float:
+        """The task's, which is not known here where its candidates are others than those of the batch."""
+        return self._chance_in_batch() if self._asks_the_same else float("nan")
+
+    def _chance_in_batch(self) -> float:
         """Of a guess among the clips of other videos in the batch and the right one."""
         return float(np.concatenate(self._chances).mean())
 
     def cheats(self) -> list[Cheat]:
         """How often the nearest clip is the right one."""
-        found = []
+        found, chance = [], self._chance_in_batch()
         for (name, form), parts in self._right.items():
             right, videos = np.concatenate(parts), np.concatenate(self._videos[form])
             interval, verdict = measure(
                 right,
                 np.ones(len(right)),
                 videos,
-                chance=self.chance(),
+                chance=chance,
                 is_baseline=True,
                 seed=self._seed,
             )
             probe = "P4" if name.startswith("thumbnails") else "P2"
             count = len(np.unique(videos))
             found.append(
-                Cheat(probe, name, interval, self.chance(), verdict, len(right), count, form)
+                Cheat(
+                    probe,
+                    name,
+                    interval,
+                    chance,
+                    verdict,
+                    len(right),
+                    count,
+                    form,
+                    asks_the_same=self._asks_the_same,
+                )
             )
         return found
 
@@ -116,6 +132,11 @@ class Instances:
         """How often a video stands twice in a batch: its clips are no negatives of each other."""
         says = f"{self._num_equal} videos stand in a batch more than once; their clips are left out as negatives"
         return [Check("P0", "repeated videos", True, says, {"repeated": self._num_equal})]
+
+
+def _are_in_batch(views: Views) -> bool:
+    """Whether the task's candidates are the clips of the batch; those of a slow view come from a queue."""
+    return "clips" in views.inputs and not views.slow_inputs
 
 
 def _pairs(views: Views) -> Tensor:
