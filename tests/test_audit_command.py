@@ -49,6 +49,30 @@ def test_nothing_to_audit_fails(tmp_path, capsys):
     assert "give --config FILE, or --checkpoint RUN" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--control-videos", "1", "--control-videos is 1: it must be at least 10, or 0 for none"),
+        ("--control-videos", "-3", "--control-videos is -3: it must be at least 10"),
+        ("--train-clips", "0", "--train-clips is 0: it must be at least 1"),
+        ("--heldout-clips", "-1", "--heldout-clips is -1: it must be at least 1"),
+        ("--head-steps", "-1", "--head-steps is -1: it must be at least 0"),
+    ],
+)
+def test_numbers_that_judge_nothing_fail(tmp_path, capsys, option, value, expected):
+    assert main(["audit", "-o", str(tmp_path / "a"), option, value]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_a_file_as_output_fails(tmp_path, capsys):
+    out = tmp_path / "a"
+    out.write_text("mine")
+    assert main(["audit", "-o", str(out)]) == 2
+    assert f"{out} is a file: -o takes a folder" in capsys.readouterr().err
+
+
 def test_without_held_out_videos_it_fails(tmp_path, config_file, video_folder, capsys):
     arguments = ["--config", str(config_file), "--manifest", str(video_folder)]
     out = ["-o", str(tmp_path / "a"), "data.holdout_fraction=0"]

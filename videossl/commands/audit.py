@@ -45,6 +45,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for numbers with which nothing could be judged, and for a file where a folder must be."""
+    from videossl.audit.findings import MIN_VIDEOS
+    from videossl.errors import UserError
+
+    for name, least in (("train_clips", 1), ("heldout_clips", 1), ("head_steps", 0)):
+        if getattr(args, name) < least:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is {getattr(args, name)}: it must be at least {least}")
+    if args.control_videos != 0 and args.control_videos < MIN_VIDEOS:
+        raise UserError(
+            f"--control-videos is {args.control_videos}: it must be at least {MIN_VIDEOS}, or 0 for none"
+        )
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file: -o takes a folder")
+
+
 def run(args: argparse.Namespace) -> int:
     """Audits, writes audit.json, audit.md and audit.png, and prints what was found."""
     import torch
@@ -57,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.engine.checkpoint import find_checkpoint, load_checkpoint
     from videossl.engine.run_folder import environment
 
+    _check(args)
     state = load_checkpoint(find_checkpoint(args.checkpoint)) if args.checkpoint else None
     config = audited_config(
         args.config, args.overrides, state=state, manifest=args.manifest, out=args.out
