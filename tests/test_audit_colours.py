@@ -10,13 +10,19 @@ import torch
 from videossl.audit.battery import examiner
 from videossl.audit.colours import RADIUS, Colours, nearest_class
 from videossl.audit.findings import TaskAudit
-from videossl.audit.hidden import hidden_colour_check
-from videossl.audit.instances import Instances, colour_histogram, noise_residual, thumbnails
+from videossl.audit.hidden import hidden_colour_check, hides_colours
+from videossl.audit.instances import (
+    Instances,
+    colour_histogram,
+    noise_residual,
+    pairs_clips,
+    thumbnails,
+)
 from videossl.audit.intervals import Interval
 from videossl.audit.subject import Seen, Subject
 from videossl.config import Config, validate
 from videossl.distributed import World
-from videossl.pretext import colorization
+from videossl.pretext import colorization, image_colorization
 from videossl.types import ClipBatch, Views
 
 CPU = torch.device("cpu")
@@ -86,6 +92,28 @@ def test_a_colour_leak_is_named(subject, kind, expected):
     check = hidden_colour_check(subject, planted.eval(), first_batch(subject))
     assert not check.is_clean
     assert expected in check.says
+
+
+class ForgetsToGrey(image_colorization.Task):
+    def make_views(self, batch, rng):
+        views = super().make_views(batch, rng)
+        return Views({"grey": batch.clips[self.clip_spec][:, 0]}, views.targets)
+
+
+@pytest.mark.parametrize("kind", [image_colorization.Task, ForgetsToGrey])
+def test_colours_of_one_grey_frame_are_looked_for(subject, kind):
+    config = image_colorization.ImageColorizationConfig(crop_size=32, stage="res3")
+    task = kind(config, subject.model.encoder.stages).eval()
+    batch = first_batch(subject)
+    (spec,) = batch.clips
+    times = {task.clip_spec: batch.pts_seconds[spec][..., :1]}
+    batch = replace(
+        batch, clips={task.clip_spec: batch.clips[spec][:, :, :, :1]}, pts_seconds=times
+    )
+    task.prepare(batch, 0)
+    check = hidden_colour_check(subject, task, batch)
+    assert hides_colours(task.make_views(batch, subject.feed.rows("test", 0, len(batch))))
+    assert check.is_clean == (kind is image_colorization.Task), check.says
 
 
 @pytest.mark.parametrize("hide", ["both", "one"])
@@ -190,6 +218,27 @@ def test_the_nearest_in_the_batch_is_no_rival_of_a_model_that_looks_through_a_qu
     assert cheats[0].chance == pytest.approx(1 / 23)
     assert math.isnan(instances.chance())
     assert TaskAudit("contrastive", 0.01, cheats, []).best_cheat is None
+
+
+@pytest.mark.parametrize("is_supervised", [True, False])
+def test_anchors_and_patches_are_pairs_too(is_supervised):
+    clips = torch.randn(24, 3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    inputs = {"anchor": clips[::2]} | ({"positive": clips[1::2]} if is_supervised else {})
+    videos = {"videos": torch.arange(12)}
+    found = {}
+    for name, views in (
+        ("anchor", Views(inputs, videos)),
+        ("patches", Views({"patches": clips}, videos)),
+    ):
+        instances = Instances(seed=0)
+        assert pairs_clips(views)
+        instances.look(seen(views))
+        found[name] = [cheat.accuracy.estimate for cheat in instances.cheats()]
+        assert not any(cheat.asks_the_same for cheat in instances.cheats())
+    if is_supervised:
+        assert found["anchor"] == found["patches"]
+    else:
+        assert found["anchor"] == [1.0] * 3
 
 
 def test_clips_of_one_video_are_no_negatives():

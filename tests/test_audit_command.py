@@ -1,11 +1,16 @@
 """`videossl audit` as it is called, and what it refuses."""
 
 import json
+import math
 
 import pytest
 
 from videossl.__main__ import main
 from videossl.audit import transcode
+from videossl.audit.battery import Audit, Unknown
+from videossl.audit.findings import TaskAudit
+from videossl.audit.intervals import Interval
+from videossl.audit.report import audit_record, audit_text
 from videossl.audit.subject import audited_config
 from videossl.audit.transcode import VARIANTS
 from videossl.config import Config, validate
@@ -161,3 +166,15 @@ def test_a_checkpoint_is_judged_on_its_own_split_alone(tmp_path, override, expec
     assert config_of([]).data.holdout_fraction == 0.3
     with pytest.raises(UserError, match=expected):
         config_of([override])
+
+
+def test_what_no_probe_knows_does_not_read_as_clean():
+    task = TaskAudit("cpc", math.nan, [], Unknown().checks(), model=Interval(0.5, 0.4, 0.6))
+    text = audit_text(Audit([], [], [task]))
+    assert "Not looked at:\n\n- cpc: not audited: no probe knows" in text
+    assert "No leak was found in what was looked at." in text
+    assert "above chance" not in text
+    assert "its chance is not known" in text
+    record = audit_record(Audit([], [], [task]), {})
+    assert record["tasks"]["cpc"]["checks"][0]["is_clean"] is None
+    assert record["leaks"] == []

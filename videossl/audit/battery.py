@@ -14,7 +14,7 @@ from videossl.audit.control import control_rows
 from videossl.audit.decoded import DecodedClips
 from videossl.audit.findings import Cheat, Check, TaskAudit, Verdict
 from videossl.audit.heldout_answers import HeldOutAnswers, collect_answers
-from videossl.audit.hidden import hidden_colour_check
+from videossl.audit.hidden import hidden_colour_check, hides_colours
 from videossl.audit.instances import Instances, pairs_clips
 from videossl.audit.intervals import Interval
 from videossl.audit.judgement import judge
@@ -61,8 +61,19 @@ class Audit:
             for c in self.control
             if c.verdict == "leaks" and not c.is_demonstration
         ]
-        general = control + [c.says for c in self.checks if not c.is_clean]
+        general = control + [c.says for c in self.checks if c.is_clean is False]
         return general + [f"{task.task}: {leak}" for task in self.tasks for leak in task.leaks]
+
+    @property
+    def unknown(self) -> list[str]:
+        """What could not be looked at, in words: of it neither leaks nor their absence are known."""
+        general = [c.says for c in self.checks if c.is_clean is None]
+        return general + [
+            f"{task.task}: {check.says}"
+            for task in self.tasks
+            for check in task.checks
+            if check.is_clean is None
+        ]
 
 
 class Examiner(Protocol):
@@ -93,8 +104,8 @@ class Unknown:
 
     def checks(self) -> list[Check]:
         """That nothing could be tried."""
-        says = "no cheat could be tried: the task does not say what it asks (PretextTask.questions)"
-        return [Check("P2", "cheats", True, says)]
+        says = "not audited: no probe knows what the task asks (PretextTask.questions)"
+        return [Check("P2", "cheats", None, says)]
 
 
 def examiner(task: PretextTask, seen: Seen, subject: Subject) -> Examiner:
@@ -171,7 +182,7 @@ def look_at_clips(subject: Subject, options: Options) -> Looked:
                 for name, seen in subject.seen(side, batch, form, index).items():
                     if name not in looked.examiners:
                         looked.examiners[name] = examiner(tasks[name], seen, subject)
-                        if copies_colours(seen.views):
+                        if hides_colours(seen.views):
                             check = hidden_colour_check(subject, tasks[name], batch)
                             looked.hidden[name] = [check]
                     looked.examiners[name].look(seen)

@@ -35,11 +35,11 @@ class Cheat:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing about clips, labels or the split that is as it should be, or is not."""
+    """One thing about clips, labels or the split that is as it should be, or is not; None: it could not be looked at."""
 
     probe: str
     name: str
-    is_clean: bool
+    is_clean: bool | None
     says: str
     numbers: dict[str, float] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class TaskAudit:
     def leaks(self) -> list[str]:
         """What gives answers away: the names of cheats and what the checks say."""
         return [f"{c.probe} {c.name} ({c.form})" for c in self.cheats if c.verdict == "leaks"] + [
-            c.says for c in self.checks if not c.is_clean
+            c.says for c in self.checks if c.is_clean is False
         ]
 
 

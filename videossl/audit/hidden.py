@@ -1,7 +1,7 @@
 """Whether colours that a task hides reach the encoder all the same: what is hidden is changed, and nothing may change.
 
-A channel counts as hidden in a video if the target frame, the last of the view `frames`, shows nothing of it. It must then
-be hidden in every frame: through kernels in time a coloured reference reaches the features of the target.
+A channel counts as hidden in a video if the target frame, the last of the view `frames` or `grey`, shows nothing of it. It
+must then be hidden in every frame: through kernels in time a coloured reference reaches the features of the target.
 """
 
 import inspect
@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from videossl.audit.colours import copies_colours
 from videossl.audit.findings import Check
 from videossl.audit.subject import Subject
 from videossl.pretext.task import PretextTask
@@ -30,7 +31,7 @@ def hidden_colour_check(subject: Subject, task: PretextTask, batch: ClipBatch) -
         return Check("colour", NAME, False, says, {"open": share})
     changed = _repainted(batch, task, hidden, subject.config.seed)
     other = _views(subject, task, changed)
-    difference = (views.inputs["frames"] - other.inputs["frames"]).abs()
+    difference = (_shown(views) - _shown(other)).abs()
     shown = [t for t in range(difference.shape[2]) if float(difference[:, :, t].max()) > 0]
     before, after = (_features(subject, task, v)[:, :, -1] for v in (views, other))
     reaches = not torch.equal(before, after)
@@ -42,9 +43,19 @@ def hidden_colour_check(subject: Subject, task: PretextTask, batch: ClipBatch) -
     ways = []
     if shown:
         ways.append(f"the encoder's input frames {', '.join(map(str, shown))}")
-    if (reaches or gradient > 0) and len(views.inputs["frames"][0, 0]) - 1 not in shown:
+    if (reaches or gradient > 0) and len(_shown(views)[0, 0]) - 1 not in shown:
         ways.append("the encoder's kernels in time, into the features of the target")
     return Check("colour", NAME, False, f"colour leaks through {' and '.join(ways)}", numbers)
+
+
+def hides_colours(views: Views) -> bool:
+    """Whether these are views of a task that hides colours from the encoder."""
+    return copies_colours(views) or "grey" in views.inputs
+
+
+def _shown(views: Views) -> Tensor:
+    """(B, 3, T, H, W): what the encoder sees."""
+    return views.inputs["grey" if "grey" in views.inputs else "frames"]
 
 
 def _views(subject: Subject, task: PretextTask, batch: ClipBatch) -> Views:
@@ -54,7 +65,7 @@ def _views(subject: Subject, task: PretextTask, batch: ClipBatch) -> Views:
 
 def _hidden_channels(views: Views) -> Tensor:
     """(B, 3) bool: channels of which the target frame shows nothing."""
-    target = views.inputs["frames"][:, :, -1]
+    target = _shown(views)[:, :, -1]
     return target.flatten(2).abs().amax(2) == 0
 
 
@@ -68,7 +79,7 @@ def _repainted(batch: ClipBatch, task: PretextTask, hidden: Tensor, seed: int) -
 
 def _features(subject: Subject, task: PretextTask, views: Views) -> Tensor:
     with torch.no_grad():
-        return subject.model.encoder(views.inputs["frames"])[task.stage].data
+        return subject.model.encoder(_shown(views))[task.stage].data
 
 
 def _gradient(subject: Subject, task: PretextTask, batch: ClipBatch, hidden: Tensor) -> float:
@@ -77,7 +88,7 @@ def _gradient(subject: Subject, task: PretextTask, batch: ClipBatch, hidden: Ten
     leaf = replace(batch, clips={**batch.clips, task.clip_spec: clips})
     make_views = inspect.unwrap(type(task).make_views)  # without its no_grad
     views = make_views(task, leaf, subject.feed.rows("audit colours", 0, len(batch)))
-    features = subject.model.encoder(views.inputs["frames"])[task.stage].data
+    features = subject.model.encoder(_shown(views))[task.stage].data
     (gradient,) = torch.autograd.grad(features[:, :, -1].square().sum(), clips, allow_unused=True)
     if gradient is None:
         return 0.0

@@ -1,7 +1,8 @@
 """Cheats on tasks that look for the other clip of the same video: fingerprints that need no understanding of it.
 
 Such a task's targets name the `videos` (B,) of pairs of clips: rows 2i and 2i + 1 of the view `clips`, or its row i and
-row i of the slow view `keys`. A cheat takes the clip of the batch that is nearest in thumbnails, colours or noise.
+row i of the slow view `keys`; or row i of `anchor` and of `positive`, if there is one; or the first two of each video's
+`patches`. A cheat takes the clip of the batch that is nearest in thumbnails, colours or noise.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ EPSILON = 1e-4
 
 def pairs_clips(views: Views) -> bool:
     """Whether these are views of a task that this examiner understands."""
-    return "videos" in views.targets and "clips" in views.inputs
+    return "videos" in views.targets and bool({"clips", "anchor", "patches"} & views.inputs.keys())
 
 
 def thumbnails(clips: Tensor) -> Tensor:
@@ -135,12 +136,21 @@ class Instances:
 
 
 def _are_in_batch(views: Views) -> bool:
-    """Whether the task's candidates are the clips of the batch; those of a slow view come from a queue."""
+    """Whether the task's candidates are the clips of the batch; those of a slow view come from a queue.
+
+    Candidates of `anchor` and `patches` are other ones too: positives and hard negatives alone, or all patches.
+    """
     return "clips" in views.inputs and not views.slow_inputs
 
 
 def _pairs(views: Views) -> Tensor:
     """(2 B, 3, T, H, W): the clips of each video, one after the other."""
+    if "anchor" in views.inputs:
+        anchor = views.inputs["anchor"]
+        return torch.stack([anchor, views.inputs.get("positive", anchor)], 1).flatten(0, 1)
+    if "patches" in views.inputs:
+        of_video = views.inputs["patches"].unflatten(0, (len(views.targets["videos"]), -1))
+        return of_video[:, :2].flatten(0, 1)
     clips = views.inputs["clips"]
     if "keys" not in views.slow_inputs:
         return clips

@@ -33,6 +33,7 @@ def audit_record(audit: Audit, facts: Mapping[str, Any]) -> dict[str, Any]:
         "checks": [asdict(check) for check in audit.checks],
         "tasks": tasks,
         "leaks": audit.leaks,
+        "not_audited": audit.unknown,
     }
     known: dict[str, Any] = _without_nan(record)
     return known
@@ -59,14 +60,16 @@ def audit_text(audit: Audit) -> str:
     general = [f"- {c.says}" for c in audit.checks]
     if general:
         parts.append("\n".join(general))
-    untried = [task.task for task in audit.tasks if task.best_cheat is None]
-    if untried:
-        parts.append(f"No cheat could be tried on {', '.join(untried)}.")
-    leaks = audit.leaks
+    leaks, unknown = audit.leaks, audit.unknown
+    if unknown:
+        parts.append("Not looked at:\n\n" + "\n".join(f"- {what}" for what in unknown))
     if leaks:
         parts.append("Leaks:\n\n" + "\n".join(f"- {leak}" for leak in leaks))
     else:
-        parts.append("No leak was found. That nothing was found does not show that there is none.")
+        where = " in what was looked at" if unknown else ""
+        parts.append(
+            f"No leak was found{where}. That nothing was found does not show that there is none."
+        )
     return "\n\n".join(parts)
 
 
@@ -91,9 +94,13 @@ def _placed(task: TaskAudit) -> str:
     best = task.best_cheat
     if math.isnan(task.model.low):
         return "no interval is known, the task gives tallies alone"
+    if math.isnan(task.chance):
+        return "its chance is not known"
     if task.model.low <= task.chance:
         return "not above chance by more than its interval"
-    if best is None or not is_above(task.model, best.accuracy):
+    if best is None:
+        return "above chance; no cheat was tried"
+    if not is_above(task.model, best.accuracy):
         return "above chance, but not above the best cheat by more than the intervals"
     return "above chance and above the best cheat"
 
@@ -104,8 +111,8 @@ def _model_record(task: TaskAudit) -> dict[str, Any] | None:
     best = task.best_cheat
     return {
         "accuracy": task.model,
-        "is_above_chance": bool(task.model.low > task.chance),
-        "is_above_best_cheat": best is not None and bool(is_above(task.model, best.accuracy)),
+        "is_above_chance": None if math.isnan(task.chance) else bool(task.model.low > task.chance),
+        "is_above_best_cheat": None if best is None else bool(is_above(task.model, best.accuracy)),
     }
 
 

@@ -40,7 +40,7 @@ def swap_check(
 
 def not_run(why: str) -> Check:
     """That P7 says nothing, which is not that it found nothing."""
-    return Check("P7", "files coded anew", True, f"P7 not run: {why}")
+    return Check("P7", "files coded anew", None, f"P7 not run: {why}")
 
 
 def _by_video(judged: Judged) -> dict[int, float]:
