@@ -58,7 +58,8 @@ def _draw_panel(axis: Axes, title: str, cheats: Sequence[Cheat], task: TaskAudit
     axis.set_yticks(range(len(cheats)), names)
     axis.set_ylim(len(cheats) - 0.4, -0.6)
     axis.set_xlim(0, 1)
-    axis.set_title(f"{title} (black: chance{_model_words(task)})", loc="left", fontweight="bold")
+    # Flush right: over the names there is room for what is longer than the bars.
+    axis.set_title(f"{title} (black: chance{_model_words(task)})", loc="right", fontweight="bold")
     axis.spines[["top", "right"]].set_visible(False)
     if task is not None and task.model is not None:
         if not np.isnan(task.model.low):
