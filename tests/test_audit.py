@@ -217,3 +217,21 @@ def test_sources_and_copies_on_both_sides_are_named():
     assert disjoint.is_clean
     assert not copies.is_clean
     assert "1 pairs of near-duplicates stand on both sides" in copies.says
+
+
+def test_outlines_see_what_is_where_and_neither_brightness_nor_a_small_shift():
+    """Stripes that stand and stripes that lie: alike in all but direction."""
+    standing = torch.sin(torch.arange(48.0) / 2).expand(48, 48)
+    shown = {
+        "same, brighter": 2 * standing + 1,
+        "same, moved": standing.roll(2, 1),
+        "lying": standing.T.contiguous(),
+    }
+    distance = {}
+    for name, other in shown.items():
+        frames = torch.stack([standing, other])[None, :, None].expand(1, 2, 3, 48, 48)
+        outlines = probes._outlines(frames[:, :, 0])
+        distance[name] = float((outlines[:, 0] - outlines[:, 1]).abs().sum())
+    assert distance["same, brighter"] < 1e-5
+    assert distance["same, moved"] < 0.1 * distance["lying"]
+    assert distance["lying"] > 1.5  # of 2: nothing in common

@@ -16,6 +16,7 @@ from videossl.types import Questions
 
 EPSILON = 1e-4  # added to energies of normalised L before the logarithm: far below what 8-bit rounding leaves
 GRID = 8  # pixels of the blocks that codecs transform
+OUTLINE_DIRECTIONS, OUTLINE_CELLS = 8, 4  # of a half turn, and cells a side; chosen
 RIM_SHARE = 8 / 112  # of the side
 MAX_REGION_FRAMES, MAX_COMPARED_FRAMES = (
     12,
@@ -97,6 +98,20 @@ def distances(questions: Questions) -> Tensor:
     return torch.cat([logs - logs.mean(1, keepdim=True), _jumps(small)], 1)
 
 
+def outline_distances(questions: Questions) -> Tensor:
+    """(Q, pairs): how unlike the outlines of up to six frames are: histograms of gradients by direction, the idea of HOG
+    (Dalal and Triggs, CVPR 2005), which see no brightness and little of a shift."""
+    outlines = _outlines(_some(_lightness(questions), MAX_COMPARED_FRAMES))
+    pairs = [
+        (outlines[:, i] - outlines[:, j]).abs().mean(1)
+        for i, j in itertools.combinations(range(outlines.shape[1]), 2)
+    ]
+    if not pairs:
+        return outlines.new_zeros(len(outlines), 0)
+    logs = _log(torch.stack(pairs, 1))
+    return logs - logs.mean(1, keepdim=True)
+
+
 def sizes_of_change(questions: Questions) -> Tensor:
     """(Q, 3): how much neighbouring frames differ on the whole, and the largest difference and the spread beside that."""
     small = _thumbnails(questions)
@@ -115,6 +130,7 @@ PROBES = (
     Probe("P3", "border alone", rim),
     Probe("P3", "centre alone", middle),
     Probe("P4", "distances between frames", distances, is_baseline=True),
+    Probe("P4", "distances between outlines", outline_distances, is_baseline=True),
     Probe("P4", "sizes of changes alone", sizes_of_change, is_baseline=True),
 )
 
@@ -147,6 +163,22 @@ def _thumbnails(questions: Questions) -> Tensor:
     """(Q, F, 3, 8, 8)."""
     frames = questions.frames.float()
     return F.adaptive_avg_pool2d(frames.flatten(0, 1), 8).unflatten(0, frames.shape[:2])
+
+
+def _outlines(lightness: Tensor) -> Tensor:
+    """(Q, F, H, W) to (Q, F, D): in a grid of cells the share of gradients of each direction, without sign."""
+    down = lightness.diff(dim=2)[..., :-1]
+    across = lightness.diff(dim=3)[..., :-1, :]
+    strength = torch.hypot(down, across)
+    direction = (torch.atan2(down, across) / torch.pi * OUTLINE_DIRECTIONS).floor()
+    direction = direction.long() % OUTLINE_DIRECTIONS
+    of_direction = torch.zeros(*strength.shape[:2], OUTLINE_DIRECTIONS, *strength.shape[2:])
+    of_direction = of_direction.to(strength.device).scatter_(
+        2, direction.unsqueeze(2), strength.unsqueeze(2)
+    )
+    cells = F.adaptive_avg_pool2d(of_direction.flatten(0, 1), OUTLINE_CELLS).flatten(1)
+    cells = cells / cells.sum(1, keepdim=True).clamp_min(EPSILON)
+    return cells.view(*strength.shape[:2], -1)
 
 
 def _some(frames: Tensor, count: int) -> Tensor:
