@@ -56,7 +56,8 @@ def test_a_task_setting_fails_with_its_path():
 
 def test_an_unknown_task_fails():
     with pytest.raises(
-        UserError, match="task 'jigsaw' is unknown; allowed: arrow_of_time, clip_order, colorization"
+        UserError,
+        match="task 'jigsaw' is unknown; allowed: arrow_of_time, clip_order, colorization",
     ):
         task_configs({"jigsaw": {}})
 
