@@ -4,15 +4,13 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from videossl.config import Config, load_config, validate
+from videossl.config import Config, load_config, validate, with_overrides
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.distributed import World
 from videossl.engine.build import build_datasets, build_model
@@ -144,10 +142,7 @@ def audited_config(
     if path is not None:
         config = load_config(path, [*overrides, *own])
     else:
-        with TemporaryDirectory() as folder:
-            saved = Path(folder) / "config.yaml"
-            saved.write_text(yaml.safe_dump(state["config"]))
-            config = load_config(saved, [*overrides, *own])
+        config = validate(Config, with_overrides(state["config"], [*overrides, *own]))
     _require_split_of(validate(Config, state["config"]), config)
     return config
 

@@ -3,8 +3,12 @@
 Row i of the queries owns key i; behind the N own keys come those of everyone, of which each query's mask leaves some out.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from videossl.losses.metric import info_nce_of_scores, information_bound
 
 
 def candidates(own: Tensor, everyone: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +25,26 @@ def similarities(queries: Tensor, keys: Tensor) -> Tensor:
     """(N, M) inner products, in the precision of the rows under autocast too: the loss sees them as they are."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ keys.T
+
+
+class Matches(NamedTuple):
+    """How N queries found their own keys: the loss; of each query whether it did, and what a guess does; the bound on
+    mutual information and its ceiling, in nats."""
+
+    loss: Tensor
+    found: Tensor
+    chance: Tensor
+    information: Tensor
+    ceiling: Tensor
+
+
+def match(queries: Tensor, keys: Tensor, excluded: Tensor, *, temperature: float) -> Matches:
+    """InfoNCE of queries (N, D) among keys and the mask that `candidates` gives, all products taken once."""
+    scores = similarities(queries, keys)
+    loss = info_nce_of_scores(scores, temperature=temperature, excluded=excluded)
+    num_terms = (~excluded).sum(1)
+    found = finds_own(scores, excluded)
+    return Matches(loss, found, 1 / num_terms, *information_bound(loss.detach(), num_terms))
 
 
 def finds_own(scores: Tensor, excluded: Tensor) -> Tensor:

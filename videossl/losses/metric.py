@@ -113,10 +113,18 @@ def info_nce(
         queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
     # In bfloat16, as autocast would have it, cosines divided by a temperature of 0.05 are wrong by tenths.
     with torch.autocast(queries.device.type, enabled=False):
-        logits = queries @ keys.T / temperature
-    own = torch.arange(len(queries), device=queries.device)
+        scores = queries @ keys.T
+    return info_nce_of_scores(scores, temperature=temperature, excluded=excluded)
+
+
+def info_nce_of_scores(
+    scores: Tensor, *, temperature: float, excluded: Tensor | None = None
+) -> Tensor:
+    """The same of scores (N, M) that are there already, column i being query i's own."""
+    logits = scores / temperature
+    own = torch.arange(len(scores), device=scores.device)
     if excluded is not None:
-        is_own = own[:, None] == torch.arange(len(keys), device=keys.device)
+        is_own = own[:, None] == torch.arange(scores.shape[1], device=scores.device)
         logits = logits.masked_fill(excluded & ~is_own, -torch.inf)
     return F.cross_entropy(logits, own)
 

@@ -29,6 +29,7 @@ from videossl.losses.in_batch import (
     candidates,
     chance_of,
     finds_own,
+    match,
     own_last,
     own_place,
     similarities,
@@ -108,16 +109,21 @@ class Task(PretextTask):
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         raw = self.head(pooled(features["clips"])).float()
         questions = self._questions(raw, features, targets)
-        results = [_judge(*question, self.config.temperature) for question in questions]
-        losses, right, cheat, terms = (list(part) for part in zip(*results, strict=True))
-        loss = torch.stack(losses).mean()
+        matched, cheat = [], []
+        for own, keys, shown, shown_keys, excluded in questions:
+            matched.append(match(own, keys, excluded, temperature=self.config.temperature))
+            cheat.append(finds_own(-torch.cdist(shown, shown_keys), excluded))
+        found, chance, bound, ceiling = (
+            torch.stack([getattr(of_view, name) for of_view in matched])
+            for name in ("found", "chance", "information", "ceiling")
+        )
+        loss = torch.stack([of_view.loss for of_view in matched]).mean()
         tallies = {
-            "accuracy": tally(torch.cat(right)),
-            "chance": tally(1 / torch.cat(terms)),
+            "accuracy": tally(found),
+            "chance": tally(chance),
             "cheat": tally(torch.cat(cheat)),
         }
         if self.config.loss == "info_nce":
-            bound, ceiling = metric.information_bound(loss.detach(), torch.cat(terms))
             tallies["mutual_information"] = tally(bound)
             tallies["mutual_information_ceiling"] = tally(ceiling)
         else:
@@ -227,21 +233,6 @@ class Task(PretextTask):
 
 
 _Question = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _judge(
-    own: Tensor,
-    keys: Tensor,
-    shown: Tensor,
-    shown_keys: Tensor,
-    excluded: Tensor,
-    temperature: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss of one question; (B,) whether it is answered, whether thumbnails answer it, how many keys there are."""
-    loss = metric.info_nce(own, keys, temperature=temperature, normalize=False, excluded=excluded)
-    terms = 1 + (~excluded[:, len(own) :]).sum(1)
-    right = finds_own(similarities(own, keys), excluded)
-    return loss, right, finds_own(-torch.cdist(shown, shown_keys), excluded), terms
 
 
 def _noise_contrastive(question: "_Question", temperature: float) -> Tensor:

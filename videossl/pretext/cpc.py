@@ -37,11 +37,11 @@ from videossl.losses.in_batch import (
     candidates,
     chance_of,
     finds_own,
+    match,
     own_last,
     own_place,
     similarities,
 )
-from videossl.losses.metric import info_nce, information_bound
 from videossl.models.conv_gru import ConvGRU
 from videossl.models.encoder import StageInfo
 from videossl.pretext.task import PretextTask, TaskConfig
@@ -128,18 +128,15 @@ class Task(PretextTask):
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         queries, keys, excluded = self._questions(features, targets)
-        loss = info_nce(queries, keys, temperature=1.0, normalize=False, excluded=excluded)
-        right = finds_own(similarities(queries, keys), excluded)
-        num_terms = (~excluded).sum(1)
-        information, ceiling = information_bound(loss.detach(), num_terms)
+        matched = match(queries, keys, excluded, temperature=1.0)
         return TaskResult(
-            loss,
+            matched.loss,
             {
-                "accuracy": tally(right),
-                "chance": tally(1 / num_terms),
+                "accuracy": tally(matched.found),
+                "chance": tally(matched.chance),
                 "cheat": tally(finds_own(self._by_colour(targets), excluded)),
-                "mutual_information": tally(information),
-                "mutual_information_ceiling": tally(ceiling),
+                "mutual_information": tally(matched.information),
+                "mutual_information_ceiling": tally(matched.ceiling),
             },
         )
 

@@ -29,11 +29,11 @@ from videossl.losses.in_batch import (
     candidates,
     chance_of,
     finds_own,
+    match,
     own_last,
     own_place,
     similarities,
 )
-from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
 from videossl.pretext.task import PretextTask, TaskConfig
@@ -139,21 +139,13 @@ class Task(PretextTask):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Which patch of the global batch is the next transformation of the same one, against those of other videos."""
         keys, excluded = self._keys(embedded, targets)
-        loss = info_nce(
-            embedded,
-            keys,
-            temperature=self.config.temperature,
-            normalize=False,
-            excluded=excluded,
-        )
-        num_terms = (~excluded).sum(1)
-        information, ceiling = information_bound(loss.detach(), num_terms)
-        return loss, {
-            "accuracy": tally(finds_own(similarities(embedded, keys), excluded)),
-            "chance": tally(1 / num_terms),
+        matched = match(embedded, keys, excluded, temperature=self.config.temperature)
+        return matched.loss, {
+            "accuracy": tally(matched.found),
+            "chance": tally(matched.chance),
             "cheat": tally(finds_own(self._by_thumbnail(targets), excluded)),
-            "mutual_information": tally(information),
-            "mutual_information_ceiling": tally(ceiling),
+            "mutual_information": tally(matched.information),
+            "mutual_information_ceiling": tally(matched.ceiling),
         }
 
     @torch.no_grad()

@@ -31,11 +31,11 @@ from videossl.losses.in_batch import (
     candidates,
     chance_of,
     finds_own,
+    match,
     own_last,
     own_place,
     similarities,
 )
-from videossl.losses.metric import info_nce, information_bound
 from videossl.models.encoder import StageInfo, pooled
 from videossl.pretext.task import PretextTask, TaskConfig
 from videossl.rng import RowRandom
@@ -120,24 +120,16 @@ class Task(PretextTask):
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         anchor, keys, excluded = self._questions(features, targets)
-        loss = info_nce(
-            anchor,
-            keys,
-            temperature=self.config.temperature,
-            normalize=False,
-            excluded=excluded,
-        )
-        num_terms = (~excluded).sum(1)
-        information, ceiling = information_bound(loss.detach(), num_terms)
+        matched = match(anchor, keys, excluded, temperature=self.config.temperature)
         thumbnail_scores, without_negative = self._by_thumbnail(targets)
         return TaskResult(
-            loss,
+            matched.loss,
             {
-                "accuracy": tally(finds_own(similarities(anchor, keys), excluded)),
-                "chance": tally(1 / num_terms),
+                "accuracy": tally(matched.found),
+                "chance": tally(matched.chance),
                 "cheat": tally(finds_own(thumbnail_scores, without_negative)),
-                "mutual_information": tally(information),
-                "mutual_information_ceiling": tally(ceiling),
+                "mutual_information": tally(matched.information),
+                "mutual_information_ceiling": tally(matched.ceiling),
             },
         )
 
