@@ -16,10 +16,10 @@ from videossl.audit.instances import (
     colour_histogram,
     noise_residual,
     pairs_clips,
-    thumbnails,
 )
 from videossl.audit.intervals import Interval
 from videossl.audit.subject import Seen, Subject
+from videossl.clip_views import mean_pictures
 from videossl.config import Config, validate
 from videossl.distributed import World
 from videossl.pretext import colorization, image_colorization
@@ -254,7 +254,7 @@ def test_clips_of_one_video_are_no_negatives():
 
 def test_fingerprints_have_the_sizes_they_say():
     clips = torch.randn(3, 3, 4, 16, 16)
-    assert thumbnails(clips).shape == (3, 192)
+    assert mean_pictures(clips).shape == (3, 192)
     assert noise_residual(clips).shape == (3, 66)
     histogram = colour_histogram(clips)
     assert histogram.shape == (3, 48)

@@ -1,13 +1,14 @@
 """Views of clips that several tasks build: cut at an offset of their own, in one colour channel, in another order.
 
-Clips are normalised Lab, (N, 3, T, H, W), on any device. Randomness comes in as tensors, drawn by the caller.
+Clips are normalised Lab, (N, 3, T, H, W), on any device. Randomness comes in as tensors, or from the rows' own.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videossl.color import LAB_OFFSET, LAB_SCALE, lab_to_rgb, normalize_lab, rgb_to_lab
+from videossl.color import denormalize_lab, lab_to_rgb, normalize_lab, rgb_to_lab
+from videossl.rng import RowRandom
 
 
 def cut_frames(clips: Tensor, offsets: Tensor, size: int) -> Tensor:
@@ -28,9 +29,24 @@ def split_channels(clips: Tensor, channel: Tensor) -> Tensor:
     rgb = _rgb(clips)
     index = channel[:, None, :, None, None].expand(-1, 1, -1, *clips.shape[3:])
     grey = rgb.gather(1, index)  # (N, 1, T, H, W)
-    lightness = rgb_to_lab(grey.expand_as(rgb), dim=1)[:, :1]
-    lightness = (lightness - LAB_OFFSET[0]) / LAB_SCALE[0]
+    lightness = normalize_lab(rgb_to_lab(grey.expand_as(rgb), dim=1), dim=1)[:, :1]
     return torch.cat([lightness, torch.zeros_like(clips[:, 1:])], 1)
+
+
+def show_apart(clips: Tensor, rng: RowRandom, *, size: int, shift: int, is_split: bool) -> Tensor:
+    """The clips of a window (B, K, 3, T, H, W), each cut at an offset of its own, (B K, 3, T, size, size).
+
+    Offsets are up to `shift` pixels, the same for a clip's frames; if `is_split`, each clip shows one colour channel.
+    """
+    count, num_frames = clips.shape[1], clips.shape[3]
+    views = clips.flatten(0, 1)
+    if shift:
+        offsets = rng.integers(count, 1, 2, high=2 * shift + 1).expand(-1, -1, num_frames, -1)
+        views = cut_frames(views, offsets.flatten(0, 1), size)
+    if is_split:
+        channel = rng.integers(count, 1, high=3).expand(-1, -1, num_frames)
+        views = split_channels(views, channel.flatten(0, 1))
+    return views
 
 
 def without_green_magenta(clips: Tensor) -> Tensor:
@@ -76,7 +92,17 @@ def thumbnails(clips: Tensor, side: int = 8) -> Tensor:
     return F.adaptive_avg_pool2d(clips[:, 0, clips.shape[2] // 2], side)
 
 
+def mean_pictures(clips: Tensor, side: int = 8) -> Tensor:
+    """(N, 3 side^2): each clip's mean over time, area-sampled; the nearest of them is often of the same video."""
+    return F.adaptive_avg_pool3d(clips, (1, side, side)).flatten(1)
+
+
+def change(clips: Tensor) -> Tensor:
+    """(N,) the mean |difference| of neighbouring frames, lightness alone."""
+    lightness = clips[:, 0]
+    return (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
+
+
 def _rgb(clips: Tensor) -> Tensor:
     """sRGB in [0, 1] of normalised Lab, the same shape."""
-    parts = zip(clips.unbind(1), LAB_OFFSET, LAB_SCALE, strict=True)
-    return lab_to_rgb(torch.stack([c * scale + offset for c, offset, scale in parts], 1), dim=1)
+    return lab_to_rgb(denormalize_lab(clips, dim=1), dim=1)

@@ -57,8 +57,7 @@ def lab_to_rgb(lab: Tensor, dim: int = -3) -> Tensor:
 
 def picture(normalized: Tensor, dim: int = -3) -> Tensor:
     """What people see of the encoders' input form: uint8 RGB, same shape, on the CPU."""
-    parts = zip(normalized.float().unbind(dim), LAB_OFFSET, LAB_SCALE, strict=True)
-    lab = torch.stack([channel * scale + offset for channel, offset, scale in parts], dim)
+    lab = denormalize_lab(normalized.float(), dim)
     return (255 * lab_to_rgb(lab, dim)).round().to(torch.uint8).cpu()
 
 
@@ -67,6 +66,12 @@ def normalize_lab(lab: Tensor, dim: int = -3) -> Tensor:
     # Number by number: a tensor of them would be copied to a GPU, which the host waits for.
     parts = zip(lab.unbind(dim), LAB_OFFSET, LAB_SCALE, strict=True)
     return torch.stack([(channel - offset) / scale for channel, offset, scale in parts], dim)
+
+
+def denormalize_lab(normalized: Tensor, dim: int = -3) -> Tensor:
+    """The encoders' input form back to Lab, same shape."""
+    parts = zip(normalized.unbind(dim), LAB_OFFSET, LAB_SCALE, strict=True)
+    return torch.stack([channel * scale + offset for channel, offset, scale in parts], dim)
 
 
 def chroma_bins(size: float = 10.0) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from videossl.audit.findings import Cheat, Check, measure
 from videossl.audit.subject import Form, Seen
+from videossl.clip_views import mean_pictures
 from videossl.types import Views
 
 BINS = 16  # of each channel's histogram, over [-RANGE, RANGE] of normalised Lab
@@ -24,11 +25,6 @@ EPSILON = 1e-4
 def pairs_clips(views: Views) -> bool:
     """Whether these are views of a task that this examiner understands."""
     return "videos" in views.targets and bool({"clips", "anchor", "patches"} & views.inputs.keys())
-
-
-def thumbnails(clips: Tensor) -> Tensor:
-    """(N, 3 * 64): the mean picture, 8 x 8."""
-    return F.adaptive_avg_pool3d(clips, (1, 8, 8)).flatten(1)
 
 
 def noise_residual(clips: Tensor) -> Tensor:
@@ -55,7 +51,7 @@ def colour_histogram(clips: Tensor) -> Tensor:
 
 
 FINGERPRINTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "thumbnails, 8 x 8": thumbnails,
+    "thumbnails, 8 x 8": mean_pictures,
     "noise residual": noise_residual,
     "colour histogram": colour_histogram,
 }

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from videossl.clip_views import change
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import LateFusion, mlp, pool_grid
@@ -111,9 +112,7 @@ class Task(PretextTask):
         stable = torch.ones(len(clip), dtype=torch.bool, device=clip.device)
         if self.config.stabilize:
             clip, stable = stabilize(clip, self.config.stabilize_margin)
-        lightness = clip[:, 0]
-        motion = (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
-        moving = ((motion >= self.config.min_motion) & stable).float()
+        moving = ((change(clip) >= self.config.min_motion) & stable).float()
         targets = {"moving": moving, "stable": stable.float()}
         return Views({"forward": clip}, targets, {"backward": "forward"})
 

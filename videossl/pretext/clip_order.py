@@ -20,7 +20,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from videossl.clip_views import cut_frames, split_channels, thumbnails
+from videossl.clip_views import show_apart, thumbnails
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import TupleHead, pool_grid
@@ -113,16 +113,14 @@ class Task(PretextTask):
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec]
-        count, frames = self.config.num_clips, self.config.num_frames
-        views = clips.flatten(0, 1)  # (B K, 3, T, H, W)
-        if self.config.crop_shift:
-            offsets = rng.integers(count, 1, 2, high=2 * self.config.crop_shift + 1)
-            offsets = offsets.expand(-1, -1, frames, -1).flatten(0, 1)
-            views = cut_frames(views, offsets, self.config.crop_size)
-        if self.config.split_channels:
-            channel = rng.integers(count, 1, high=3).expand(-1, -1, frames)
-            views = split_channels(views, channel.flatten(0, 1))
-        shown = thumbnails(views).unflatten(0, (len(clips), count))
+        views = show_apart(
+            clips,
+            rng,
+            size=self.config.crop_size,
+            shift=self.config.crop_shift,
+            is_split=self.config.split_channels,
+        )
+        shown = thumbnails(views).unflatten(0, clips.shape[:2])
         return Views({"clips": views}, {"thumbnails": shown})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:

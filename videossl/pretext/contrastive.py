@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from videossl.clip_views import mean_pictures
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.losses import metric
@@ -99,7 +100,7 @@ class Task(PretextTask):
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec].flatten(0, 1)  # (2 B, 3, T, H, W), no copy
-        thumbnails = F.adaptive_avg_pool3d(clips, (1, THUMBNAIL, THUMBNAIL)).flatten(1)
+        thumbnails = mean_pictures(clips, THUMBNAIL)
         videos = batch.video_ids.to(clips.device, non_blocking=True)
         targets = {"thumbnails": thumbnails, "videos": videos}
         if self.config.mode == "simclr":

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from videossl.clip_views import warp_frames
+from videossl.clip_views import mean_pictures, warp_frames
 from videossl.color import LAB_OFFSET, LAB_SCALE
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
@@ -98,7 +98,7 @@ class Task(PretextTask):
             size=config.crop_size,
         )
         patches = self._recolour(patches, rng.uniform(count, 4, low=-1.0).flatten(0, 1))
-        thumbnails = F.adaptive_avg_pool3d(patches, (1, 8, 8)).flatten(1)
+        thumbnails = mean_pictures(patches)
         videos = batch.video_ids.to(clips.device, non_blocking=True)
         return Views({"patches": patches}, {"thumbnails": thumbnails, "videos": videos})
 

@@ -119,10 +119,7 @@ class Task(PretextTask):
             rearrange(views.inputs[name], "(b k) c t h w -> b k t c h w", k=count)
             for name in ("ordered", "shuffled")
         )
-        odd = torch.eye(count, dtype=torch.bool, device=ordered.device)[
-            None, :, :, None, None, None, None
-        ]
-        shown = torch.where(odd, shuffled[:, None], ordered[:, None])  # (B, odd, K, T, 3, H, W)
+        shown = _each_odd(ordered, shuffled)  # (B, odd, K, T, 3, H, W)
         places = torch.arange(count, device=ordered.device)
         videos = torch.arange(len(ordered), device=ordered.device)
         return Questions(
@@ -140,16 +137,14 @@ class Task(PretextTask):
         # Together: batch statistics of one kind alone would tell the kinds apart.
         both = self.standardize(torch.cat(pooled))
         ordered, shuffled = both.unflatten(0, (-1, self.config.num_clips)).chunk(2)  # (B, K, C)
-        odd = torch.eye(self.config.num_clips, dtype=torch.bool, device=both.device)[..., None]
-        x = torch.where(odd, shuffled[:, None], ordered[:, None])  # (B, odd, K, C)
+        x = _each_odd(ordered, shuffled)  # (B, odd, K, C)
         mean = x.mean(2, keepdim=True).expand_as(x)
         logits: Tensor = self.head(torch.cat([x, mean, (x - mean).abs()], -1).flatten(0, 2))
         return logits.view(x.shape[:3]).float()
 
     def _most_jumpy(self, jumps: Tensor) -> Tensor:
         """(B, 2, K) jumps of the clips in order and shuffled to the jumpiest clip for each odd one, (B, K)."""
-        odd = torch.eye(self.config.num_clips, dtype=torch.bool, device=jumps.device)
-        return torch.where(odd, jumps[:, 1, None], jumps[:, 0, None]).argmax(-1)
+        return _each_odd(jumps[:, 0], jumps[:, 1]).argmax(-1)
 
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
@@ -165,6 +160,13 @@ class Task(PretextTask):
             title = f"shuffled: {said} among {self.config.num_clips} (of all its turns {share:.2f})"
             strips.append(Strip(title, film(views.inputs["shuffled"][first])))
         return {"odd one": from_array(contact_sheet(strips, height=72))}
+
+
+def _each_odd(ordered: Tensor, shuffled: Tensor) -> Tensor:
+    """(B, K, ...) each to (B, K, K, ...): for each place of the odd one the shuffled clip there, the others in order."""
+    odd = torch.eye(ordered.shape[1], dtype=torch.bool, device=ordered.device)
+    odd = odd.view(*odd.shape, *[1] * (ordered.ndim - 2))
+    return torch.where(odd, shuffled[:, None], ordered[:, None])
 
 
 def _shuffled(draws: Tensor) -> Tensor:

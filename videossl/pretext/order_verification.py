@@ -22,7 +22,7 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from videossl.clip_views import cut_frames, split_channels, thumbnails
+from videossl.clip_views import show_apart, thumbnails
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import TupleHead, pool_grid
@@ -110,17 +110,15 @@ class Task(PretextTask):
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec]  # (B, K, 3, T, H, W)
         middle = thumbnails(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
-        views = clips.flatten(0, 1)
-        shape, size = (len(clips), self.clip_spec.num_clips), self.config.crop_size
-        if self.config.crop_shift:
-            offsets = rng.integers(shape[1], 1, 2, high=2 * self.config.crop_shift + 1)
-            offsets = offsets.expand(-1, -1, self.config.num_frames, -1)
-            views = cut_frames(views, offsets.flatten(0, 1), size)
-        if self.config.split_channels:
-            channel = rng.integers(shape[1], 1, high=3).expand(-1, -1, self.config.num_frames)
-            views = split_channels(views, channel.flatten(0, 1))
+        views = show_apart(
+            clips,
+            rng,
+            size=self.config.crop_size,
+            shift=self.config.crop_shift,
+            is_split=self.config.split_channels,
+        )
         # What moved is asked of the window itself, what gives the answer away of what is shown.
-        shown = thumbnails(views).unflatten(0, shape)
+        shown = thumbnails(views).unflatten(0, clips.shape[:2])
         return Views({"clips": views}, {"thumbnails": shown, "differs": self._differs(middle)})
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from videossl.clip_views import reorder_frames, warp_frames
+from videossl.clip_views import change, reorder_frames, warp_frames
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp
@@ -94,7 +94,7 @@ class Task(PretextTask):
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec][:, 0]  # (B, 3, frames, H, W)
-        moving = (_change(clips) >= self.config.min_motion).float()
+        moving = (change(clips) >= self.config.min_motion).float()
         gap = self.frame_gaps[rng.integers(high=len(self.frame_gaps))]  # (B,)
         views = {}
         for name, speed in zip(self.names, self.config.speeds, strict=True):
@@ -102,8 +102,8 @@ class Task(PretextTask):
             room = clips.shape[2] - 1 - step[:, -1]
             start = (rng.uniform() * (room + 1)).long().minimum(room)
             views[name] = self._cut(reorder_frames(clips, start[:, None] + step), rng)
-        change = torch.stack([_change(view) for view in views.values()], 1)
-        return Views(views, {"moving": moving, "change": change})
+        changes = torch.stack([change(view) for view in views.values()], 1)
+        return Views(views, {"moving": moving, "change": changes})
 
     def _cut(self, clips: Tensor, rng: RowRandom) -> Tensor:
         """A square of each clip at a scale and place of its own."""
@@ -184,10 +184,9 @@ class Task(PretextTask):
     def _sorted(self, targets: dict[str, Tensor]) -> Tensor:
         """(B, shown) the answers if of this rank's moving clips those that change most had the highest speed, and so on."""
         moving = targets["moving"]
-        change = targets["change"].masked_fill(moving[:, None] == 0, -1.0)
-        place = (
-            change.flatten().argsort(descending=True).argsort().view_as(change)
-        )  # 0 changes most
+        changes = targets["change"].masked_fill(moving[:, None] == 0, -1.0)
+        place = changes.flatten().argsort(descending=True).argsort()  # 0 changes most
+        place = place.view_as(changes)
         answer = len(self.names) - 1 - place // moving.sum().clamp_min(1)
         return answer.clamp_min(0).long()
 
@@ -204,12 +203,6 @@ class Task(PretextTask):
                 )
                 strips.append(Strip(title, film(views.inputs[name][row])))
         return {"speed": from_array(contact_sheet(strips, height=72))}
-
-
-def _change(clips: Tensor) -> Tensor:
-    """(N,) the mean |difference| of neighbouring frames, normalised L."""
-    lightness = clips[:, 0]
-    return (lightness[:, 1:] - lightness[:, :-1]).abs().mean(dim=(1, 2, 3))
 
 
 def _rising_pairs(values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from videossl.clip_views import reorder_frames
+from videossl.clip_views import mean_pictures, reorder_frames
 from videossl.distributed import gather_rows
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.losses.in_batch import (
@@ -108,7 +108,7 @@ class Task(PretextTask):
         # Of the anchor, of the positive, of the hard negative.
         masks = rng.uniform(2 + self.has_negative, self.config.hidden) >= self.config.dropout
         shown = ("anchor", "positive" if self.is_supervised else "anchor")
-        thumbnails = [F.adaptive_avg_pool3d(inputs[name], (1, 8, 8)).flatten(1) for name in shown]
+        thumbnails = [mean_pictures(inputs[name]) for name in shown]
         targets = {
             "masks": masks,
             "thumbnails": torch.stack(thumbnails, 1),
