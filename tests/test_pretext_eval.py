@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.audit.heldout_answers import heldout_dataset, load_run, unseen_videos
+from videossl.audit.heldout_answers import load_run, unseen_videos
 from videossl.data.synthetic import render_video
+from videossl.engine.build import clip_dataset
 from videossl.errors import UserError
 
 TASKS = """
@@ -85,7 +86,7 @@ def test_sources_that_were_trained_on_are_left_out(trained, tmp_path):
     assert main(["scan", str(folder), "-o", str(manifest_path), "--workers", "1"]) == 0
     other, rows = unseen_videos(run, manifest_path)
     assert [Path(str(other[row].source)).name for row in rows] == ["new.mp4"]
-    data = heldout_dataset(run.config, run.model, other, rows)
+    data = clip_dataset(run.config, run.model, other, rows, shuffle=False)
     assert len(data) == 1
     only_old = tmp_path / "old.parquet"
     (folder / "new.mp4").unlink()

@@ -4,16 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
 from videossl.audit.intervals import Interval
 from videossl.drawing import as_array
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 Rows = list[tuple[str, str, Interval]]  # what, of which questions, how much
 
@@ -66,9 +63,8 @@ def draw_task(path: Path, name: str, task: Mapping[str, Any]) -> None:
     shares = [row for row in shares if 0 <= row[2].estimate <= 1]
     matrix = np.array(task["confusion"]) if "confusion" in task else None
     columns = 1 if matrix is None else 2
-    figure, axes = plt.subplots(
-        1, columns, figsize=(6.5 * columns, 1.2 + 0.32 * max(len(shares), 9)), squeeze=False
-    )
+    figure = Figure(figsize=(6.5 * columns, 1.2 + 0.32 * max(len(shares), 9)))
+    axes = figure.subplots(1, columns, squeeze=False)
     bars = axes[0][0]
     places = np.arange(len(shares))
     values = np.array([interval.estimate for *_, interval in shares])
@@ -86,7 +82,6 @@ def draw_task(path: Path, name: str, task: Mapping[str, Any]) -> None:
         _draw_confusion(axes[0][1], matrix)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 def _colour(what: str) -> str:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
-from videossl.data.sampling import SamplingRules
 from videossl.data.table import Manifest, read_manifest
 from videossl.distributed import World
 from videossl.engine.build import autocast, build_model, split_by_group
@@ -99,23 +98,6 @@ def unseen_videos(run: Run, manifest_path: Path | None) -> tuple[Manifest, np.nd
             len(seen),
         )
     return other, np.flatnonzero(~seen)
-
-
-def heldout_dataset(
-    config: Config, model: MultiTask, manifest: Manifest, rows: np.ndarray
-) -> ClipDataset:
-    """The clips of some rows as the run's own held-out evaluation shows them."""
-    return ClipDataset(
-        manifest,
-        [task.clip_spec for _, task in model.named_tasks()],
-        seed=config.seed,
-        short_side=config.data.short_side,
-        rows=rows,
-        rules=SamplingRules(**config.data.sampling.model_dump()),
-        cut_bars=config.data.cut_bars,
-        backend=config.decode.backend,
-        shuffle=False,
-    )
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ Questions about one video share its content, so an interval over questions would
 chapter 8: resample what was sampled).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +28,9 @@ class Interval(NamedTuple):
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
+
+
 def bootstrap(
     statistic: Statistic,
     weights: np.ndarray,
@@ -43,18 +46,9 @@ def bootstrap(
     """
     weights = np.asarray(weights, dtype=np.float64)
     if not weights.sum() > 0:
-        return Interval(float("nan"), float("nan"), float("nan"))
-    _, index = np.unique(videos, return_inverse=True)
-    num_videos = int(index.max()) + 1
-    random = np.random.default_rng(seed)
-    values = []
-    for _ in range(num_resamples):
-        drawn = np.bincount(random.integers(num_videos, size=num_videos), minlength=num_videos)
-        values.append(statistic(weights * drawn[index]))
-    known = np.array(values)[~np.isnan(values)]
-    tail = 50 * (1 - SHARE)
-    low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
-    return Interval(statistic(weights), float(low), float(high))
+        return UNKNOWN
+    index, draws = _drawn(videos, num_resamples, seed)
+    return _interval(statistic(weights), [statistic(weights * drawn[index]) for drawn in draws])
 
 
 def bootstrap_over_videos(
@@ -67,21 +61,32 @@ def bootstrap_over_videos(
 ) -> Interval:
     """The weighted mean of `values` (Q,) and its interval over videos."""
     values = np.asarray(values, dtype=np.float64)
-    _, index = np.unique(videos, return_inverse=True)
     weights = np.asarray(weights, dtype=np.float64)
     if not weights.sum() > 0:
-        return Interval(float("nan"), float("nan"), float("nan"))
+        return UNKNOWN
+    index, draws = _drawn(videos, num_resamples, seed)
     # A mean needs each video's two sums alone: all resamples at once, however many rows there are.
     sums, totals = np.bincount(index, values * weights), np.bincount(index, weights)
-    random = np.random.default_rng(seed)
-    drawn = np.stack(
-        [
-            np.bincount(random.integers(len(sums), size=len(sums)), minlength=len(sums))
-            for _ in range(num_resamples)
-        ]
-    )
     with np.errstate(invalid="ignore"):
-        means = (drawn @ sums) / (drawn @ totals)
+        means = (draws @ sums) / (draws @ totals)
+    return _interval(float(sums.sum() / totals.sum()), means)
+
+
+def _drawn(videos: np.ndarray, num_resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The video of each row as a number, and how often each resample drew each video: (resamples, videos)."""
+    names, index = np.unique(videos, return_inverse=True)
+    random = np.random.default_rng(seed)
+    draws = [
+        np.bincount(random.integers(len(names), size=len(names)), minlength=len(names))
+        for _ in range(num_resamples)
+    ]
+    return index, np.stack(draws)
+
+
+def _interval(estimate: float, resampled: Sequence[float] | Floats) -> Interval:
+    """The middle SHARE of those resamples whose statistic is known."""
+    known = np.asarray(resampled)
+    known = known[~np.isnan(known)]
     tail = 50 * (1 - SHARE)
-    low, high = np.nanpercentile(means, [tail, 100 - tail])
-    return Interval(float(sums.sum() / totals.sum()), float(low), float(high))
+    low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
+    return Interval(estimate, float(low), float(high))

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from videossl.audit.intervals import Floats, Interval, bootstrap, bootstrap_over_videos
+from videossl.audit.intervals import UNKNOWN, Floats, bootstrap, bootstrap_over_videos
 from videossl.types import Answers
 
 MAX_CONFUSION = 32  # answers up to which a confusion matrix can be read
@@ -104,7 +104,7 @@ def _balanced(
 ) -> list[float]:
     """Mean recall: of each video only the sums per class matter, so that resampling is cheap."""
     if not weights.sum() > 0:
-        return list(Interval(float("nan"), float("nan"), float("nan")))
+        return list(UNKNOWN)
     names, index = np.unique(videos, return_inverse=True)
     num_classes = int(labels.max()) + 1
     cell = index * num_classes + labels

@@ -48,12 +48,12 @@ def run(args: argparse.Namespace) -> int:
     from videossl.audit.evaluation_report import draw_task, format_table, write_pictures
     from videossl.audit.heldout_answers import (
         collect_answers,
-        heldout_dataset,
         load_run,
         unseen_videos,
     )
     from videossl.audit.judgement import judge
     from videossl.distributed import choose_device
+    from videossl.engine.build import clip_dataset
     from videossl.errors import UserError
     from videossl.version import __version__
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out} is a file: -o takes a folder")
     trained = load_run(args.checkpoint)
     manifest, rows = unseen_videos(trained, args.manifest)
-    data = heldout_dataset(trained.config, trained.model, manifest, rows)
+    data = clip_dataset(trained.config, trained.model, manifest, rows, shuffle=False)
     log.info("%d videos that step %d of %s has not seen", len(data), trained.step, args.checkpoint)
     args.out.mkdir(parents=True, exist_ok=True)
     found = collect_answers(

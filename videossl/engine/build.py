@@ -1,5 +1,6 @@
 """From a Config to modules and data: the one place where names become objects."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,30 @@ def split_by_group(manifest: Manifest, fraction: float, seed: int) -> Split:
     return Split(np.array(train, dtype=np.int64), np.array(heldout, dtype=np.int64))
 
 
+def clip_dataset(
+    config: Config,
+    model: MultiTask,
+    manifest: Manifest,
+    rows: np.ndarray,
+    *,
+    shuffle: bool,
+    device: str = "cpu",
+) -> ClipDataset:
+    """What the model's tasks want of some rows of a manifest, as the config decodes it."""
+    return ClipDataset(
+        manifest,
+        [task.clip_spec for _, task in model.named_tasks()],
+        seed=config.seed,
+        short_side=config.data.short_side,
+        rows=rows,
+        rules=SamplingRules(**config.data.sampling.model_dump()),
+        cut_bars=config.data.cut_bars,
+        backend=config.decode.backend,
+        device=device,
+        shuffle=shuffle,
+    )
+
+
 def build_datasets(
     config: Config, model: MultiTask, world: World
 ) -> tuple[ClipDataset, ClipDataset | None]:
@@ -106,21 +131,7 @@ def build_datasets(
             f"data.holdout_fraction {config.data.holdout_fraction:g} holds out no whole source group of "
             f"{config.data.manifest}: add videos, raise it, or set it to 0 to go without held-out metrics"
         )
-    specs = [task.clip_spec for _, task in model.named_tasks()]
-
-    def dataset(rows: np.ndarray, *, shuffle: bool, device: str) -> ClipDataset:
-        return ClipDataset(
-            manifest,
-            specs,
-            seed=config.seed,
-            short_side=config.data.short_side,
-            rows=rows,
-            rules=SamplingRules(**config.data.sampling.model_dump()),
-            cut_bars=config.data.cut_bars,
-            backend=config.decode.backend,
-            device=device,
-            shuffle=shuffle,
-        )
+    dataset = functools.partial(clip_dataset, config, model, manifest)
 
     def measure(device: str) -> float:
         return videos_per_second(
