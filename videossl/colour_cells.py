@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
@@ -40,6 +41,18 @@ def classify(colours: Tensor, centroids: Tensor) -> Tensor:
     flat = rearrange(colours.float(), "b v t h w -> b (t h w) v")
     nearest = torch.cdist(flat, centroids).argmin(-1)
     return nearest.view(colours.shape[0], *colours.shape[2:])
+
+
+def one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """(B, T, h, w) classes to (B, T, classes, h, w) float: what is copied of them."""
+    numbers = torch.arange(num_classes, device=classes.device)
+    return (classes[:, :, None] == numbers[:, None, None]).float()
+
+
+def copied_loss(shares: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy of copied class shares (B, classes, h, w) at the true classes (B, h, w)."""
+    # nll_loss over maps has no backward for permuted strides.
+    return F.nll_loss((shares + 1e-6).log().contiguous(), classes)
 
 
 class CellTruth(NamedTuple):

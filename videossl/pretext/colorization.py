@@ -29,7 +29,9 @@ from videossl.colour_cells import (
     cell_answers,
     cell_tallies,
     classify,
+    copied_loss,
     fit_classes,
+    one_hot,
     some_samples,
 )
 from videossl.drawing import (
@@ -166,8 +168,7 @@ class Task(PretextTask):
         classes, values = targets["classes"], self._values(targets)  # (B, T, h, w), (B, T, V, h, w)
         copied = self._copy(embedded, values[:, :-1])
         if self.config.predict == "classes":
-            # nll_loss over maps has no backward for permuted strides.
-            loss = F.nll_loss((copied + 1e-6).log().contiguous(), classes[:, -1])
+            loss = copied_loss(copied, classes[:, -1])
             predicted = copied.argmax(1)
         else:
             loss = F.smooth_l1_loss(copied, values[:, -1])
@@ -209,8 +210,7 @@ class Task(PretextTask):
         """What is copied, (B, T, V, h, w): one-hot classes, or the hidden colours themselves."""
         if self.config.predict == "values":
             return rearrange(targets["hidden"].float(), "b v t h w -> b t v h w")
-        numbers = torch.arange(self.config.num_classes, device=targets["classes"].device)
-        return (targets["classes"][:, :, None] == numbers[:, None, None]).float()
+        return one_hot(targets["classes"], self.config.num_classes)
 
     def _embed(self, maps: FeatureMaps) -> Tensor:
         """(B, T, D, h, w), of length 1 where cosines are compared."""

@@ -28,7 +28,9 @@ from videossl.colour_cells import (
     cell_answers,
     cell_tallies,
     classify,
+    copied_loss,
     fit_classes,
+    one_hot,
     some_samples,
 )
 from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
@@ -126,7 +128,7 @@ class Task(PretextTask):
 
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         embedded = self._embed(features["frames"])
-        truth = self._one_hot(targets["classes"])  # (B, T, K, h, w)
+        truth = one_hot(targets["classes"], self.config.num_classes)  # (B, T, K, h, w)
         second = self._copy(embedded, 1, 0, truth[:, 0])
         share = self._share_of_truth()
         if self.training:
@@ -136,15 +138,19 @@ class Task(PretextTask):
         third = self._copy(embedded, 2, 1, handed_on)
         back = self._copy(embedded, 0, 1, self._copy(embedded, 1, 2, third))
         classes = targets["classes"]
-        losses = [_nll(got, classes[:, frame]) for got, frame in ((second, 1), (third, 2))]
-        loss = torch.stack(losses).mean() + self.config.cycle_weight * _nll(back, classes[:, 0])
+        losses = [copied_loss(got, classes[:, frame]) for got, frame in ((second, 1), (third, 2))]
+        loss = torch.stack(losses).mean() + self.config.cycle_weight * copied_loss(
+            back, classes[:, 0]
+        )
         return TaskResult(loss, cell_tallies(third.detach().argmax(1), self._truth(targets)))
 
     @torch.no_grad()
     def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
         """The class of each cell of the third frame, copied all the way from the first."""
         embedded = self._embed(features["frames"])
-        second = self._copy(embedded, 1, 0, self._one_hot(targets["classes"])[:, 0])
+        second = self._copy(
+            embedded, 1, 0, one_hot(targets["classes"], self.config.num_classes)[:, 0]
+        )
         third = self._copy(embedded, 2, 1, second)
         entropy, offset = attention_statistics(
             embedded[:, 2],
@@ -157,7 +163,10 @@ class Task(PretextTask):
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
         """The first frame's classes, the third frame's true ones, and those copied to it, as colours."""
-        embedded, truth = self._embed(features["frames"]), self._one_hot(views.targets["classes"])
+        embedded, truth = (
+            self._embed(features["frames"]),
+            one_hot(views.targets["classes"], self.config.num_classes),
+        )
         copied = self._copy(embedded, 2, 1, self._copy(embedded, 1, 0, truth[:, 0]))
         strips = []
         for row in range(min(NUM_DRAWN, len(copied))):
@@ -183,11 +192,6 @@ class Task(PretextTask):
         config = self.config
         progress = (self.num_batches / config.sampling_steps).clamp(max=1.0)
         return config.sampling_from + (config.sampling_to - config.sampling_from) * progress
-
-    def _one_hot(self, classes: Tensor) -> Tensor:
-        """(B, T, h, w) to (B, T, K, h, w) float."""
-        numbers = torch.arange(self.config.num_classes, device=classes.device)
-        return (classes[:, :, None] == numbers[:, None, None]).float()
 
     def _embed(self, maps: FeatureMaps) -> Tensor:
         embedded = self.head(maps.data).float()
@@ -218,8 +222,3 @@ class Task(PretextTask):
         colours = torch.einsum("khw,kc->chw", classes, self.centroids.to(classes.dtype))
         large = F.interpolate(colours[None], scale_factor=self.spatial_stride, mode="nearest")
         return picture(large[0])
-
-
-def _nll(shares: Tensor, classes: Tensor) -> Tensor:
-    # nll_loss over maps has no backward for permuted strides.
-    return F.nll_loss((shares + 1e-6).log().contiguous(), classes)
