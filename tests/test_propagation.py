@@ -144,6 +144,22 @@ def test_void_in_the_first_mask_is_background() -> None:
     np.testing.assert_array_equal(last, np.where(mask == 255, 0, mask))
 
 
+def test_an_object_that_appears_later_is_taken_as_given_and_carried_on() -> None:
+    protocol = replace(PRESETS["videossl"], short_side=None, label_up="nearest", temperature=0.001)
+    first, late = block_mask(), np.zeros((48, 64), np.uint8)
+    late[0:8, 40:60] = 2
+    source, extractor = ArrayFrames(noise_frames(1).repeat(6, 1, 1, 1)), LabPatches()
+    masks = propagate(
+        sequence_features(source, extractor, protocol),
+        first,
+        protocol,
+        object_ids=[1, 2, 3],
+        later_masks={3: late},
+    )
+    for index, mask in enumerate(masks):
+        np.testing.assert_array_equal(mask, np.where(late, late, first) if index >= 3 else first)
+
+
 def test_hard_labels_stay_whole() -> None:
     protocol = replace(PRESETS["videossl"], short_side=None, hard_labels=True, label_up="nearest")
     for mask in run(noise_frames(4), block_mask(), protocol)[1:]:

@@ -4,7 +4,7 @@ The algorithm that Vondrick et al. (ECCV 2018), CRW (NeurIPS 2020) and DINO (ICC
 is in `Protocol`. Labels are shares per object; predictions are read again as context.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from videossl.models.aligned_copy import MemoryFrame, aligned_copy
 from videossl.models.attention_copy import attention_copy
 
 IndexMask = NDArray[np.uint8]
+GivenLabels = Callable[[int, Sequence[int], torch.device], Tensor | None]
 
 SEARCH_RADIUS, MAX_DILATION = 12, 4  # of MAST's coarse search (its colorizer.py)
 
@@ -29,25 +30,54 @@ def propagate(
     *,
     object_ids: Sequence[int],
     input_size: tuple[int, int] | None = None,
+    later_masks: Mapping[int, IndexMask] | None = None,
 ) -> Iterator[IndexMask]:
     """Yields a mask of object ids (H, W) per frame; the first is `first_mask` itself.
 
     `features` gives (D, h, w) per frame, in order, centred and normalised already (see `videossl.eval.features`).
-    `input_size` is (H, W) of the frames that the encoder saw, for protocols that decide there.
+    `input_size` is (H, W) of the frames that the encoder saw, for protocols that decide there. `later_masks` are, by
+    frame, those of objects that appear after the first frame; where they lie, they are taken as given.
+    """
+    ids = torch.tensor([0, *object_ids], dtype=torch.uint8)
+
+    def given(index: int, size: Sequence[int], device: torch.device) -> Tensor | None:
+        mask = first_mask if index == 0 else (later_masks or {}).get(index)
+        if mask is None:
+            return None
+        return _labels_of(mask, object_ids, size, protocol, device)
+
+    for index, labels in enumerate(propagate_labels(features, given, protocol)):
+        mask = first_mask
+        if index:
+            mask = _decide(labels, ids, first_mask.shape, protocol, input_size)
+            if later_masks and index in later_masks:
+                mask = np.where(later_masks[index] > 0, later_masks[index], mask)
+        yield mask
+
+
+@torch.no_grad()
+def propagate_labels(
+    features: Iterable[Tensor], given: GivenLabels, protocol: Protocol
+) -> Iterator[Tensor]:
+    """Yields what each cell copies from the frames before it, (V, h, w) per frame: masks, joints, anything per cell.
+
+    `given(index, (h, w), device)` says the labels known of a frame, whose first plane is the background; None for a frame
+    without any. Frame 0 has to have some. Those of a later frame replace what was copied where they are not background.
     """
     memory = _Memory(protocol)
-    ids = torch.tensor([0, *object_ids], dtype=torch.uint8)
     for index, feature in enumerate(features):
+        known = given(index, feature.shape[1:], feature.device)
         if index == 0:
-            labels = _labels_of(first_mask, object_ids, feature.shape[1:], protocol, feature.device)
-            memory.add(feature, labels)
-            yield first_mask
-            continue
-        labels = memory.read(feature)
-        if protocol.hard_labels:
-            labels = _one_hot(labels.argmax(0), len(ids))
+            assert known is not None
+            labels = known
+        else:
+            labels = memory.read(feature)
+            if protocol.hard_labels:
+                labels = _one_hot(labels.argmax(0), len(labels))
+            if known is not None:
+                labels = torch.cat([torch.zeros_like(known[:1]), known[1:]]) + known[:1] * labels
         memory.add(feature, labels)
-        yield _decide(labels, ids, first_mask.shape, protocol, input_size)
+        yield labels
 
 
 class _Memory:
