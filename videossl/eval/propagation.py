@@ -5,6 +5,7 @@ is in `Protocol`. Labels are shares per object; predictions are read again as co
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from videossl.models.aligned_copy import MemoryFrame, aligned_copy
 from videossl.models.attention_copy import attention_copy
 
 IndexMask = NDArray[np.uint8]
-GivenLabels = Callable[[int, Sequence[int], torch.device], Tensor | None]
+MakeLabels = Callable[[Sequence[int], torch.device], Tensor]
 
 SEARCH_RADIUS, MAX_DILATION = 12, 4  # of MAST's coarse search (its colorizer.py)
 
@@ -36,48 +37,47 @@ def propagate(
 
     `features` gives (D, h, w) per frame, in order, centred and normalised already (see `videossl.eval.features`).
     `input_size` is (H, W) of the frames that the encoder saw, for protocols that decide there. `later_masks` are, by
-    frame, those of objects that appear after the first frame; where they lie, they are taken as given.
+    frame, those of objects that appear there (YouTube-VOS): each is followed as if the video began at its frame, since
+    frames before it say nothing of its objects, and is taken as given where it lies.
     """
-    ids = torch.tensor([0, *object_ids], dtype=torch.uint8)
-
-    def given(index: int, size: Sequence[int], device: torch.device) -> Tensor | None:
-        mask = first_mask if index == 0 else (later_masks or {}).get(index)
-        if mask is None:
-            return None
-        return _labels_of(mask, object_ids, size, protocol, device)
-
-    for index, labels in enumerate(propagate_labels(features, given, protocol)):
-        mask = first_mask
-        if index:
-            mask = _decide(labels, ids, first_mask.shape, protocol, input_size)
-            if later_masks and index in later_masks:
-                mask = np.where(later_masks[index] > 0, later_masks[index], mask)
-        yield mask
+    given = {0: first_mask, **(later_masks or {})}
+    ids = {start: [v for v in object_ids if (mask == v).any()] for start, mask in given.items()}
+    starts = {
+        start: partial(_labels_of, mask, ids[start], protocol) for start, mask in given.items()
+    }
+    for index, groups in enumerate(propagate_labels(features, starts, protocol)):
+        if index == 0:
+            yield first_mask
+            continue
+        shares = torch.cat(
+            [
+                torch.stack([labels[0] for labels in groups.values()]).amin(0, keepdim=True),
+                *(labels[1:] for labels in groups.values()),
+            ]
+        )
+        numbers = [0, *(value for start in groups for value in ids[start])]
+        number_of = torch.tensor(numbers, dtype=torch.uint8)
+        mask = _decide(shares, number_of, first_mask.shape, protocol, input_size)
+        yield np.where(given[index] > 0, given[index], mask) if index in given else mask
 
 
 @torch.no_grad()
 def propagate_labels(
-    features: Iterable[Tensor], given: GivenLabels, protocol: Protocol
-) -> Iterator[Tensor]:
-    """Yields what each cell copies from the frames before it, (V, h, w) per frame: masks, joints, anything per cell.
+    features: Iterable[Tensor], starts: Mapping[int, MakeLabels], protocol: Protocol
+) -> Iterator[dict[int, Tensor]]:
+    """Yields per frame, for each start so far, what the cells copy of its labels, (V, h, w): masks, joints, points.
 
-    `given(index, (h, w), device)` says the labels known of a frame, whose first plane is the background; None for a frame
-    without any. Frame 0 has to have some. Those of a later frame replace what was copied where they are not background.
+    `starts[index]((h, w), device)` makes the labels that are known at that frame. Each start has a memory of its own, in
+    which its frame is the first.
     """
-    memory = _Memory(protocol)
+    memories: dict[int, _Memory] = {}
     for index, feature in enumerate(features):
-        known = given(index, feature.shape[1:], feature.device)
-        if index == 0:
-            assert known is not None
-            labels = known
-        else:
-            labels = memory.read(feature)
-            if protocol.hard_labels:
-                labels = _one_hot(labels.argmax(0), len(labels))
-            if known is not None:
-                labels = torch.cat([torch.zeros_like(known[:1]), known[1:]]) + known[:1] * labels
-        memory.add(feature, labels)
-        yield labels
+        found = {start: memory.copy_to(feature) for start, memory in memories.items()}
+        if index in starts:
+            memories[index] = _Memory(protocol)
+            found[index] = starts[index](feature.shape[1:], feature.device)
+            memories[index].add(feature, found[index])
+        yield found
 
 
 class _Memory:
@@ -100,6 +100,14 @@ class _Memory:
         for index in list(self._frames):
             if index not in kept and index < self._next - reach:
                 del self._frames[index]
+
+    def copy_to(self, feature: Tensor) -> Tensor:
+        """The labels of the next frame, which then belongs to the memory."""
+        labels = self.read(feature)
+        if self._protocol.hard_labels:
+            labels = _one_hot(labels.argmax(0), len(labels))
+        self.add(feature, labels)
+        return labels
 
     def read(self, feature: Tensor) -> Tensor:
         """The labels that the next frame, of this feature, copies: (1 + O, h, w)."""
@@ -152,8 +160,8 @@ class _Memory:
 def _labels_of(
     mask: IndexMask,
     object_ids: Sequence[int],
-    cells: Sequence[int],
     protocol: Protocol,
+    cells: Sequence[int],
     device: torch.device,
 ) -> Tensor:
     """Shares of background and each object per cell, (1 + O, h, w) float, summing to 1."""
