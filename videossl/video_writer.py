@@ -37,7 +37,9 @@ def write_video(
     partial = path.with_name("." + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(partial), "w", format="mp4") as container:
+        # The index first: a browser then plays the file while it still arrives.
+        layout = {"movflags": "+faststart"}
+        with av.open(str(partial), "w", format="mp4", options=layout) as container:
             _encode(container, codec, frames, frames_per_second, options or {})
         partial.replace(path)
     except OSError as error:
