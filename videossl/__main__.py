@@ -22,6 +22,7 @@ COMMANDS = {
     "pretext-eval": "judge a run's pretext tasks on videos it never trained on",
     "audit": "try to cheat on each pretext task before believing its accuracy",
     "track": "propagate first-frame masks with an encoder and score J and F",
+    "track-points": "propagate points and joints with an encoder: BADJA, JHMDB, TAP-Vid",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",
     "synthesize": "render the embedded synthetic videos and a DAVIS-layout tree",
 }

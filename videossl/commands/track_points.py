@@ -1,0 +1,263 @@
+"""`videossl track-points`: points and joints carried through videos, judged as BADJA, JHMDB or TAP-Vid does."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch is not waited for before it is needed
+    from videossl.eval.features import Extractor
+    from videossl.eval.point_sets import Benchmark, PointVideo
+    from videossl.eval.points import Reading, Tracks
+
+EXAMPLE = """examples:
+  videossl track-points --checkpoint runs/mine --badja /data/DAVIS --baselines lab,untrained --out points
+  videossl track-points --checkpoint runs/mine --jhmdb /data/JHMDB --preset crw --set short_side=320 --out joints
+  videossl track-points --checkpoint runs/mine --tapvid tapvid_davis.pkl --query-mode strided --out tapvid
+  videossl track-points --tracks others/tracks --tapvid tapvid_davis.pkl --out scores
+
+--tracks takes <video>.npz with tracks (N, T, 2), x and y in pixels, and occluded (N, T), a row per query. Pixels are those
+of a 256x256 frame for TAP-Vid, else of the frames; another frame size can be said by an array size = (H, W). The centre
+of the first pixel is (0.5, 0.5). Queries are, for BADJA, the joints visible in the first annotated frame; for JHMDB all
+joints in the first frame; for TAP-Vid each point where it is first visible, or (strided) at every fifth frame.
+"""
+BASELINES = ("lab", "untrained")
+IDENTITY, TRAINED, TRACKS = "identity", "trained", "tracks"
+RESULT, TABLE, SHEETS = "result.json", "table.txt", "sheets"
+OWNED = (RESULT, TABLE, SHEETS, IDENTITY, TRAINED, TRACKS, *BASELINES, "*.partial")
+
+Row = Callable[[], tuple[dict[str, "Tracks"], dict[str, object]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    benchmark = parser.add_mutually_exclusive_group(required=True)
+    benchmark.add_argument(
+        "--badja", type=Path, metavar="ROOT", help="DAVIS tree with badja_joints/*.json in it"
+    )
+    benchmark.add_argument(
+        "--jhmdb", type=Path, metavar="ROOT", help="Rename_Images, joint_positions and splits"
+    )
+    benchmark.add_argument(
+        "--tapvid", type=Path, metavar="FILE", help="TAP-Vid .pkl, or .npz of the same arrays"
+    )
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="run folder or file of it")
+    parser.add_argument(
+        "--tracks", type=Path, metavar="FOLDER", help="judge these tracks of any method instead"
+    )
+    parser.add_argument(
+        "--split-list",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="JHMDB lists (default: ROOT/splits/*_test_split1.txt)",
+    )
+    parser.add_argument(
+        "--query-mode", default="first", help="of TAP-Vid: first or strided (default: first)"
+    )
+    parser.add_argument("--videos", type=_names, metavar="A,B", help="only these videos of the set")
+    parser.add_argument("--preset", default="videossl", help="protocol (default: videossl)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a protocol setting",
+    )
+    parser.add_argument(
+        "--stage", help="encoder stage to read (default: the one trained to correspond)"
+    )
+    parser.add_argument(
+        "--top-cells",
+        type=int,
+        default=3,
+        metavar="K",
+        help="cells whose weighted mean is a place: 3 as CRW (default), 5 as RVM",
+    )
+    parser.add_argument(
+        "--cycle-cells",
+        type=float,
+        default=4.0,
+        metavar="D",
+        help="a point is hidden if the way back misses its query by more cells (default: 4)",
+    )
+    parser.add_argument(
+        "--baselines",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help=f"rows to compare with, besides identity: {','.join(BASELINES)}",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder for points, sheets, tables, result.json"
+    )
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tracks or reads tracks, judges, writes, prints; what the user gave is checked before an encoder is loaded."""
+    from videossl.eval.point_drawing import write_point_sheet
+    from videossl.eval.point_scoring import format_scores, score_points, write_tracks
+    from videossl.eval.scoring import versions, write_json, write_text
+    from videossl.eval.tracking import clear_folder
+
+    _check(args)
+    benchmark, videos = _read(args)
+    rows = _rows(args, videos)
+    clear_folder(args.out, marker=RESULT, owned=OWNED)
+    record = {"command": "videossl track-points", "benchmark": benchmark, **_given(args)}
+    record["versions"] = versions()
+    write_json(args.out / RESULT, {**record, "complete": False})
+    tracks, scores, results = {}, {}, {}
+    for name, follow in rows.items():
+        tracks[name], results[name] = follow()
+        for video in videos:
+            write_tracks(args.out / name, video, tracks[name][video.name])
+        scores[name] = score_points(benchmark, videos, tracks[name], mode=args.query_mode)
+        results[name].update(scores[name].as_dict())
+    for video in videos:
+        of_rows = {name: found[video.name] for name, found in tracks.items()}
+        write_point_sheet(args.out / SHEETS / f"{video.name}.png", video, of_rows)
+    table = format_scores(benchmark, scores)
+    write_text(args.out / TABLE, table + "\n")
+    write_json(args.out / RESULT, {**record, "complete": True, "rows": results})
+    print(f"{table}\n\nwritten to {args.out}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together, before anything is read."""
+    from videossl.errors import UserError
+
+    if (args.checkpoint is None) == (args.tracks is None):
+        raise UserError("give either --checkpoint RUN to track with, or --tracks FOLDER to judge")
+    if args.tracks is not None and args.baselines:
+        raise UserError("--baselines tracks with an encoder: it goes with --checkpoint only")
+    if args.split_list and args.jhmdb is None:
+        raise UserError("--split-list goes with --jhmdb only")
+    if args.query_mode not in ("first", "strided"):
+        raise UserError(f"--query-mode {args.query_mode!r} is unknown; allowed: first, strided")
+    if args.query_mode == "strided" and args.tapvid is None:
+        raise UserError("--query-mode strided goes with --tapvid only: joints have one query each")
+    unknown = [name for name in args.baselines if name not in BASELINES]
+    if unknown:
+        raise UserError(
+            f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}"
+        )
+    if args.tracks is not None and args.tracks.resolve().is_relative_to(args.out.resolve()):
+        raise UserError(
+            f"--tracks {args.tracks} lies in --out, which is emptied: give another --out"
+        )
+
+
+def _read(args: argparse.Namespace) -> tuple["Benchmark", list["PointVideo"]]:
+    """The benchmark asked for and its videos, all checked."""
+    from videossl.errors import UserError
+    from videossl.eval.point_sets import read_badja, read_jhmdb
+    from videossl.eval.tapvid import read_tapvid
+
+    benchmark: Benchmark
+    if args.badja is not None:
+        benchmark, videos = "badja", read_badja(args.badja)
+    elif args.jhmdb is not None:
+        benchmark, videos = "jhmdb", read_jhmdb(args.jhmdb, args.split_list)
+    else:
+        benchmark, videos = "tapvid", read_tapvid(args.tapvid, args.query_mode)
+    if args.videos is None:
+        return benchmark, videos
+    names = [video.name for video in videos]
+    unknown = [name for name in args.videos if name not in names]
+    if unknown:
+        raise UserError(f"no video {', '.join(unknown)}; there are: {', '.join(names)}")
+    return benchmark, [video for video in videos if video.name in args.videos]
+
+
+def _rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> dict[str, Row]:
+    """What makes the tracks of each row, by its name, in the order of the table."""
+    from functools import partial
+
+    from videossl.eval.point_scoring import read_tracks
+    from videossl.eval.point_tracking import still_videos
+
+    rows: dict[str, Row] = {IDENTITY: partial(still_videos, videos)}
+    if args.tracks is not None:
+        found = read_tracks(args.tracks, videos, need_occluded=args.tapvid is not None)
+        return {**rows, TRACKS: lambda: (found, {"tracks": str(args.tracks)})}
+    return {**rows, **_tracking_rows(args, videos)}
+
+
+def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> dict[str, Row]:
+    from dataclasses import replace
+    from functools import partial
+
+    from videossl.distributed import choose_device
+    from videossl.engine.checkpoint import load_encoder
+    from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, LabPatches
+    from videossl.eval.point_tracking import track_videos
+    from videossl.eval.points import check_protocol
+    from videossl.eval.protocol import preset
+
+    protocol = preset(args.preset, _overrides(args.overrides))
+    check_protocol(protocol)
+    reading = _reading(args)
+    device = choose_device(args.device)
+    trained = EncoderFeatures(load_encoder(args.checkpoint), stage=args.stage, device=device)
+    extractors: dict[str, Extractor] = {}
+    if "lab" in args.baselines:
+        extractors["lab"] = LabPatches(device)
+    if "untrained" in args.baselines:
+        fresh = load_encoder(args.checkpoint, untrained_seed=0)
+        extractors["untrained"] = EncoderFeatures(fresh, stage=trained.stage, device=device)
+    extractors[TRAINED] = trained
+    lab_protocol = replace(protocol, temperature=LAB_PATCH_TEMPERATURE, normalize=True)
+    both_ways = args.query_mode == "strided"
+    return {
+        name: partial(
+            track_videos,
+            name,
+            videos,
+            extractor,
+            lab_protocol if name == "lab" else protocol,
+            reading=reading,
+            both_ways=both_ways,
+        )
+        for name, extractor in extractors.items()
+    }
+
+
+def _reading(args: argparse.Namespace) -> "Reading":
+    from videossl.errors import UserError
+    from videossl.eval.points import Reading
+
+    try:
+        return Reading(top_cells=args.top_cells, cycle_cells=args.cycle_cells)
+    except ValueError as error:
+        raise UserError(f"how points are read: {error}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _overrides(settings: Sequence[str]) -> dict[str, str]:
+    from videossl.errors import UserError
+
+    pairs = [setting.partition("=") for setting in settings]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--set takes KEY=VALUE, got {key!r}")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _given(args: argparse.Namespace) -> dict[str, object]:
+    """What the numbers depend on besides the protocol of each row."""
+    paths = ("checkpoint", "tracks", "badja", "jhmdb", "tapvid")
+    given: dict[str, object] = {
+        name: None if getattr(args, name) is None else str(getattr(args, name)) for name in paths
+    }
+    given["split_list"] = [str(path) for path in args.split_list or []]
+    given["query_mode"] = args.query_mode if args.tapvid is not None else None
+    given["preset"] = args.preset if args.tracks is None else None
+    return given
