@@ -51,10 +51,12 @@ def load_array_pickle(path: Path) -> dict[str, dict[str, NDArray]]:
         found = {f"{index:05d}": entry for index, entry in enumerate(found)}
     if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
         raise UserError(f"{path} must hold a dict of dicts of arrays, by video")
-    return {
-        str(name): {str(key): value.array for key, value in entry.items() if type(value) is _Array}
-        for name, entry in found.items()
-    }
+    return {str(name): _arrays_of(entry) for name, entry in found.items()}
+
+
+def _arrays_of(entry: dict[Any, Any]) -> dict[str, NDArray]:
+    found = {str(key): value.array for key, value in entry.items() if type(value) is _Array}
+    return {key: array for key, array in found.items() if array is not None}
 
 
 class _Refused(Exception):
@@ -82,7 +84,7 @@ class _Dtype:
 class _Array:
     """Keeps what a pickled array says of itself, and then its numbers."""
 
-    array: NDArray
+    array: NDArray | None = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, is_fortran, raw = state
