@@ -1,65 +1,15 @@
 """attention_copy against a slow dense loop, its gradient, and where the pointer goes."""
 
-import itertools
-
 import pytest
 import torch
-from torch import Tensor
+from dense_attention import dense_loop, random_inputs
 from torch.nn import functional
 
 from videossl.models.attention_copy import attention_copy
 from videossl.models.attention_map import attention_map, attention_statistics
 
 
-def dense_loop(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    temperature: float,
-    radius: int | None,
-    mask: str,
-    top_k: int | None,
-    unmasked_frames: int,
-) -> Tensor:
-    """The definition, one query cell at a time."""
-    num_rows, num_frames, num_values, height, width = values.shape
-    out = torch.zeros(num_rows, num_values, height, width, dtype=query.dtype)
-    for n, y, x in itertools.product(range(num_rows), range(height), range(width)):
-        logits, read = [], []
-        similarity = torch.einsum("d,mdij->mij", query[n, :, y, x], keys[n]) / temperature
-        for m, i, j in itertools.product(range(num_frames), range(height), range(width)):
-            if radius is not None and m >= unmasked_frames:
-                if mask == "square" and max(abs(i - y), abs(j - x)) > radius:
-                    continue
-                if mask == "circle" and (i - y) ** 2 + (j - x) ** 2 >= radius**2:
-                    continue
-            logits.append(similarity[m, i, j])
-            read.append(values[n, m, :, i, j])
-        weights, cells = torch.stack(logits), torch.stack(read)
-        if top_k is not None and top_k < len(weights):
-            weights, order = weights.topk(top_k)
-            cells = cells[order]
-        out[n, :, y, x] = weights.softmax(0) @ cells
-    return out
-
-
-def random_inputs(
-    num_rows: int = 2,
-    num_frames: int = 3,
-    dim: int = 5,
-    num_values: int = 2,
-    height: int = 7,
-    width: int = 8,
-) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(num_rows, dim, height, width, generator=generator)
-    keys = torch.randn(num_rows, num_frames, dim, height, width, generator=generator)
-    values = torch.randn(num_rows, num_frames, num_values, height, width, generator=generator)
-    return query, keys, values
-
-
 @pytest.mark.parametrize("max_bytes", [2**27, 1])
-@pytest.mark.parametrize("top_k", [None, 1, 4, 1000])
 @pytest.mark.parametrize(
     ("radius", "mask", "unmasked_frames"),
     [
@@ -72,10 +22,10 @@ def random_inputs(
     ],
 )
 def test_equals_the_dense_loop(
-    radius: int | None, mask: str, unmasked_frames: int, top_k: int | None, max_bytes: int
+    radius: int | None, mask: str, unmasked_frames: int, max_bytes: int
 ) -> None:
     query, keys, values = random_inputs()
-    expected = dense_loop(query, keys, values, 0.3, radius, mask, top_k, unmasked_frames)
+    expected = dense_loop(query, keys, values, 0.3, radius, mask, None, unmasked_frames)
     got = attention_copy(
         query,
         keys,
@@ -83,7 +33,6 @@ def test_equals_the_dense_loop(
         temperature=0.3,
         radius=radius,
         mask=mask,
-        top_k=top_k,
         unmasked_frames=unmasked_frames,
         max_bytes=max_bytes,
     )
@@ -93,18 +42,14 @@ def test_equals_the_dense_loop(
 @pytest.mark.parametrize("size", [(3, 4), (1, 17), (9, 19), (7, 6)])
 def test_any_frame_size_equals_the_dense_loop(size: tuple[int, int]) -> None:
     query, keys, values = random_inputs(num_rows=1, num_frames=2, height=size[0], width=size[1])
-    expected = dense_loop(query, keys, values, 0.5, 4, "square", 6, 0)
-    got = attention_copy(query, keys, values, temperature=0.5, radius=4, top_k=6)
+    expected = dense_loop(query, keys, values, 0.5, 4, "square", None, 0)
+    got = attention_copy(query, keys, values, temperature=0.5, radius=4)
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("max_bytes", [2**27, 64])
-@pytest.mark.parametrize(
-    ("radius", "top_k", "unmasked_frames"), [(None, None, 0), (2, None, 1), (1, 3, 0), (1, 3, 1)]
-)
-def test_gradient_is_exact(
-    radius: int | None, top_k: int | None, unmasked_frames: int, max_bytes: int
-) -> None:
+@pytest.mark.parametrize(("radius", "unmasked_frames"), [(None, 0), (2, 1), (1, 0)])
+def test_gradient_is_exact(radius: int | None, unmasked_frames: int, max_bytes: int) -> None:
     inputs = [t.double().requires_grad_() for t in random_inputs(1, 2, 3, 2, 3, 7)]
     assert torch.autograd.gradcheck(
         lambda q, k, v: attention_copy(
@@ -113,7 +58,6 @@ def test_gradient_is_exact(
             v,
             temperature=0.7,
             radius=radius,
-            top_k=top_k,
             unmasked_frames=unmasked_frames,
             max_bytes=max_bytes,
         ),
@@ -135,26 +79,6 @@ def test_pointer_follows_shifted_features(shift: tuple[int, int]) -> None:
     torch.testing.assert_close(inner, expected, atol=1e-3, rtol=0)
 
 
-def test_moves_beyond_the_radius_are_not_found() -> None:
-    generator = torch.Generator().manual_seed(1)
-    features = functional.normalize(torch.randn(1, 32, 20, 24, generator=generator), dim=1)
-    places = torch.arange(480.0).view(1, 1, 1, 20, 24)
-    copied = attention_copy(
-        features.roll(6, 3), features[:, None], places, temperature=0.01, radius=5, top_k=1
-    )
-    found = copied[0, 0, 6:-6, 6:-6] == places[0, 0, 0].roll(6, 1)[6:-6, 6:-6]
-    assert not found.any()
-
-
-def test_top_k_is_taken_over_the_whole_memory() -> None:
-    query = torch.ones(1, 1, 1, 1)
-    keys = torch.tensor([3.0, 2.0, 1.0]).view(1, 3, 1, 1, 1)
-    values = torch.eye(3).view(1, 3, 3, 1, 1)
-    copied = attention_copy(query, keys, values, temperature=1.0, radius=1, top_k=2).flatten()
-    assert copied[2] == 0
-    torch.testing.assert_close(copied[:2], torch.tensor([3.0, 2.0]).softmax(0))
-
-
 def test_bfloat16_features_are_compared_in_float32() -> None:
     query, keys, values = (t.bfloat16() for t in random_inputs())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -172,7 +96,6 @@ def test_bfloat16_features_are_compared_in_float32() -> None:
         ({"temperature": 0.0}, "temperature"),
         ({"radius": -1}, "radius"),
         ({"mask": "star"}, "square or circle"),
-        ({"top_k": 0}, "top_k"),
     ],
 )
 def test_settings_out_of_range_fail(change: dict, message: str) -> None:
@@ -191,7 +114,7 @@ def test_peak_memory_stays_far_below_the_dense_matrix() -> None:
     query, keys, values = random_inputs(1, 8, 64, 2, 60, 106)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
-        attention_copy(query, keys, values, temperature=0.05, radius=12, top_k=10)
+        attention_copy(query, keys, values, temperature=0.05, radius=12)
     grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown_bytes < 400e6  # the dense matrix alone is 1.3 GB
 

@@ -192,8 +192,11 @@ def input_size(native_size: tuple[int, int], protocol: Protocol, stride: int) ->
     """(H, W) at which the encoder sees the frames: the short side asked for, both sides multiples of the stride.
 
     Sides go to the nearest multiple of the stride by resizing (never padding, so that no cell lies on invented pixels);
-    the long side is floored to `long_side_multiple` where the protocol has one.
+    the long side is floored to `long_side_multiple` where the protocol has one. `input_hw` squeezes frames to one size.
     """
+    if protocol.input_hw is not None:
+        height, width = (max(round(s / stride) * stride, stride) for s in protocol.input_hw)
+        return height, width
     short = min(native_size)
     scale = 1.0 if protocol.short_side is None else protocol.short_side / short
     sides = []

@@ -15,48 +15,62 @@ from videossl.errors import UserError
 class Protocol:
     """How labels travel from the first frame on. Lengths are in feature cells unless said.
 
+    `first_copies` says how the first frame counts besides being kept: `once` not at all, `recent` also as one of the last
+    frames, `padded` also as every frame before it, `queried` as `padded`, but read with what itself copies from them.
+    `label_down` is a mean over cells (`area`), torch's `bilinear`, the pixel in the middle (`nearest`) or in the top left
+    `corner`, or the bilinear mean of the ids as numbers, cut to whole ones (`index`, as the CorrFlow code has it).
+
     Raises ValueError for settings out of range.
     """
 
     source: str  # where the values come from
-    short_side: int | None  # pixels of the frames the encoder sees; None = native
-    long_side_multiple: int | None = (
-        None  # the long side is floored to it; None = nearest multiple of the stride
-    )
-    window_frames: int = 8  # frames per pass of a 3D encoder; windows overlap by half
+    # What the encoder sees.
+    short_side: int | None = None  # pixels of the frames; None = native
+    long_side_multiple: int | None = None  # the long side is floored to it; None = nearest cell
+    input_hw: tuple[int, ...] | None = None  # exactly this size instead, whatever the aspect
     grey: bool = False  # a and b of Lab zeroed
+    # What a frame's features are, of a 3D encoder.
+    clip: Literal["sliding", "causal", "static"] = (
+        "sliding"  # windows around a frame, up to it, of it
+    )
+    window_frames: int = 8  # frames per pass
+    window_step: int | None = None  # frames between sliding windows; None = half a window
+    time: Literal["trained", "dense", "dilated"] = (
+        "trained"  # temporal strides kept, cut, cut and kernels dilated
+    )
     centre: bool = False  # features minus their mean over the sequence, before the L2 norm
     normalize: bool = True  # features to unit length
+    # Which frames are read.
     context_frames: int = 7  # the last n frames with their predictions
     keep_first: bool = True  # the first frame with its true mask stays in the memory
-    memory_offsets: tuple[int, ...] | None = (
-        None  # frames before the target that are read, instead of the last n
-    )
+    first_copies: Literal["once", "recent", "padded", "queried"] = "once"
+    memory_offsets: tuple[int, ...] | None = None  # read these before the target, not the last n
     kept_frames: tuple[int, ...] = (0,)  # with `memory_offsets`: read whenever they are past
-    align_after: int | None = (
-        None  # frames older than this are searched coarsely first (MAST); needs `memory_offsets`
-    )
-    repeat_first: bool = (
-        False  # frames before the first are copies of it, as if the video began still
-    )
+    align_after: int | None = None  # frames older than this are searched coarsely first (MAST)
+    # Where a cell looks, and how it weighs what it finds.
     first_unmasked: bool = False  # the kept first frame is searched whole
     radius: int | None = 12  # None = everywhere
     window: Literal["square", "circle"] = "square"  # |d| <= radius, or Euclidean d < radius
-    top_k: int | None = 10  # of the whole memory; None = all
+    top_k: int | None = 10  # None = all
+    top_k_of: Literal["memory", "frame"] = "memory"  # or of each frame, then the mean over frames
+    renormalize: bool = True  # weights among the k; else among all cells seen, the rest lost
     temperature: float = 0.07
-    label_down: Literal["area", "bilinear", "nearest"] = "area"  # first mask to cells
-    hard_labels: bool = False  # the memory keeps the winner of each cell instead of shares
-    label_up: Literal["bilinear", "nearest"] = "bilinear"  # cells to pixels
+    # Labels down to cells and up to pixels.
+    label_down: Literal["area", "bilinear", "nearest", "corner", "index"] = "area"
+    hard_labels: bool = False  # the memory keeps winners instead of shares
+    hard_at: Literal["cells", "frame"] = "cells"  # winners of cells, or the mask brought down again
+    label_up: Literal["bilinear", "nearest"] = "bilinear"
     min_max: bool = False  # each object's map stretched to [0, 1] before the winner is taken
-    decide_at: Literal["frame", "input"] = (
-        "frame"  # the winner is taken at this size; input then goes nearest to frame
-    )
+    min_max_at: Literal["pixels", "cells"] = "pixels"  # after going up; or before, memory included
+    decide_at: Literal["frame", "input"] = "frame"  # "input" then goes nearest to the frame
+    palette: Literal["davis", "grey"] = "davis"  # colours of the index PNGs written
 
     def __post_init__(self) -> None:
         at_least_one = (
             "short_side",
             "long_side_multiple",
             "window_frames",
+            "window_step",
             "context_frames",
             "top_k",
         )
@@ -73,6 +87,12 @@ class Protocol:
                 raise ValueError(f"align_after must be >= 1 or none, got {self.align_after}")
             if self.memory_offsets is None or self.radius is None or self.top_k is not None:
                 raise ValueError("align_after needs memory_offsets, a radius, and top_k none")
+        if self.input_hw is not None and (len(self.input_hw) != 2 or min(self.input_hw) < 1):
+            raise ValueError(f"input_hw must be two sizes in pixels, got {self.input_hw}")
+        if self.top_k is None and (self.top_k_of == "frame" or not self.renormalize):
+            raise ValueError("top_k_of frame and renormalize false need a top_k")
+        if self.top_k_of == "frame" and self.first_unmasked:
+            raise ValueError("top_k_of frame cannot be with first_unmasked")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
 
@@ -90,17 +110,98 @@ PRESETS: dict[str, Protocol] = {
         centre=True,
         temperature=0.02,
     ),
-    # Short side 480 is native on DAVIS 480p. The code's reflection padding is not copied: frames are resized to a
-    # multiple of the stride.
+    "vondrick": Protocol(
+        source="Vondrick et al., ECCV 2018, arXiv:1806.09594, section 4",
+        input_hw=(256, 256),
+        grey=True,
+        normalize=False,
+        context_frames=1,
+        radius=None,
+        top_k=None,
+        temperature=0.5,
+    ),
+    # The network's own softmax: products times sqrt(512) over each frame. Labels are stretched at cells, and kept so.
+    "timecycle": Protocol(
+        source="Wang, Jabri, Efros, CVPR 2019, arXiv:1903.07593; code xiaolonw/TimeCycle test_davis.py",
+        input_hw=(320, 320),
+        first_copies="queried",
+        radius=None,
+        top_k=5,
+        top_k_of="frame",
+        renormalize=False,
+        temperature=512**-0.5,
+        label_down="bilinear",
+        min_max=True,
+        min_max_at="cells",
+        decide_at="input",
+    ),
+    # The encoder sees L alone.
+    "uvc": Protocol(
+        source="Li et al., NeurIPS 2019, arXiv:1909.11895; code Liusifei/UVC test.py",
+        short_side=480,
+        long_side_multiple=64,
+        grey=True,
+        normalize=False,
+        radius=None,
+        top_k=5,
+        top_k_of="frame",
+        renormalize=False,
+        temperature=1.0,
+        label_down="nearest",
+        min_max=True,
+        decide_at="input",
+    ),
+    # The code crops sides to multiples of 8; here frames are resized to whole cells.
+    "corrflow": Protocol(
+        source="Lai, Xie, BMVC 2019, arXiv:1905.00875; code zlai0/CorrFlow benchmark.py, colorizer.py",
+        short_side=480,
+        normalize=False,
+        context_frames=1,
+        keep_first=False,
+        radius=6,
+        top_k=None,
+        temperature=1.0,
+        label_down="index",
+        hard_labels=True,
+        hard_at="frame",
+    ),
+    # {0, 5} and t - 1, t - 3, t - 5, raw products, hard labels at every fourth pixel.
+    "mast": Protocol(
+        source="Lai, Lu, Xie, CVPR 2020, arXiv:2002.07793; code zlai0/MAST benchmark.py, colorizer.py",
+        short_side=480,
+        normalize=False,
+        memory_offsets=(1, 3, 5),
+        kept_frames=(0, 5),
+        align_after=15,
+        radius=12,
+        top_k=None,
+        temperature=1.0,
+        label_down="corner",
+        hard_labels=True,
+        hard_at="frame",
+    ),
+    # Short side 480 is native on DAVIS 480p. The code's reflection padding is not copied: frames are resized to whole
+    # cells. Its first query is the first frame itself, whose labels are then forced to the given ones.
     "crw": Protocol(
         source="Jabri et al., NeurIPS 2020, arXiv:2006.14613; code ajabri/videowalk test.py",
         short_side=480,
         context_frames=20,
-        repeat_first=True,
+        first_copies="padded",
         first_unmasked=True,
         window="circle",
         temperature=0.05,
         label_down="bilinear",
+    ),
+    # neighbor_range 24: the code halves it and takes a circle (spatial_neighbor, mode="circle"). For ResNet-50: radius 18.
+    "vfs": Protocol(
+        source="Xu, Wang, ICCV 2021, arXiv:2103.17263; code xvjiarui/VFS vanilla_tracker.py, configs r18",
+        short_side=480,
+        context_frames=20,
+        first_copies="recent",
+        window="circle",
+        temperature=0.07,
+        label_down="nearest",
+        min_max=True,
     ),
     "dino": Protocol(
         source="Caron et al., ICCV 2021, arXiv:2104.14294; code facebookresearch/dino eval_video_segmentation.py",
@@ -112,30 +213,17 @@ PRESETS: dict[str, Protocol] = {
         min_max=True,
         decide_at="input",
     ),
-    # {0, 5} and t - 1, t - 3, t - 5, raw products, hard labels; labels are taken at every fourth pixel there, nearest here.
-    "mast": Protocol(
-        source="Lai, Lu, Xie, CVPR 2020, arXiv:2002.07793; code zlai0/MAST benchmark.py, colorizer.py",
-        short_side=480,
-        normalize=False,
-        memory_offsets=(1, 3, 5),
-        kept_frames=(0, 5),
-        align_after=15,
-        radius=12,
-        top_k=None,
-        temperature=1.0,
+    # 480x880 as published; the released script floors the long side of such frames once more, to 832.
+    "rsp": Protocol(
+        source="Jang et al., ICML 2024, arXiv:2406.07398; code huiwon-jang/RSP eval_video_segmentation_davis.py",
+        input_hw=(480, 880),
+        context_frames=30,
+        radius=30,
+        top_k=7,
+        temperature=0.1,
         label_down="nearest",
-        hard_labels=True,
-    ),
-    # The paper squeezes frames to 256x256; here the aspect is kept.
-    "vondrick": Protocol(
-        source="Vondrick et al., ECCV 2018, arXiv:1806.09594, section 4",
-        short_side=256,
-        grey=True,
-        normalize=False,
-        context_frames=1,
-        radius=None,
-        top_k=None,
-        temperature=0.5,
+        min_max=True,
+        decide_at="input",
     ),
 }
 

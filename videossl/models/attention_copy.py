@@ -1,8 +1,8 @@
 """Copies values from memory frames to a query frame by attention over feature similarity.
 
 One implementation for colorization (training: colours are copied) and for label propagation (evaluation: masks are
-copied): Vondrick et al., ECCV 2018, arXiv:1806.09594, eq. 1; local window as in Lai et al., CVPR 2020 (MAST); top-k
-over the whole memory and unmasked first frame as in Jabri et al., NeurIPS 2020 (CRW).
+copied): Vondrick et al., ECCV 2018, arXiv:1806.09594, eq. 1; local window as in Lai et al., CVPR 2020 (MAST). What reads
+the k strongest cells alone, without gradients, is `strongest_copy`.
 
 Queries are cut into tiles; a tile meets only the patch of cells that its windows touch, so neither time nor memory
 grows with the square of the image when a radius is given. Similarities exist one bounded block at a time.
@@ -34,7 +34,6 @@ def attention_copy(
     temperature: float,
     radius: int | None = None,
     mask: Window = "square",
-    top_k: int | None = None,
     unmasked_frames: int = 0,
     max_bytes: int = _MAX_BYTES,
 ) -> Tensor:
@@ -43,12 +42,13 @@ def attention_copy(
     `query` (N, D, h, w), `keys` (N, M, D, h, w) and `values` (N, M, V, h, w) are used as given: L2 normalisation is the
     caller's. A query cell sees the memory cells within `radius` cells of its own place: `square` keeps |dy|, |dx| <=
     radius, `circle` keeps Euclidean distance < radius (as CRW does); None sees everything. The first `unmasked_frames`
-    memory frames are seen whole. `top_k` keeps the k most similar cells of the whole memory (not of each frame) before
-    the softmax. Gradients flow to all three; above `max_bytes` of similarities, blocks are recomputed in the backward.
+    memory frames are seen whole. Gradients flow to all three; above `max_bytes` of similarities, blocks are recomputed in
+    the backward.
 
     Raises ValueError for shapes that disagree and settings out of range.
     """
-    _check(query, keys, values, temperature, radius, mask, top_k)
+    _check(query, keys, values)
+    check_settings(temperature, radius, mask, None)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     # bfloat16 similarities divided by a temperature of 0.02 would be wrong by whole units.
     with torch.autocast(query.device.type, enabled=False):
@@ -56,7 +56,7 @@ def attention_copy(
         query = query / temperature
         unmasked_frames = keys.shape[1] if radius is None else min(unmasked_frames, keys.shape[1])
         tiling = _tiling(query, keys, radius, mask, unmasked_frames, max_bytes)
-        return _copy_by_tiles(query, keys, values, tiling, top_k)
+        return _copy_by_tiles(query, keys, values, tiling)
 
 
 class _Tiling(NamedTuple):
@@ -71,15 +71,34 @@ class _Tiling(NamedTuple):
     recompute: bool
 
 
-def _check(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    temperature: float,
-    radius: int | None,
-    mask: str,
-    top_k: int | None,
-) -> None:
+def check_settings(temperature: float, radius: int | None, mask: str, top_k: int | None) -> None:
+    """Raises ValueError for settings that no attention can have."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if radius is not None and radius < (1 if mask == "circle" else 0):
+        raise ValueError(f"radius must be None, >= 0 (square) or >= 1 (circle), got {radius}")
+    if mask not in ("square", "circle"):
+        raise ValueError(f"mask must be square or circle, got {mask!r}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be >= 1, got {top_k}")
+
+
+def in_window(tile_h: int, tile_w: int, radius: int, mask: Window, device: torch.device) -> Tensor:
+    """Which cells of the patch around a tile each of its cells may see, (tile cells, patch cells) bool."""
+    query_y, query_x = (torch.arange(side, device=device) for side in (tile_h, tile_w))
+    key_y, key_x = (
+        torch.arange(side + 2 * radius, device=device) - radius for side in (tile_h, tile_w)
+    )
+    dy = query_y[:, None, None, None] - key_y[None, None, :, None]
+    dx = query_x[None, :, None, None] - key_x[None, None, None, :]
+    if mask == "square":
+        window = (dy.abs() <= radius) & (dx.abs() <= radius)
+    else:
+        window = dy**2 + dx**2 < radius**2
+    return window.flatten(0, 1).flatten(1)
+
+
+def _check(query: Tensor, keys: Tensor, values: Tensor) -> None:
     num_rows, dim, height, width = query.shape
     if keys.ndim != 5 or keys.shape[0] != num_rows or keys.shape[2:] != (dim, height, width):
         raise ValueError(
@@ -89,14 +108,6 @@ def _check(
         raise ValueError(
             f"values must be (N, M, V, h, w) of keys {tuple(keys.shape)}, got {tuple(values.shape)}"
         )
-    if temperature <= 0:
-        raise ValueError(f"temperature must be > 0, got {temperature}")
-    if radius is not None and radius < (1 if mask == "circle" else 0):
-        raise ValueError(f"radius must be None, >= 0 (square) or >= 1 (circle), got {radius}")
-    if mask not in ("square", "circle"):
-        raise ValueError(f"mask must be square or circle, got {mask!r}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be None or >= 1, got {top_k}")
 
 
 def _tiling(
@@ -146,9 +157,7 @@ def _tile_side(side: int, radius: int) -> int:
     )
 
 
-def _copy_by_tiles(
-    query: Tensor, keys: Tensor, values: Tensor, tiling: _Tiling, top_k: int | None
-) -> Tensor:
+def _copy_by_tiles(query: Tensor, keys: Tensor, values: Tensor, tiling: _Tiling) -> Tensor:
     height, width = query.shape[2:]
     tile_h, tile_w, radius = tiling.height, tiling.width, tiling.radius
     rows, columns = -(-height // tile_h), -(-width // tile_w)
@@ -182,7 +191,6 @@ def _copy_by_tiles(
                 [frame[:, span_y, span_x] for frame in local_values],
                 _allowed(tiling, y, x, last - first, height, width, query.device),
                 (tile_h, tile_w, radius),
-                top_k,
             )
             if tiling.recompute:
                 blocks.append(checkpoint(_copy_block, *inputs, use_reentrant=False))
@@ -197,21 +205,15 @@ def _allowed(
 ) -> Tensor:
     """Which patch cells each query cell may see, (tiles, tile cells, patch cells) bool."""
     tile_h, tile_w, radius = tiling.height, tiling.width, tiling.radius
-    query_y, query_x = (torch.arange(side, device=device) for side in (tile_h, tile_w))
+    window = in_window(tile_h, tile_w, radius, tiling.mask, device)
     key_y, key_x = (
         torch.arange(side + 2 * radius, device=device) - radius for side in (tile_h, tile_w)
     )
-    dy = query_y[:, None, None, None] - key_y[None, None, :, None]
-    dx = query_x[None, :, None, None] - key_x[None, None, None, :]
-    if tiling.mask == "square":
-        window = (dy.abs() <= radius) & (dx.abs() <= radius)
-    else:
-        window = dy**2 + dx**2 < radius**2
     starts = x + tile_w * torch.arange(num_tiles, device=device)
     inside_y = (key_y + y >= 0) & (key_y + y < height)
     inside_x = (key_x + starts[:, None] >= 0) & (key_x + starts[:, None] < width)
-    inside = inside_y[None, :, None] & inside_x[:, None, :]
-    return (window[None] & inside[:, None, None]).flatten(1, 2).flatten(2)
+    inside = (inside_y[None, :, None] & inside_x[:, None, :]).flatten(1)
+    return window & inside[:, None]
 
 
 def _copy_block(
@@ -221,7 +223,6 @@ def _copy_block(
     local_values: list[Tensor],
     allowed: Tensor,
     tile: tuple[int, int, int],
-    top_k: int | None,
 ) -> Tensor:
     """One row of tiles, (N, D, tile_h, tiles * tile_w) queries to (N, V, tile_h, tiles * tile_w) values."""
     tile_h, tile_w, radius = tile
@@ -232,22 +233,15 @@ def _copy_block(
     ] = []  # similarities (N, G, q, cells), values (N, G or 1, cells, V)
     if whole_keys.shape[1]:
         logits = (queries.flatten(1, 2) @ whole_keys.mT).unflatten(1, queries.shape[1:3])
-        if top_k is None:
-            pieces.append((logits, whole_values[:, None]))
-        else:
-            pieces.append(_strongest(logits[:, :, :, None], whole_values[:, None], None, top_k))
+        pieces.append((logits, whole_values[:, None]))
     if local_keys:
         logits = torch.stack(
             [queries @ _patches(frame, tile_w, radius).mT for frame in local_keys], 3
         )  # (N, G, q, M, P)
         cells = torch.cat([_patches(frame, tile_w, radius) for frame in local_values], 2)
-        if top_k is None:
-            logits = logits.masked_fill(~allowed[None, :, :, None], torch.finfo(logits.dtype).min)
-            pieces.append((logits.flatten(3), cells))
-        else:
-            pieces.append(_strongest(logits, cells, allowed, top_k))
-    copied = _weigh(pieces) if top_k is None else _weigh_strongest(pieces, top_k)
-    return rearrange(copied, "n g (y x) v -> n v y (g x)", y=tile_h)
+        logits = logits.masked_fill(~allowed[None, :, :, None], torch.finfo(logits.dtype).min)
+        pieces.append((logits.flatten(3), cells))
+    return rearrange(_weigh(pieces), "n g (y x) v -> n v y (g x)", y=tile_h)
 
 
 def _patches(frame: Tensor, tile_w: int, radius: int) -> Tensor:
@@ -261,38 +255,3 @@ def _weigh(pieces: list[tuple[Tensor, Tensor]]) -> Tensor:
     parts = weights.split([logits.shape[-1] for logits, _ in pieces], -1)
     copied = [part @ cells for part, (_, cells) in zip(parts, pieces, strict=True)]
     return copied[0] if len(copied) == 1 else copied[0] + copied[1]
-
-
-def _strongest(
-    logits: Tensor, cells: Tensor, allowed: Tensor | None, top_k: int
-) -> tuple[Tensor, Tensor]:
-    """The k largest similarities (N, G, q, k) of (N, G, q, M, P), and the values (N, G, q, k, V) they point to.
-
-    The k largest lie at the k places whose best frame is largest: only those places are searched in all frames, which
-    makes the search M times cheaper than a top-k over the whole memory and gives the same set.
-    """
-    num_frames, num_places = logits.shape[3:]
-    lowest = torch.finfo(logits.dtype).min
-    with torch.no_grad():
-        best = logits.amax(3)
-        if allowed is not None:
-            best.masked_fill_(~allowed, lowest)
-        best, places = best.topk(min(top_k, num_places), sorted=False)
-        offsets = torch.arange(num_frames, device=logits.device) * num_places
-        places_of_frames = (places[:, :, :, None] + offsets[:, None]).flatten(3)
-        outside = (best == lowest)[:, :, :, None].expand(-1, -1, -1, num_frames, -1).flatten(3)
-    candidates = logits.flatten(3).gather(3, places_of_frames).masked_fill(outside, lowest)
-    kept, order = candidates.topk(min(top_k, candidates.shape[3]), sorted=False)
-    chosen = places_of_frames.gather(3, order)
-    flat = chosen.flatten(2)[..., None].expand(-1, -1, -1, cells.shape[3])
-    cells = cells.expand(-1, logits.shape[1], -1, -1)
-    return kept, cells.gather(2, flat).unflatten(2, chosen.shape[2:])
-
-
-def _weigh_strongest(pieces: list[tuple[Tensor, Tensor]], top_k: int) -> Tensor:
-    logits = torch.cat([logits for logits, _ in pieces], 3)
-    cells = torch.cat([cells for _, cells in pieces], 3)
-    if logits.shape[3] > top_k:
-        logits, order = logits.topk(top_k, sorted=False)
-        cells = cells.gather(3, order[..., None].expand(-1, -1, -1, -1, cells.shape[4]))
-    return (logits.softmax(-1)[..., None, :] @ cells).squeeze(3)
