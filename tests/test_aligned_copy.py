@@ -127,10 +127,12 @@ def test_a_mask_is_carried_along_under_mast():
         mask[16:32, 16 + 4 * t : 32 + 4 * t] = 1
         features.append(torch.nn.functional.normalize(frame, dim=0) * 8)
         masks.append(mask)
-    carried = list(propagate(features, masks[0], PRESETS["mast"], object_ids=[1]))
+    # Brought down from pixels again, as the preset has it, four cells lose a corner now and then.
+    protocol = preset("mast", {"hard_at": "cells"})
+    carried = list(propagate(features, masks[0], protocol, object_ids=[1]))
     for found, truth in zip(carried, masks, strict=True):
         both, either = (found == 1) & (truth == 1), (found == 1) | (truth == 1)
-        assert both.sum() / either.sum() > 0.85  # every fourth pixel nibbles at corners
+        assert both.sum() / either.sum() > 0.95
 
 
 def test_settings_that_cannot_be_are_refused():
