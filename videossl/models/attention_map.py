@@ -6,6 +6,8 @@ A dense form, a block of query cells at a time: for pictures and for evaluation,
 import torch
 from torch import Tensor
 
+from videossl.models.attention_copy import Window, check_settings
+
 _BLOCK_BYTES = 2**26  # of similarities at a time; chosen
 
 
@@ -16,18 +18,36 @@ def attention_map(
     *,
     temperature: float,
     radius: int | None = None,
+    mask: Window = "square",
+    top_k: int | None = None,
+    unmasked_frames: int = 0,
+    renormalize: bool = True,
 ) -> Tensor:
     """Where one cell (row, column) of the query (D, h, w) looks in the memory (M, D, h, w): (M, h, w), its sum 1.
 
-    The weights with which `attention_copy` reads for that cell, with the square window.
+    The weights with which `attention_copy` or, with `top_k`, `strongest_copy` reads for that cell; their settings mean the
+    same here. Without `renormalize` the sum over the strongest is less than 1. Raises ValueError for settings out of range.
     """
+    check_settings(temperature, radius, mask, top_k)
     height, width = query.shape[1:]
     similarity = (query[:, cell[0], cell[1], None, None] * keys).sum(1) / temperature  # (M, h, w)
     if radius is not None:
-        rows = (torch.arange(height, device=query.device) - cell[0]).abs()[:, None]
-        columns = (torch.arange(width, device=query.device) - cell[1]).abs()
-        similarity = similarity.masked_fill(torch.maximum(rows, columns) > radius, -torch.inf)
-    return similarity.flatten().softmax(0).view_as(similarity)
+        down = (torch.arange(height, device=query.device) - cell[0])[:, None]
+        across = torch.arange(width, device=query.device) - cell[1]
+        if mask == "square":
+            outside = torch.maximum(down.abs(), across.abs()) > radius
+        else:
+            outside = down**2 + across**2 >= radius**2
+        hidden = outside.repeat(len(keys), 1, 1)
+        hidden[:unmasked_frames] = False
+        similarity = similarity.masked_fill(hidden, -torch.inf)
+    flat = similarity.flatten()
+    weights = flat.softmax(0)
+    if top_k is not None and top_k < len(flat):
+        strongest = flat.topk(top_k).indices
+        kept = flat[strongest].softmax(0) if renormalize else weights[strongest]
+        weights = torch.zeros_like(flat).index_copy(0, strongest, kept)
+    return weights.view_as(similarity)
 
 
 @torch.no_grad()
