@@ -3,16 +3,12 @@
 It opens from disk without a network: style, script, plots, pictures and, up to a size, the videos lie in it.
 """
 
-import base64
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 from urllib.parse import quote
 
@@ -20,13 +16,13 @@ from PIL import Image
 
 from videossl.eval.overlay import COLOURS
 from videossl.eval.page_tables import mean_score, objects_table, percent, rows_table, sort_key
+from videossl.eval.page_template import data_uri, jpeg_uri, render_page
 from videossl.eval.score_plot import ScoreLine, score_plot
 from videossl.eval.scoring import write_text
 
 PAGE = "index.html"
 EMBED_BYTES = 64 * 2**20  # of videos; chosen: a browser opens such a page within a second or two
 _PICTURE_WIDTH = 1800  # pixels at most
-_JPEG_QUALITY = 82
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,8 @@ def write_page(
         *([] if is_embedded else [_outside_note(num_bytes)]),
         *(_section(sequence, scored, main_row, out, is_embedded) for sequence in sequences),
     ]
-    template = Template(_part("page.html"))
-    text = template.substitute(
-        title=html.escape(_title(record)),
-        style=_part("page.css"),
-        script=_part("page.js"),
-        body="\n".join(body),
+    text = render_page(
+        title=_title(record), body="\n".join(body), scripts=["page.js"], styles=["page.css"]
     )
     write_text(out / PAGE, text)
     return out / PAGE
@@ -206,7 +198,7 @@ def _section(
     ]
     if sequence.video is not None:
         source = (
-            _data_uri(sequence.video.read_bytes(), "video/mp4")
+            data_uri(sequence.video.read_bytes(), "video/mp4")
             if is_embedded
             else html.escape(quote(sequence.video.relative_to(out).as_posix()))
         )
@@ -253,20 +245,10 @@ def _figure(path: Path, caption: str, name: str) -> str:
     with Image.open(path) as image:
         picture = image.convert("RGB")
     picture.thumbnail((_PICTURE_WIDTH, _PICTURE_WIDTH * 4))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    source = _data_uri(buffer.getvalue(), "image/jpeg")
+    source = jpeg_uri(picture)
     text = html.escape(caption)
     return (
         f'<figure><div class="wide"><img src="{source}" width="{picture.width}" '
         f'height="{picture.height}" loading="lazy" alt="{text} of {name}"></div>'
         f"<figcaption>{text}</figcaption></figure>"
     )
-
-
-def _data_uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _part(name: str) -> str:
-    return files("videossl.eval").joinpath(name).read_text(encoding="utf-8")

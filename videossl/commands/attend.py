@@ -1,0 +1,113 @@
+"""`videossl attend`: where a pixel of a frame looks when labels are propagated, as a picture or a page to click on."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from videossl.decode.backends import open_video
+from videossl.distributed import choose_device
+from videossl.engine.checkpoint import load_encoder
+from videossl.errors import UserError
+from videossl.eval.attention_page import write_attention_page
+from videossl.eval.attention_picture import (
+    cell_of_pixel,
+    draw_attention,
+    gather_reading,
+    reading_weights,
+)
+from videossl.eval.davis import read_tree
+from videossl.eval.features import (
+    EncoderFeatures,
+    FrameSource,
+    ImageFrames,
+    VideoFrames,
+    sequence_features,
+)
+from videossl.eval.protocol import PRESETS, preset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `videossl attend`."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="run folder or checkpoint file")
+    add("--davis", type=Path, metavar="ROOT", help="root of a DAVIS tree; needs --sequence")
+    add("--split", default="val", help="list that names the sequence (default: val)")
+    add("--sequence", metavar="NAME", help="sequence of the DAVIS tree")
+    add("--video", type=Path, metavar="FILE", help="look into this video instead")
+    add("--frame", type=int, required=True, metavar="INDEX", help="frame that looks, from 1 on")
+    add("--pixel", type=_pixel, required=True, metavar="X,Y", help="its pixel, in native size")
+    add("--preset", default="videossl", help=f"protocol: {', '.join(PRESETS)} (default: videossl)")
+    add(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a protocol setting",
+    )
+    add("--stage", help="encoder stage to read (default: the one trained to correspond)")
+    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
+    add("--html", type=Path, metavar="FILE.html", help="also a page on which any pixel can look")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Encodes up to the frame, weighs, draws."""
+    protocol = preset(args.preset, _overrides(args.overrides))
+    name, source = _source(args)
+    if not 1 <= args.frame < source.num_frames:
+        raise UserError(f"--frame must be 1 to {source.num_frames - 1} in {name}, got {args.frame}")
+    cell_of_pixel(args.pixel, source.native_size, (1, 1))  # refused before anything is encoded
+    extractor = EncoderFeatures(
+        load_encoder(args.checkpoint), stage=args.stage, device=choose_device(args.device)
+    )
+    features = sequence_features(source, extractor, protocol)
+    reading = gather_reading(features, args.frame, protocol)
+    height, width = reading.query.shape[1:]
+    cell = cell_of_pixel(args.pixel, source.native_size, (height, width))
+    weights = reading_weights(reading, cell, protocol)
+    _write_picture(args.out, draw_attention(source, args.frame, args.pixel, weights))
+    print(f"written to {args.out}")
+    if args.html is not None:
+        title = f"{name}, frame {args.frame}"
+        write_attention_page(args.html, source, reading, protocol, title=title, cell=cell)
+        print(f"written to {args.html}")
+    return 0
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    try:
+        x, y = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be X,Y such as 120,64, got {text!r}") from None
+    return x, y
+
+
+def _overrides(settings: list[str]) -> dict[str, str]:
+    pairs = [setting.partition("=") for setting in settings]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--set takes KEY=VALUE, got {key!r}")
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _source(args: argparse.Namespace) -> tuple[str, FrameSource]:
+    if (args.davis is None) == (args.video is None):
+        raise UserError("give either --davis ROOT with --sequence NAME or --video FILE")
+    if args.video is not None:
+        if not args.video.is_file():
+            raise UserError(f"--video {args.video}: no such file")
+        return args.video.name, VideoFrames(open_video(str(args.video)))
+    if args.sequence is None:
+        raise UserError("--davis needs --sequence NAME")
+    (sequence,) = read_tree(args.davis, split=args.split, only=[args.sequence])
+    return sequence.name, ImageFrames(sequence.frame_paths)
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    Image.fromarray(picture).save(partial, format="PNG")
+    partial.replace(path)
