@@ -137,11 +137,13 @@ def shares_on_page(driver: Any) -> list[float]:
     return driver.execute_script(script)
 
 
+SOFT = replace(preset("videossl"), temperature=1.0)  # every cell that is seen counts
 PROTOCOLS = {
     "videossl": replace(preset("videossl"), radius=4),
     "crw": replace(preset("crw"), radius=3),
     "vondrick": preset("vondrick"),
-    "of each frame": replace(preset("videossl"), top_k_of="frame", renormalize=False, radius=4),
+    "circle": replace(SOFT, window="circle", radius=3, top_k=None),
+    "of each frame": replace(SOFT, top_k_of="frame", renormalize=False, radius=4),
 }
 
 
