@@ -13,13 +13,15 @@ _JPEG_QUALITY = 82
 
 
 def render_page(*, title: str, body: str, scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """The page as text. The title is escaped here, the body by its makers; parts are named by their files."""
-    return Template(_part("page.html")).substitute(
+    """The page as ASCII text. The title is escaped here, the body by its makers; scripts and styles are files here."""
+    text = Template(_part("page.html")).substitute(
         title=html.escape(title),
         style="\n".join(_part(name) for name in styles),
         script="\n".join(_part(name) for name in scripts),
         body=body,
     )
+    # Names of files may hold what no encoding can write.
+    return text.encode("ascii", "xmlcharrefreplace").decode()
 
 
 def data_uri(data: bytes, kind: str) -> str:
