@@ -16,6 +16,7 @@ from videossl.eval.davis import read_mask, read_tree
 from videossl.eval.scoring import (
     check_results,
     global_scores,
+    score_results,
     score_sequence,
     write_tables,
 )
@@ -206,6 +207,20 @@ def test_masks_that_cannot_be_scored_fail(
     sequences = read_tree(tmp_path / "davis", split="val", need_masks=True)
     with pytest.raises(UserError, match=message):
         score_sequence(tmp_path / "out", sequences[0])
+
+
+def test_processes_side_by_side_score_the_same_and_list_all_problems(tmp_path: Path) -> None:
+    write_tree(tmp_path / "davis", form="2017", year="2017", names=("ant", "bee", "cat"))
+    write_results(tmp_path / "out", masks_of(6, 2), names=("ant", "bee", "cat"))
+    sequences = read_tree(tmp_path / "davis", split="val", need_masks=True)
+    one = score_results(tmp_path / "out", sequences)
+    assert one == score_results(tmp_path / "out", sequences, num_workers=2)
+    assert [score.name for score in one] == ["ant_1", "ant_2", "bee_1", "bee_2", "cat_1", "cat_2"]
+    write_mask(tmp_path / "out/ant/00002.png", np.full((H, W), 7, np.uint8))
+    write_mask(tmp_path / "out/cat/00003.png", np.zeros((H, W + 2), np.uint8))
+    for num_workers in (1, 2):
+        with pytest.raises(UserError, match=r"2 of 3 .*object id 7.*; frame 00003 of cat is 62x40"):
+            score_results(tmp_path / "out", sequences, num_workers=num_workers)
 
 
 def test_tables_have_the_official_columns(tmp_path: Path) -> None:

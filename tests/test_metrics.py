@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from videossl.eval.davis import read_mask
 from videossl.eval.metrics import (
+    bounding_window,
     contour_accuracy,
+    region_and_contour,
     region_similarity,
     statistics,
     tolerance_pixels,
@@ -179,3 +181,16 @@ def test_statistics_of_few_frames(
 def test_statistics_without_frames_fails() -> None:
     with pytest.raises(ValueError, match="at least 3 frames"):
         statistics([])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_parts_of_a_frame_score_as_the_whole_frame(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    pred, gt = np.zeros((2, 120, 160), bool)
+    top, left = random.integers(1, 60, 2)
+    pred[top : top + 30, left : left + 40] = True
+    gt[top + 3 : top + 36, left - 1 : left + 30] = random.random((33, 31)) < 0.9
+    window = bounding_window(pred, gt, margin=1)
+    radius = tolerance_pixels(120, 160)
+    got = region_and_contour(pred[window], gt[window], radius=radius)
+    assert got == (region_similarity(pred, gt), contour_accuracy(pred, gt))

@@ -218,7 +218,7 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
         (["--sequences", "cow"], "sequence cow is not in split val; allowed: ant, bee"),
         (
             ["--preset", "stm"],
-            "preset 'stm' is unknown; allowed: videossl, crw, dino, mast, vondrick",
+            "preset 'stm' is unknown; allowed: videossl, vondrick, timecycle",
         ),
         (["--baselines", "flow"], "baseline flow is unknown; allowed: identity, lab, untrained"),
         (["--stage", "res5"], "stage 'res5' is unknown; this encoder has res2, res3"),

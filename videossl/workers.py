@@ -48,6 +48,13 @@ JOIN_SECONDS = 5.0  # for a killed process to be gone; one that waits for a dead
 MAX_FAILED_STARTS = 5  # in a row, before the pool gives up
 
 
+def num_cores() -> int:
+    """The processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @dataclass(frozen=True)
 class TaskFailure:
     """What a task did instead of returning."""

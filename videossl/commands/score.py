@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from videossl import progress
 from videossl.errors import UserError
 from videossl.eval.davis import read_tree
 from videossl.eval.scoring import (
@@ -11,12 +10,17 @@ from videossl.eval.scoring import (
     format_objects,
     format_table,
     global_scores,
-    score_sequence,
+    score_results,
     scores_record,
     versions,
     write_json,
     write_tables,
 )
+from videossl.workers import num_cores
+
+EXAMPLE = """example:
+  videossl score results/trained --davis /data/DAVIS --split val -o scores
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,9 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="val", help="list in ImageSets/2016 or ImageSets/2017 (default: val)"
     )
     parser.add_argument("--sequences", metavar="A,B", help="only these sequences of the split")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: cores)")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the tables and result.json"
+        "-o", "--out", type=Path, required=True, help="folder for the tables and result.json"
     )
+    parser.epilog = EXAMPLE
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,11 +55,7 @@ def run(args: argparse.Namespace) -> int:
         "result.json",
     ):
         (args.out / name).unlink(missing_ok=True)
-    scores = [
-        score
-        for sequence in progress.track(sequences, description="score", total=len(sequences))
-        for score in score_sequence(args.results, sequence)
-    ]
+    scores = score_results(args.results, sequences, num_workers=args.workers or num_cores())
     write_tables(args.out, args.split, scores)
     record = {
         "command": "videossl score",

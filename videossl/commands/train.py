@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.engine.preemption import StopRequest
     from videossl.engine.trainer import Trainer
     from videossl.engine.watchdog import Watchdog
+    from videossl.workers import num_cores
 
     config = load_config(args.config, args.overrides)
     with launched_world(config.device) as world:
@@ -49,12 +50,8 @@ def run(args: argparse.Namespace) -> int:
             logging.getLogger("videossl").setLevel(logging.WARNING)
         if world.device.type == "cpu":
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            cores = (
-                len(os.sched_getaffinity(0))
-                if hasattr(os, "sched_getaffinity")
-                else os.cpu_count() or 1
-            )
-            torch.set_num_threads(config.train.threads_per_process or max(1, cores // processes))
+            threads = config.train.threads_per_process or max(1, num_cores() // processes)
+            torch.set_num_threads(threads)
         with StopRequest() as stop, Watchdog(world, config.train.watchdog_seconds) as watchdog:
             monitors = build_monitors(config, world)
             if args.dry_run:

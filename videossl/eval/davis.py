@@ -170,7 +170,8 @@ def read_mask(path: Path, *, form: Form | None = None) -> IndexMask:
     values, mode = _values(path)
     if (form or _form(values, mode)) == "2016":
         return (values > 127).astype(np.uint8)
-    return np.where(values == VOID, 0, values).astype(np.uint8)
+    # Few masks have void, and a pass that copies costs as much as decoding.
+    return np.where(values == VOID, np.uint8(0), values) if values.max() == VOID else values
 
 
 def object_ids(mask: IndexMask) -> tuple[int, ...]:
@@ -183,7 +184,8 @@ def _form_of(path: Path) -> Form:
 
 
 def _form(values: IndexMask, mode: str) -> Form:
-    is_binary = mode == "1" or (mode == "L" and not np.any((values != 0) & (values != 255)))
+    # 255 wraps to 0: one addition tells 0 and 255 from all others.
+    is_binary = mode == "1" or (mode == "L" and not np.any(values + np.uint8(1) > 1))
     return "2016" if is_binary else "2017"
 
 
@@ -194,8 +196,8 @@ def _values(path: Path) -> tuple[IndexMask, str]:
                 raise UserError(
                     f"{path}: a mask must be a grey or palette PNG, got mode {image.mode}"
                 )
-            scale = 255 if image.mode == "1" else 1
-            return np.asarray(image).astype(np.uint8) * np.uint8(scale), image.mode
+            values = np.asarray(image)
+            return (values * np.uint8(255) if image.mode == "1" else values), image.mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such mask") from None
     except (UnidentifiedImageError, OSError, SyntaxError) as error:

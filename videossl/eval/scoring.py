@@ -9,16 +9,25 @@ import io
 import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import PIL
-import torch
 
+from videossl import progress
 from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence, IndexMask, read_mask
-from videossl.eval.metrics import Statistics, contour_accuracy, region_similarity, statistics
+from videossl.eval.metrics import (
+    Statistics,
+    bounding_window,
+    region_and_contour,
+    statistics,
+    tolerance_pixels,
+)
 from videossl.version import __version__
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
@@ -95,6 +104,35 @@ def score_sequence(results: Path, sequence: DavisSequence) -> list[ObjectScore]:
     return score_masks(sequence, read)
 
 
+def score_results(
+    results: Path, sequences: Sequence[DavisSequence], *, num_workers: int = 1
+) -> list[ObjectScore]:
+    """The scores of all objects, in the order of the sequences, with `num_workers` processes.
+
+    Raises UserError that lists the problem of every sequence that cannot be scored.
+    """
+    # Longest first, so that no process is left alone with a long one.
+    order = sorted(sequences, key=lambda sequence: -len(sequence.frame_names))
+    score = partial(_scores_or_problem, results)
+    with ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext() as pool:
+        answers = map(score, order) if pool is None else pool.map(score, order)
+        shown = progress.track(answers, description="score", total=len(order))
+        answer_of = dict(zip((sequence.name for sequence in order), shown, strict=True))
+    problems = [answer for answer in answer_of.values() if isinstance(answer, str)]
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(order)} sequences cannot be scored: {'; '.join(sorted(problems))}"
+        )
+    return [score for sequence in sequences for score in answer_of[sequence.name]]  # type: ignore[misc]
+
+
+def _scores_or_problem(results: Path, sequence: DavisSequence) -> list[ObjectScore] | str:
+    try:
+        return score_sequence(results, sequence)
+    except UserError as error:
+        return str(error)
+
+
 def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) -> list[ObjectScore]:
     """The scores of each object from `mask_of(frame)`, (H, W) of object ids; the first and last frame are not asked for."""
     per_object: dict[int, list[tuple[float, float]]] = {
@@ -107,11 +145,8 @@ def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) ->
                 f"frame {sequence.frame_names[index]} of {sequence.name} is {_size(found)} but the ground truth is "
                 f"{_size(truth)}"
             )
-        for number, values in per_object.items():
-            pred_mask, gt_mask = found == number, truth == number
-            values.append(
-                (region_similarity(pred_mask, gt_mask), contour_accuracy(pred_mask, gt_mask))
-            )
+        for number, score in score_frame(found, truth, sequence.object_ids).items():
+            per_object[number].append(score)
     return [
         ObjectScore(
             sequence=sequence.name,
@@ -121,6 +156,19 @@ def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) ->
         )
         for number, values in per_object.items()
     ]
+
+
+def score_frame(
+    found: IndexMask, truth: IndexMask, object_ids: Sequence[int]
+) -> dict[int, tuple[float, float]]:
+    """J and F of each object in two (H, W) masks of ids."""
+    radius = tolerance_pixels(*truth.shape)
+    window = bounding_window(found, truth, margin=1)  # most of a frame is background in both
+    found, truth = found[window], truth[window]
+    return {
+        number: region_and_contour(found == number, truth == number, radius=radius)
+        for number in object_ids
+    }
 
 
 def _read_result(path: Path, sequence: DavisSequence) -> IndexMask:
@@ -167,12 +215,12 @@ def scores_record(scores: Sequence[ObjectScore]) -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """What the numbers were computed with."""
+    libraries = ("torch", "torchvision", "numpy", "pillow", "av")
     return {
         "videossl": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "pillow": PIL.__version__,
+        # Asked of the installation: scoring needs no torch, whose import takes longer than the scoring.
+        **{name: metadata.version(name) for name in libraries},
     }
 
 
