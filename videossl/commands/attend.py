@@ -25,7 +25,7 @@ from videossl.eval.features import (
     VideoFrames,
     sequence_features,
 )
-from videossl.eval.protocol import PRESETS, preset
+from videossl.eval.protocol import PRESETS, parse_overrides, preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Encodes up to the frame, weighs, draws."""
-    protocol = preset(args.preset, _overrides(args.overrides))
+    protocol = preset(args.preset, parse_overrides(args.overrides))
     name, source = _source(args)
     if not 1 <= args.frame < source.num_frames:
         raise UserError(f"--frame must be 1 to {source.num_frames - 1} in {name}, got {args.frame}")
@@ -83,14 +83,6 @@ def _pixel(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be X,Y such as 120,64, got {text!r}") from None
     return x, y
-
-
-def _overrides(settings: list[str]) -> dict[str, str]:
-    pairs = [setting.partition("=") for setting in settings]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"--set takes KEY=VALUE, got {key!r}")
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _source(args: argparse.Namespace) -> tuple[str, FrameSource]:

@@ -197,9 +197,9 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, LabPatches
     from videossl.eval.point_tracking import track_videos
     from videossl.eval.points import check_protocol
-    from videossl.eval.protocol import preset
+    from videossl.eval.protocol import parse_overrides, preset
 
-    protocol = preset(args.preset, _overrides(args.overrides))
+    protocol = preset(args.preset, parse_overrides(args.overrides))
     check_protocol(protocol)
     reading = _reading(args)
     device = choose_device(args.device)
@@ -239,16 +239,6 @@ def _reading(args: argparse.Namespace) -> "Reading":
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _overrides(settings: Sequence[str]) -> dict[str, str]:
-    from videossl.errors import UserError
-
-    pairs = [setting.partition("=") for setting in settings]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(f"--set takes KEY=VALUE, got {key!r}")
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _given(args: argparse.Namespace) -> dict[str, object]:

@@ -4,7 +4,7 @@ Numbers under different protocols cannot be compared: the record goes into each 
 """
 
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, get_args, get_origin
 
@@ -248,6 +248,18 @@ def preset(name: str, overrides: Mapping[str, str] | None = None) -> Protocol:
         return Protocol(**settings)
     except ValueError as error:
         raise UserError(f"protocol: {error}") from None
+
+
+def parse_overrides(settings: Sequence[str]) -> dict[str, str]:
+    """What `--set KEY=VALUE ...` asks for, as `preset` takes it; of a key given twice the last value holds.
+
+    Raises UserError for a setting without `=`.
+    """
+    pairs = [setting.partition("=") for setting in settings]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(f"--set takes KEY=VALUE, got {key!r}")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _parse(key: str, text: str, kind: object) -> object:
