@@ -20,16 +20,16 @@ from videossl.eval import features as features_module
 from videossl.eval.davis import read_mask
 from videossl.eval.features import (
     EncoderFeatures,
-    ImageFrames,
     LabPatches,
     input_size,
     sequence_features,
-    sliding_windows,
 )
+from videossl.eval.frames import ImageFrames
 from videossl.eval.memory import LabelMemory
 from videossl.eval.metrics import region_similarity
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import PRESETS, Protocol, preset
+from videossl.eval.windows import sliding_windows, windows
 from videossl.models.encoder import StageInfo
 from videossl.types import FeatureMaps
 
@@ -66,6 +66,7 @@ class ToyEncoder(nn.Module):
         torch.manual_seed(0)
         self.stages = {"early": StageInfo(8, 1, 4), "late": StageInfo(6, 2, 8)}
         self.track_stage: str | None = None
+        self.frame_wise_stages = ("early",)
         self.early = nn.Conv3d(3, 8, (1, 4, 4), (1, 4, 4))
         self.late = nn.Conv3d(
             8, 6, (temporal_kernel, 2, 2), (2, 2, 2), (temporal_kernel // 2, 0, 0)
@@ -430,14 +431,73 @@ def test_protocol_equals_its_definition(
 @pytest.mark.parametrize(
     ("num_frames", "window"), [(1, 8), (5, 8), (8, 8), (9, 8), (20, 8), (21, 5), (7, 1), (6, 2)]
 )
-def test_windows_keep_each_frame_once(num_frames: int, window: int) -> None:
-    windows = sliding_windows(num_frames, window)
-    kept = [i for w in windows for i in range(w.keep_start, w.keep_stop)]
+@pytest.mark.parametrize("step", [None, 1, 3, 100])
+def test_windows_keep_each_frame_once(num_frames: int, window: int, step: int | None) -> None:
+    found = list(sliding_windows(num_frames, window, step))
+    kept = [index for w in found for index in w.frames[w.start : w.stop]]
     assert kept == list(range(num_frames))
-    assert all(
-        0 <= w.start <= w.keep_start and w.keep_stop <= w.stop <= num_frames for w in windows
-    )
-    assert len({w.stop - w.start for w in windows}) == 1
+    assert len({len(w.frames) for w in found}) == 1
+    assert all(w.frames == tuple(range(w.frames[0], w.frames[0] + len(w.frames))) for w in found)
+
+
+def test_causal_windows_end_at_their_frame_and_static_ones_hold_nothing_else() -> None:
+    protocol = replace(PRESETS["videossl"], window_frames=4)
+    causal = list(windows(6, replace(protocol, clip="causal"), is_per_frame=False))
+    assert [w.frames for w in causal[:2]] == [(0, 0, 0, 0), (0, 0, 0, 1)]
+    assert causal[5].frames == (2, 3, 4, 5)
+    assert all(w.frames[w.start : w.stop] == (t,) for t, w in enumerate(causal))
+    static = list(windows(3, replace(protocol, clip="static"), is_per_frame=False))
+    assert [w.frames for w in static] == [(t,) * 4 for t in range(3)]
+    assert all(w.stop - w.start == 1 for w in static)
+
+
+class CountingFrames(ArrayFrames):
+    """Says which frames are read."""
+
+    def __init__(self, frames: Tensor) -> None:
+        super().__init__(frames)
+        self.read_indices: list[int] = []
+
+    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        self.read_indices += indices
+        return super().read(indices, size)
+
+
+@pytest.mark.parametrize("clip", ["sliding", "causal", "static"])
+def test_no_frame_is_read_twice(clip: str) -> None:
+    source = CountingFrames(noise_frames(13))
+    protocol = replace(PRESETS["videossl"], short_side=None, clip=clip)
+    extractor = EncoderFeatures(ToyEncoder(), stage="late")
+    assert len(list(sequence_features(source, extractor, protocol))) == 13
+    assert source.read_indices == list(range(13))
+
+
+def test_causal_features_know_nothing_of_the_future() -> None:
+    frames = noise_frames(9)
+    protocol = replace(PRESETS["videossl"], short_side=None, centre=False, window_frames=4)
+    extractor = EncoderFeatures(ToyEncoder(), stage="late")
+    changed = frames.clone()
+    changed[5:] = 255 - changed[5:]
+    for clip, is_blind in (("causal", True), ("static", True), ("sliding", False)):
+        before, after = (
+            list(sequence_features(ArrayFrames(f), extractor, replace(protocol, clip=clip)))
+            for f in (frames, changed)
+        )
+        same = all(torch.equal(a, b) for a, b in zip(before[:5], after[:5], strict=True))
+        assert same is is_blind
+
+
+def test_stages_are_joined_on_the_finest_grid() -> None:
+    extractor = EncoderFeatures(ToyEncoder(), stage="early+late")
+    clip = torch.randn(3, 4, 16, 24)
+    found = extractor(clip)
+    assert found.shape == (4, 14, 4, 6)
+    assert (extractor.stride, extractor.channels) == (4, 14)
+    early = functional.normalize(EncoderFeatures(ToyEncoder(), stage="early")(clip), dim=1)
+    torch.testing.assert_close(found[:, :8], early)
+    late = functional.normalize(EncoderFeatures(ToyEncoder(), stage="late")(clip), dim=1)
+    up = functional.interpolate(late, (4, 6), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found[:, 8:], up)
 
 
 def test_a_stage_without_temporal_kernel_equals_frame_by_frame() -> None:
@@ -475,14 +535,18 @@ def test_features_are_centred_and_of_unit_length() -> None:
     torch.testing.assert_close(unit[0].norm(dim=0), torch.ones(12, 16))
 
 
-def test_a_long_sequence_is_encoded_twice_with_the_same_result(
+def test_features_beyond_what_memory_may_hold_come_from_a_file_as_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     protocol = replace(PRESETS["videossl"], short_side=None)
-    source = ArrayFrames(noise_frames(6))
+    source = CountingFrames(noise_frames(6))
     kept = torch.stack(list(sequence_features(source, LabPatches(), protocol)))
-    monkeypatch.setattr(features_module, "_KEPT_BYTES", 1)
-    assert torch.equal(torch.stack(list(sequence_features(source, LabPatches(), protocol))), kept)
+    for num_bytes in (1, 2 * kept[0].nbytes):
+        monkeypatch.setattr(features_module, "_KEPT_BYTES", num_bytes)
+        source.read_indices.clear()
+        again = torch.stack(list(sequence_features(source, LabPatches(), protocol)))
+        assert torch.equal(again, kept)
+        assert source.read_indices == list(range(6))
 
 
 def test_grey_input_has_no_colour() -> None:

@@ -18,13 +18,8 @@ from videossl.eval.attention_picture import (
     reading_weights,
 )
 from videossl.eval.davis import read_tree
-from videossl.eval.features import (
-    EncoderFeatures,
-    FrameSource,
-    ImageFrames,
-    VideoFrames,
-    sequence_features,
-)
+from videossl.eval.features import EncoderFeatures, sequence_features
+from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
 from videossl.eval.protocol import PRESETS, parse_overrides, preset
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from videossl.drawing import as_array
 from videossl.eval.attention_picture import Reading
-from videossl.eval.features import FrameSource
+from videossl.eval.frames import FrameSource
 from videossl.eval.page_template import jpeg_uri, render_page
 from videossl.eval.protocol import Protocol
 from videossl.eval.scoring import write_text

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videossl.drawing import Rgb, as_array
 from videossl.errors import UserError
-from videossl.eval.features import FrameSource
+from videossl.eval.frames import FrameSource
 from videossl.eval.memory import LabelMemory
 from videossl.eval.overlay import titled
 from videossl.eval.protocol import Protocol

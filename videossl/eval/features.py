@@ -1,50 +1,44 @@
-"""Frames to per-frame features: an encoder in sliding windows, or raw Lab patches.
+"""Frames to per-frame features: an encoder in windows, raw Lab patches, or what somebody else's code gives.
 
-A 3D encoder sees clips; tracking wants one map per frame. Windows overlap by half and only their centres are kept, where
-the temporal padding of the convolutions reaches least.
+A 3D encoder sees clips; tracking wants one map per frame (see `videossl.eval.windows`). Frames are read by a thread while
+those before them are encoded.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Literal
 from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
 from videossl.color import encoder_input
-from videossl.decode.reader import VideoReader
 from videossl.errors import UserError
+from videossl.eval.ahead import run_ahead
+from videossl.eval.frames import FrameSource
 from videossl.eval.protocol import Protocol
+from videossl.eval.windows import Window, windows
 from videossl.models.encoder import Encoder, StageInfo
+from videossl.models.time_stride import without_temporal_stride
 
 LAB_PATCH_PIXELS = 4
 LAB_PATCH_TEMPERATURE = 0.005  # chosen on drift-straight, like the preset of this library
 
-_KEPT_BYTES = (
-    2**30
-)  # of features of one sequence; a longer one is encoded twice when it must be centred
-
-
-class FrameSource(TypingProtocol):
-    """The frames of one sequence, at any size asked for."""
-
-    num_frames: int
-    native_size: tuple[int, int]  # (H, W)
-
-    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """These frames resized to (H, W): (n, 3, H, W) uint8 RGB."""
-        ...
+_KEPT_BYTES = 2**30  # of features of one sequence in memory; what is beyond waits in a file
+_READ_AHEAD = 2  # windows; chosen
 
 
 class Extractor(TypingProtocol):
-    """Clips to features: called with (3, T, H, W) normalised Lab, answers (T, D, h, w) float."""
+    """Clips to features: called with (3, T, H, W), answers (T, D, h, w) float.
+
+    `input` says whether the clip is normalised `lab` or uint8 `rgb`.
+    """
 
     stride: int  # pixels per cell
     is_per_frame: bool  # whether a frame's features depend on that frame alone
+    input: Literal["lab", "rgb"]
     device: torch.device
 
     def __call__(self, clip: Tensor) -> Tensor: ...
@@ -54,83 +48,75 @@ class Extractor(TypingProtocol):
         ...
 
 
-class ImageFrames:
-    """Frames that lie in a folder as images."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
-        self.num_frames = len(self.paths)
-        with Image.open(self.paths[0]) as image:
-            self.native_size = (image.height, image.width)
-
-    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """See FrameSource. Raises UserError for a damaged image."""
-        frames = []
-        for index in indices:
-            try:
-                with Image.open(self.paths[index]) as image:
-                    frames.append(resize_rgb(image.convert("RGB"), size))
-            except (UnidentifiedImageError, OSError) as error:
-                raise UserError(f"{self.paths[index]}: damaged image ({error})") from None
-        return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-
-
-class VideoFrames:
-    """Frames of an open video, decoded when asked for and resized at once."""
-
-    def __init__(self, reader: VideoReader) -> None:
-        self.reader = reader
-        self.num_frames = reader.num_frames
-        self.native_size = (reader.height, reader.width)
-
-    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """See FrameSource."""
-        frames = self.reader.frames_at(list(indices)).data.permute(0, 2, 3, 1).cpu().numpy()
-        resized = [resize_rgb(Image.fromarray(frame), size) for frame in frames]
-        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
-
-
-def resize_rgb(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
-    """An RGB image at (H, W), (H, W, 3) uint8, bicubic with antialiasing."""
-    if (image.height, image.width) != size:
-        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
 class EncoderFeatures:
-    """One stage of an encoder as per-frame features.
+    """One stage of an encoder as per-frame features, or several joined by `+`.
 
-    `stage` None takes the encoder's own `track_stage`, else the finest stage of stride 4 or more. Raises UserError for
-    an unknown stage.
+    `stage` None takes the encoder's own `track_stage`, else the finest stage of stride 4 or more. Of several stages each is
+    brought to unit length and to the finest grid among them, then they are concatenated. `time` says what becomes of
+    temporal strides (see Protocol). Raises UserError for an unknown stage.
     """
 
-    is_per_frame = False
+    input: Literal["lab", "rgb"] = "lab"
 
     def __init__(
-        self, encoder: Encoder, *, stage: str | None = None, device: torch.device | str = "cpu"
+        self,
+        encoder: Encoder,
+        *,
+        stage: str | None = None,
+        device: torch.device | str = "cpu",
+        time: str = "trained",
     ) -> None:
+        self._given = encoder
+        if time != "trained":
+            encoder = without_temporal_stride(encoder, dilate=time == "dilated")
         self.encoder = encoder.eval().to(device)
         self.device = torch.device(device)
+        self.time = time
         stages = encoder.stages
         self.stage = stage or encoder.track_stage or _default_stage(stages)
-        if self.stage not in stages:
+        self._parts = self.stage.split("+")
+        unknown = [part for part in self._parts if part not in stages]
+        if unknown:
             raise UserError(
-                f"stage {self.stage!r} is unknown; this encoder has {', '.join(stages)}"
+                f"stage {'+'.join(unknown)!r} is unknown; this encoder has {', '.join(stages)}"
             )
-        self.stride = stages[self.stage].spatial_stride
-        self.channels = stages[self.stage].channels
+        self.stride = min(stages[part].spatial_stride for part in self._parts)
+        self.channels = sum(stages[part].channels for part in self._parts)
+        self.is_per_frame = set(self._parts) <= set(encoder.frame_wise_stages)
         names = list(stages)
-        # Stages behind the one read get no rows: they would be computed for nobody.
-        self._rows = {name: int(names.index(name) <= names.index(self.stage)) for name in names}
+        # Stages behind the last one read get no rows: they would be computed for nobody.
+        last = max(names.index(part) for part in self._parts)
+        self._rows = {name: int(names.index(name) <= last) for name in names}
+
+    def in_time(self, time: str) -> "EncoderFeatures":
+        """The same features with temporal strides as a protocol wants them."""
+        if time == self.time:
+            return self
+        return EncoderFeatures(self._given, stage=self.stage, device=self.device, time=time)
 
     @torch.no_grad()
     def __call__(self, clip: Tensor) -> Tensor:
         """See Extractor; a stage of temporal stride s repeats each feature s times."""
-        maps = self.encoder(clip[None], self._rows)[self.stage]
-        data = maps.data[0].transpose(0, 1)  # (T', C, h, w)
-        if maps.temporal_stride > 1:
-            data = data.repeat_interleave(maps.temporal_stride, 0)
-        return data[: clip.shape[1]].float()
+        maps = self.encoder(clip[None], self._rows)
+        parts = []
+        for part in self._parts:
+            data = maps[part].data[0].transpose(0, 1)  # (T', C, h, w)
+            if maps[part].temporal_stride > 1:
+                data = data.repeat_interleave(maps[part].temporal_stride, 0)
+            parts.append(data[: clip.shape[1]].float())
+        if len(parts) == 1:
+            return parts[0]
+        size = max((part.shape[2:] for part in parts), key=lambda shape: shape.numel())
+        joined = [functional.normalize(part, dim=1) for part in parts]
+        return torch.cat(
+            [
+                part
+                if part.shape[2:] == size
+                else functional.interpolate(part, size, mode="bilinear", align_corners=False)
+                for part in joined
+            ],
+            1,
+        )
 
     def describe(self) -> dict[str, object]:
         """See Extractor."""
@@ -147,6 +133,7 @@ class LabPatches:
 
     stride = LAB_PATCH_PIXELS
     is_per_frame = True
+    input: Literal["lab", "rgb"] = "lab"
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
@@ -162,30 +149,6 @@ class LabPatches:
             "channels": 3 * self.stride**2,
             "cell_pixels": self.stride,
         }
-
-
-class Window(NamedTuple):
-    """Frames [start, stop) go through the encoder, features of [keep_start, keep_stop) are used."""
-
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
-
-
-def sliding_windows(num_frames: int, window_frames: int) -> list[Window]:
-    """Windows that overlap by half; each frame is kept once, from the window that holds it most centrally."""
-    length = min(window_frames, num_frames)
-    step = max(1, length // 2)
-    starts = [*range(0, num_frames - length, step), num_frames - length]
-    windows, kept = [], 0
-    for i, start in enumerate(starts):
-        is_last = i == len(starts) - 1
-        # Midway between the centres of this window and the next.
-        keep_stop = num_frames if is_last else (start + starts[i + 1] + length + 1) // 2
-        windows.append(Window(start, start + length, kept, keep_stop))
-        kept = keep_stop
-    return windows
 
 
 def input_size(native_size: tuple[int, int], protocol: Protocol, stride: int) -> tuple[int, int]:
@@ -215,62 +178,108 @@ def sequence_features(
 ) -> Iterator[Tensor]:
     """The features (D, h, w) of each frame in order, centred and normalised as the protocol says.
 
-    Centring needs the mean over the sequence before the first frame: features up to 1 GiB are kept, a longer sequence
-    is encoded twice.
+    Centring needs the mean over the sequence before the first frame: features up to 1 GiB are kept in memory, those beyond
+    in a temporary file, so that no frame is encoded twice.
     """
+    if isinstance(extractor, EncoderFeatures):
+        extractor = extractor.in_time(protocol.time)
+    yield from prepared(_raw_features(source, extractor, protocol), protocol)
 
-    def extract() -> Iterator[Tensor]:
-        return _raw_features(source, extractor, protocol)
 
-    features: Iterator[Tensor] = extract()
+def prepared(raw: Iterator[Tensor], protocol: Protocol) -> Iterator[Tensor]:
+    """Raw features (D, h, w) per frame, centred and normalised as the protocol says."""
     mean: Tensor | float = 0.0
     if protocol.centre:
-        mean, kept = _mean_over(features)
-        features = iter(kept) if kept is not None else extract()
-    for feature in features:
+        mean, raw = _mean_over(raw)
+    for feature in raw:
         centred = feature - mean
         yield functional.normalize(centred, dim=0) if protocol.normalize else centred
 
 
-def _mean_over(features: Iterator[Tensor]) -> tuple[Tensor, list[Tensor] | None]:
-    """The mean (D, 1, 1) over frames and cells, and the features themselves unless they are too large to keep."""
-    total, num_frames, num_bytes = None, 0, 0
-    kept: list[Tensor] | None = []
+def _mean_over(features: Iterator[Tensor]) -> tuple[Tensor, Iterator[Tensor]]:
+    """The mean (D, 1, 1) over frames and cells, and the features once more."""
+    total, num_frames = None, 0
+    kept = _Kept()
     for feature in features:
         frame_mean = feature.double().mean((1, 2), keepdim=True)
         total = frame_mean if total is None else total + frame_mean
         num_frames += 1
-        num_bytes += feature.nbytes
-        if num_bytes > _KEPT_BYTES:
-            kept = None
-        elif kept is not None:
-            kept.append(feature)
+        kept.add(feature)
     assert total is not None
-    return (total / num_frames).float(), kept
+    return (total / num_frames).float(), kept.features()
+
+
+class _Kept:
+    """Features of a sequence: the first GiB in memory, the rest in a file that nobody else sees."""
+
+    def __init__(self) -> None:
+        self._in_memory: list[Tensor] = []
+        self._num_bytes = self._num_in_file = 0
+        self._file: IO[bytes] | None = None
+
+    def add(self, feature: Tensor) -> None:
+        """Holds one more, (D, h, w) float32."""
+        self._num_bytes += feature.nbytes
+        if self._num_bytes <= _KEPT_BYTES:
+            self._in_memory.append(feature)
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - read again by `features`
+        self._file.write(feature.float().cpu().numpy().tobytes())
+        self._num_in_file += 1
+        self._shape, self._device = feature.shape, feature.device
+
+    def features(self) -> Iterator[Tensor]:
+        """All of them, once, in order; nothing is kept behind."""
+        self._in_memory.reverse()
+        while self._in_memory:
+            yield self._in_memory.pop()
+        if self._file is None:
+            return
+        with self._file:
+            self._file.seek(0)
+            for _ in range(self._num_in_file):
+                values = np.frombuffer(self._file.read(4 * self._shape.numel()), np.float32)
+                yield torch.from_numpy(values.copy()).view(self._shape).to(self._device)
 
 
 def _raw_features(
     source: FrameSource, extractor: Extractor, protocol: Protocol
 ) -> Iterator[Tensor]:
     size = input_size(source.native_size, protocol, extractor.stride)
-    window_frames = 1 if extractor.is_per_frame else protocol.window_frames
-    frames: dict[int, Tensor] = {}  # the overlap, so that no frame is decoded twice
-    for window in sliding_windows(source.num_frames, window_frames):
-        wanted = range(window.start, window.stop)
-        missing = [index for index in wanted if index not in frames]
-        fresh = dict(zip(missing, source.read(missing, size), strict=True))
-        frames = {index: frames[index] if index in frames else fresh[index] for index in wanted}
-        rgb = torch.stack([frames[index] for index in wanted], 1).to(
-            extractor.device
-        )  # (3, T, H, W)
-        clip = encoder_input(rgb, dim=0)
+    per_frame = extractor.is_per_frame
+    clips = _clips(source, windows(source.num_frames, protocol, is_per_frame=per_frame), size)
+    for window, frames in run_ahead(clips, depth=_READ_AHEAD):
+        clip = frames.transpose(0, 1).to(extractor.device)  # (3, T, H, W)
+        if extractor.input == "lab":
+            clip = encoder_input(clip, dim=0)
         if protocol.grey:
-            clip[1:] = 0
-        features = extractor(clip)
+            clip = _grey(clip, extractor.input)
         # A copy: a slice would keep the features of the whole window alive.
-        yield from features[
-            window.keep_start - window.start : window.keep_stop - window.start
-        ].clone()
+        yield from extractor(clip)[window.start : window.stop].clone()
+
+
+def _grey(clip: Tensor, kind: Literal["lab", "rgb"]) -> Tensor:
+    """Without colour: a and b of Lab zeroed; luma of RGB (ITU-R BT.601) in all three channels."""
+    if kind == "lab":
+        return torch.cat([clip[:1], torch.zeros_like(clip[1:])])
+    weights = torch.tensor([0.299, 0.587, 0.114], device=clip.device)[:, None, None, None]
+    luma = (clip.float() * weights).sum(0, keepdim=True).round().to(clip.dtype)
+    return luma.expand_as(clip)
+
+
+def _clips(
+    source: FrameSource, all_windows: Iterator[Window], size: tuple[int, int]
+) -> Iterator[tuple[Window, Tensor]]:
+    """Each window with its frames, (T, 3, H, W) uint8; what the last one has is not read again."""
+    held: dict[int, Tensor] = {}
+    for window in all_windows:
+        wanted = dict.fromkeys(window.frames)
+        missing = [index for index in wanted if index not in held]
+        if missing:
+            held |= dict(zip(missing, source.read(missing, size), strict=True))
+        held = {index: held[index] for index in wanted}
+        yield window, torch.stack([held[index] for index in window.frames])
 
 
 def _default_stage(stages: dict[str, StageInfo]) -> str:

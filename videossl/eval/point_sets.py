@@ -18,7 +18,7 @@ from scipy import io as matlab
 
 from videossl.errors import UserError
 from videossl.eval.davis import read_mask
-from videossl.eval.features import FrameSource, ImageFrames
+from videossl.eval.frames import FrameSource, ImageFrames
 from videossl.eval.points import Flags, Places, Queries
 
 Benchmark = Literal["badja", "jhmdb", "tapvid"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from videossl.errors import UserError
 from videossl.eval.array_pickle import load_array_pickle
-from videossl.eval.features import resize_rgb
+from videossl.eval.frames import resize_rgb
 from videossl.eval.point_metrics import QueryMode
 from videossl.eval.point_sets import PointVideo, read_all
 from videossl.eval.points import Flags

@@ -15,14 +15,8 @@ from videossl import progress
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_mask
-from videossl.eval.features import (
-    Extractor,
-    FrameSource,
-    ImageFrames,
-    VideoFrames,
-    input_size,
-    sequence_features,
-)
+from videossl.eval.features import Extractor, input_size, sequence_features
+from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
 from videossl.eval.overlay import Rgb, draw_mask, write_contact_sheet
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol

@@ -1,0 +1,67 @@
+"""Where the frames of a sequence come from: a folder of images, or a video that is decoded as it is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from videossl.decode.reader import VideoReader
+from videossl.errors import UserError
+
+
+class FrameSource(Protocol):
+    """The frames of one sequence, at any size asked for."""
+
+    num_frames: int
+    native_size: tuple[int, int]  # (H, W)
+
+    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """These frames resized to (H, W): (n, 3, H, W) uint8 RGB."""
+        ...
+
+
+class ImageFrames:
+    """Frames that lie in a folder as images."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+        self.num_frames = len(self.paths)
+        with Image.open(self.paths[0]) as image:
+            self.native_size = (image.height, image.width)
+
+    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """See FrameSource. Raises UserError for a damaged image."""
+        frames = []
+        for index in indices:
+            try:
+                with Image.open(self.paths[index]) as image:
+                    frames.append(resize_rgb(image.convert("RGB"), size))
+            except (UnidentifiedImageError, OSError) as error:
+                raise UserError(f"{self.paths[index]}: damaged image ({error})") from None
+        return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+class VideoFrames:
+    """Frames of an open video, decoded when asked for and resized at once."""
+
+    def __init__(self, reader: VideoReader) -> None:
+        self.reader = reader
+        self.num_frames = reader.num_frames
+        self.native_size = (reader.height, reader.width)
+
+    def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """See FrameSource."""
+        frames = self.reader.frames_at(list(indices)).data.permute(0, 2, 3, 1).cpu().numpy()
+        resized = [resize_rgb(Image.fromarray(frame), size) for frame in frames]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+
+
+def resize_rgb(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """An RGB image at (H, W), (H, W, 3) uint8, bicubic with antialiasing."""
+    if (image.height, image.width) != size:
+        image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.asarray(image)
