@@ -1,10 +1,13 @@
 """Index PNGs with the DAVIS palette: how masks are exchanged."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+Palette = Literal["davis", "grey"]
 
 
 def davis_palette() -> NDArray[np.uint8]:
@@ -20,12 +23,14 @@ def davis_palette() -> NDArray[np.uint8]:
 
 
 PALETTE = davis_palette()
+_PALETTE_BYTES = PALETTE.tobytes()
 
 
-def write_mask(path: Path, mask: NDArray[np.uint8]) -> None:
-    """Writes (H, W) object ids as a palette PNG in the DAVIS colours, whole or not at all."""
+def write_mask(path: Path, mask: NDArray[np.uint8], *, palette: Palette = "davis") -> None:
+    """Writes (H, W) object ids as an index PNG, in the DAVIS colours or as plain grey values, whole or not at all."""
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
-    image.putpalette(PALETTE.ravel().tolist())
+    if palette == "davis":
+        image.putpalette(_PALETTE_BYTES)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     image.save(partial, format="PNG")

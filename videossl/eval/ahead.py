@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
@@ -17,14 +17,45 @@ class _End:
         self.error = error
 
 
-def run_ahead(items: Iterable[Item], *, depth: int) -> Iterator[Item]:
+class RunAhead(Generic[Item]):
     """The same items in the same order, up to `depth` of them made in advance by a thread that starts at once.
 
-    What making them raises is raised here, in its place. A reader that leaves early stops the thread.
+    What making them raises is raised here, in its place. The thread ends when the reader leaves: on `close`, or when
+    nobody holds this any more.
     """
-    made: queue.Queue[Item | _End] = queue.Queue(depth)
-    has_left = threading.Event()
 
+    def __init__(self, items: Iterable[Item], *, depth: int) -> None:
+        self._made: queue.Queue[Item | _End] = queue.Queue(depth)
+        self._has_left = threading.Event()
+        # The thread must not hold this object, or nobody would ever let go of it.
+        arguments = (items, self._made, self._has_left)
+        threading.Thread(target=_make, args=arguments, daemon=True, name="run-ahead").start()
+
+    def __iter__(self) -> Iterator[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        if self._has_left.is_set():
+            raise StopIteration
+        item = self._made.get()
+        if not isinstance(item, _End):
+            return item
+        self.close()
+        if item.error is not None:
+            raise item.error
+        raise StopIteration
+
+    def close(self) -> None:
+        """No more is wanted."""
+        self._has_left.set()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _make(
+    items: Iterable[Item], made: "queue.Queue[Item | _End]", has_left: threading.Event
+) -> None:
     def put(item: Item | _End) -> bool:
         while not has_left.is_set():
             try:
@@ -34,32 +65,11 @@ def run_ahead(items: Iterable[Item], *, depth: int) -> Iterator[Item]:
                 continue
         return False
 
-    def make() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-        except BaseException as error:  # handed to the reader, whose loop it ends
-            put(_End(error))
-        else:
-            put(_End())
-
-    thread = threading.Thread(target=make, daemon=True, name="run-ahead")
-    thread.start()
-    return _read(made, has_left, thread)
-
-
-def _read(
-    made: "queue.Queue[Item | _End]", has_left: threading.Event, thread: threading.Thread
-) -> Iterator[Item]:
     try:
-        while True:
-            item = made.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
+        for item in items:
+            if not put(item):
                 return
-            yield item
-    finally:
-        has_left.set()
-        thread.join()
+    except BaseException as error:  # handed to the reader, whose loop it ends
+        put(_End(error))
+    else:
+        put(_End())

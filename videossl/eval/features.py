@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from videossl.color import encoder_input
 from videossl.errors import UserError
-from videossl.eval.ahead import run_ahead
+from videossl.eval.ahead import RunAhead
 from videossl.eval.frames import FrameSource
 from videossl.eval.protocol import Protocol
+from videossl.eval.stored_features import StoredFeatures
 from videossl.eval.windows import Window, windows
 from videossl.models.encoder import Encoder, StageInfo
 from videossl.models.time_stride import without_temporal_stride
@@ -174,13 +175,18 @@ def input_size(native_size: tuple[int, int], protocol: Protocol, stride: int) ->
 
 
 def sequence_features(
-    source: FrameSource, extractor: Extractor, protocol: Protocol
+    source: FrameSource, extractor: Extractor, protocol: Protocol, *, name: str = ""
 ) -> Iterator[Tensor]:
     """The features (D, h, w) of each frame in order, centred and normalised as the protocol says.
+
+    `name` is that of the sequence, under which stored features are found.
 
     Centring needs the mean over the sequence before the first frame: features up to 1 GiB are kept in memory, those beyond
     in a temporary file, so that no frame is encoded twice.
     """
+    if isinstance(extractor, StoredFeatures):
+        yield from prepared(extractor.of(name, source.num_frames), protocol)
+        return
     if isinstance(extractor, EncoderFeatures):
         extractor = extractor.in_time(protocol.time)
     yield from prepared(_raw_features(source, extractor, protocol), protocol)
@@ -249,7 +255,7 @@ def _raw_features(
     size = input_size(source.native_size, protocol, extractor.stride)
     per_frame = extractor.is_per_frame
     clips = _clips(source, windows(source.num_frames, protocol, is_per_frame=per_frame), size)
-    for window, frames in run_ahead(clips, depth=_READ_AHEAD):
+    for window, frames in RunAhead(clips, depth=_READ_AHEAD):
         clip = frames.transpose(0, 1).to(extractor.device)  # (3, T, H, W)
         if extractor.input == "lab":
             clip = encoder_input(clip, dim=0)

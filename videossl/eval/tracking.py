@@ -1,5 +1,6 @@
 """Runs one row of the table: a way to get features, applied to each piece of footage, masks written as they come."""
 
+import logging
 import multiprocessing
 import shutil
 import time
@@ -10,90 +11,49 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videossl import progress
-from videossl.decode.backends import open_video
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_mask
+from videossl.eval.ahead import RunAhead
+from videossl.eval.davis import DavisSequence, IndexMask, read_mask
 from videossl.eval.features import Extractor, input_size, sequence_features
-from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
+from videossl.eval.footage import Footage, davis_footage, video_footage
 from videossl.eval.overlay import Rgb, draw_mask, write_contact_sheet
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol
-from videossl.masks import write_mask
+from videossl.eval.stored_features import StoredFeatures
+from videossl.masks import Palette, write_mask
 from videossl.video_writer import write_video
 
-DAVIS_FRAMES_PER_SECOND = 24.0
 SHEET_FRAMES = 6
 _CHUNK_FRAMES = 16  # of native size in memory while an overlay is drawn: chosen
+_FEATURES_AHEAD = 16  # frames encoded while those before are propagated: chosen
 
+__all__ = ["davis_footage", "video_footage"]
 
-@dataclass(frozen=True)
-class Footage:
-    """What is tracked: frames and the mask of the first. Nothing here can reach a later mask."""
-
-    name: str
-    source: FrameSource
-    frame_names: tuple[str, ...]  # file stems of the masks to write
-    first_mask: IndexMask
-    object_ids: tuple[int, ...]
-    frames_per_second: float
+log = logging.getLogger("videossl")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table. Without an extractor the first mask is copied to every frame."""
+    """One line of the table: what yields a mask per frame.
+
+    Features of `make_extractor` carry masks along under the protocol; `make_masks` is anything else that can be asked for
+    the masks of a footage; without either the first mask is repeated. `max_bytes` bounds what reading the memory takes.
+    """
 
     name: str
     protocol: Protocol
     make_extractor: Callable[[], Extractor] | None
+    make_masks: Callable[[Footage], Iterator[IndexMask]] | None = None
+    max_bytes: int | None = None
 
     def record(self) -> dict[str, object]:
         """Plain types for JSON."""
         if self.make_extractor is None:
-            return {"features": "none: the first mask is repeated"}
+            return {} if self.make_masks else {"features": "none: the first mask is repeated"}
         return {"protocol": self.protocol.as_dict()}
-
-
-def davis_footage(sequence: DavisSequence) -> Footage:
-    """A DAVIS sequence without its later masks."""
-    return Footage(
-        name=sequence.name,
-        source=ImageFrames(sequence.frame_paths),
-        frame_names=sequence.frame_names,
-        first_mask=sequence.mask(0),
-        object_ids=sequence.object_ids,
-        frames_per_second=DAVIS_FRAMES_PER_SECOND,
-    )
-
-
-def video_footage(video: Path, mask: Path) -> Footage:
-    """A user's own video and the mask of its first frame.
-
-    Raises UserError for a file that cannot be read and a mask of another size or without an object.
-    """
-    first_mask = read_mask(mask)
-    reader = open_video(str(video))
-    source = VideoFrames(reader)
-    if first_mask.shape != source.native_size:
-        raise UserError(
-            f"{mask} is {first_mask.shape[1]}x{first_mask.shape[0]} but the frames of {video} are "
-            f"{reader.width}x{reader.height}"
-        )
-    ids = object_ids(first_mask)
-    if not ids:
-        raise UserError(f"{mask} holds no object: every pixel is background")
-    seconds = float(reader.pts_seconds[-1] - reader.pts_seconds[0])
-    return Footage(
-        name=video.stem,
-        source=source,
-        frame_names=tuple(f"{index:05d}" for index in range(reader.num_frames)),
-        first_mask=first_mask,
-        object_ids=ids,
-        frames_per_second=(reader.num_frames - 1) / seconds
-        if seconds > 0
-        else DAVIS_FRAMES_PER_SECOND,
-    )
 
 
 @dataclass(frozen=True)
@@ -111,44 +71,89 @@ def track_row(
 ) -> dict[str, object]:
     """Writes `folder/<name>/<frame>.png` for each footage; returns what was used and how long it took.
 
-    A folder of masks appears under its name only when it is complete. With a `pool` of `worker_pool` the pieces of footage
-    are tracked side by side.
+    A folder of masks appears under its name only when it is complete; those that are there are not made again. With a
+    `pool` of `worker_pool` the pieces of footage are tracked side by side.
     """
     begin = time.perf_counter()
-    if pool is not None and row.make_extractor is not None:
-        tracked = _track_in_pool(row, footages, folder, pool)
+    missing = [footage for footage in footages if not (folder / footage.name).is_dir()]
+    if len(missing) < len(footages):
+        log.info("%s: %d sequences were tracked before", row.name, len(footages) - len(missing))
+    is_long = row.make_extractor is not None or row.make_masks is not None
+    if pool is not None and is_long:
+        tracked = _track_in_pool(row, missing, folder, pool)
     else:
-        extractor = row.make_extractor() if row.make_extractor is not None else None
-        shown = extractor is not None  # copying a mask takes no time worth a line
-        tracked = [_track_one(row, footage, folder, extractor, shown) for footage in footages]
+        # Copying a mask takes no time worth a line.
+        title = row.name if is_long else None
+        tracked = _track_in_turn(row, missing, folder, title)
     record = row.record()
     num_frames = sum(t.num_frames for t in tracked)
-    record["seconds_per_frame"] = (time.perf_counter() - begin) / max(1, num_frames)
-    if tracked and tracked[0].input_size_hw is not None:
+    if num_frames:
+        record["seconds_per_frame"] = (time.perf_counter() - begin) / num_frames
+    if tracked and tracked[0].features:
         record["features"] = tracked[0].features
         record["input_size_hw"] = {t.name: list(t.input_size_hw or ()) for t in tracked}
     return record
 
 
-def _track_one(
-    row: Row, footage: Footage, folder: Path, extractor: Extractor | None, shown: bool
-) -> _Tracked:
+def _track_in_turn(
+    row: Row, footages: Sequence[Footage], folder: Path, title: str | None
+) -> list[_Tracked]:
+    """One after the other; while one's masks are made, the features of the next are."""
+    extractor = row.make_extractor() if row.make_extractor is not None else None
+    tracked: list[_Tracked] = []
+
+    def frames_done() -> Iterator[None]:
+        features = _features_of(row, footages[0], extractor) if footages else None
+        for index, footage in enumerate(footages):
+            follower = footages[index + 1] if index + 1 < len(footages) else None
+            following = _features_of(row, follower, extractor) if follower else None
+            yield from _write_masks(
+                _masks(row, footage, extractor, features), footage, folder, row.protocol.palette
+            )
+            tracked.append(_tracked(row, footage, extractor))
+            features = following
+
+    total = sum(len(footage.frame_names) for footage in footages)
+    steps: Iterable[None] = frames_done()
+    if title is not None and total:
+        steps = progress.track(steps, description=title, total=total)
+    for _ in steps:
+        pass
+    return tracked
+
+
+def _features_of(
+    row: Row, footage: Footage, extractor: Extractor | None
+) -> Iterator[Tensor] | None:
+    """Features that a thread begins to make at once."""
+    if extractor is None:
+        return None
+    made = sequence_features(footage.source, extractor, row.protocol, name=footage.name)
+    return RunAhead(made, depth=_FEATURES_AHEAD)
+
+
+def _write_masks(
+    masks: Iterable[IndexMask], footage: Footage, folder: Path, palette: Palette
+) -> Iterator[None]:
     partial = folder / f"{footage.name}.partial"
-    masks: Iterable[tuple[str, IndexMask]] = zip(
-        footage.frame_names, _masks(row, footage, extractor), strict=True
-    )
-    if shown:
-        title = f"{row.name} {footage.name}"
-        masks = progress.track(masks, description=title, total=len(footage.frame_names))
-    num_frames = 0
-    for name, mask in masks:
-        write_mask(partial / f"{name}.png", mask)
-        num_frames += 1
+    for name, mask in zip(footage.frame_names, masks, strict=True):
+        write_mask(partial / f"{name}.png", mask, palette=palette)
+        yield None
     partial.rename(folder / footage.name)
+
+
+def _tracked(row: Row, footage: Footage, extractor: Extractor | None) -> _Tracked:
+    num_frames = len(footage.frame_names)
     if extractor is None:
         return _Tracked(footage.name, num_frames, {}, None)
-    size = input_size(footage.source.native_size, row.protocol, extractor.stride)
+    size = _input_size(row, footage, extractor)
     return _Tracked(footage.name, num_frames, extractor.describe(), size)
+
+
+def _input_size(row: Row, footage: Footage, extractor: Extractor) -> tuple[int, int] | None:
+    if isinstance(extractor, StoredFeatures):  # made of frames whose size is not known
+        return None
+    return input_size(footage.source.native_size, row.protocol, extractor.stride)
 
 
 def worker_pool(num_workers: int) -> ProcessPoolExecutor:
@@ -163,31 +168,46 @@ def _track_in_pool(
     """Longest first, so that no process is left alone with a long one; results in the order of `footages`."""
     order = sorted(footages, key=lambda footage: -len(footage.frame_names))
     futures = {pool.submit(_track_in_process, row, footage, folder): footage for footage in order}
-    done = progress.track(as_completed(futures), description=row.name, total=len(futures))
-    results = {futures[future].name: future.result() for future in done}
+    results: dict[str, _Tracked] = {}
+
+    def frames_done() -> Iterator[None]:
+        for future in as_completed(futures):
+            footage = futures[future]
+            results[footage.name] = future.result()
+            yield from [None] * len(footage.frame_names)
+
+    total = sum(len(footage.frame_names) for footage in footages)
+    if total:
+        for _ in progress.track(frames_done(), description=row.name, total=total):
+            pass
     return [results[footage.name] for footage in footages]
 
 
 def _track_in_process(row: Row, footage: Footage, folder: Path) -> _Tracked:
-    assert row.make_extractor is not None
-    return _track_one(row, footage, folder, row.make_extractor(), False)
+    return _track_in_turn(row, [footage], folder, None)[0]
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _masks(row: Row, footage: Footage, extractor: Extractor | None) -> Iterator[IndexMask]:
-    if extractor is None:
+def _masks(
+    row: Row, footage: Footage, extractor: Extractor | None, features: Iterator[Tensor] | None
+) -> Iterator[IndexMask]:
+    if row.make_masks is not None:
+        yield from row.make_masks(footage)
+    elif features is None or extractor is None:
         yield from (footage.first_mask for _ in footage.frame_names)
-        return
-    yield from propagate(
-        sequence_features(footage.source, extractor, row.protocol),
-        footage.first_mask,
-        row.protocol,
-        object_ids=footage.object_ids,
-        input_size=input_size(footage.source.native_size, row.protocol, extractor.stride),
-    )
+    else:
+        yield from propagate(
+            features,
+            footage.first_mask,
+            row.protocol,
+            object_ids=footage.object_ids,
+            input_size=_input_size(row, footage, extractor),
+            later_masks=footage.later_masks,
+            max_bytes=row.max_bytes,
+        )
 
 
 def write_overlay(footage: Footage, masks: Path, path: Path) -> None:
