@@ -8,6 +8,7 @@ alone, so that later masks need not exist to track.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from videossl.errors import UserError
+from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
 
 Form = Literal["2016", "2017"]
 IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
@@ -23,6 +25,9 @@ IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
 VOID = 255
 RESOLUTION = "480p"
 YEARS = ("2016", "2017")
+_INDEX_MODES = ("1", "L", "P")
+_COLOUR_MODES = ("RGB", "RGBA", "LA", "PA")
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 _log = logging.getLogger("videossl")
 
@@ -54,6 +59,8 @@ class DavisSequence:
 
     def mask(self, index: int) -> IndexMask:
         """The mask of one frame as (H, W) object ids; void counts as background."""
+        if index == 0:
+            return read_first_mask(self.mask_paths[0])
         return read_mask(self.mask_paths[index], form=self.form)
 
 
@@ -144,20 +151,23 @@ def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool
         raise UserError(
             f"{name}: no masks for {len(missing)} frames (first: {', '.join(missing[:1]) or 'order'})"
         )
-    form = _form_of(masks[0])
-    if need_frames and (sizes := (_size(frames[0]), _size(masks[0])))[0] != sizes[1]:
+    values, mode = _values(masks[0])
+    first_mask = _first_ids(masks[0], values, mode)
+    if need_frames and (sizes := (_size(frames[0]), first_mask.shape[::-1]))[0] != sizes[1]:
         raise UserError(
             f"{name}: frames are {_times(sizes[0])} but the first mask is {_times(sizes[1])}"
         )
-    ids = object_ids(read_mask(masks[0], form=form))
+    ids = object_ids(first_mask)
     if not ids:
         raise UserError(f"{name}: the first mask holds no object")
+    if need_masks and mode not in _INDEX_MODES:
+        raise UserError(f"{name}: the masks are {mode} images; only grey and palette PNGs score")
     return DavisSequence(
         name=name,
         frame_names=tuple(frame_names),
         frame_paths=tuple(frames) if need_frames else (),
-        mask_paths=tuple(masks if is_complete else masks[:1]),
-        form=form,
+        mask_paths=tuple(masks if is_complete and mode in _INDEX_MODES else masks[:1]),
+        form=_form(values, mode),
         object_ids=ids,
     )
 
@@ -168,15 +178,53 @@ def read_mask(path: Path, *, form: Form | None = None) -> IndexMask:
     Raises UserError if the file is missing, damaged or neither grey nor palette.
     """
     values, mode = _values(path)
-    if (form or _form(values, mode)) == "2016":
-        return (values > 127).astype(np.uint8)
-    # Few masks have void, and a pass that copies costs as much as decoding.
-    return np.where(values == VOID, np.uint8(0), values) if values.max() == VOID else values
+    if mode not in _INDEX_MODES:
+        raise UserError(f"{path}: a mask must be a grey or palette PNG, got mode {mode}")
+    return _ids(values, form or _form(values, mode))
+
+
+def read_first_mask(path: Path) -> IndexMask:
+    """The mask that tracking begins with, as (H, W) uint8 object ids: what `read_mask` takes, or an image in colours.
+
+    Colours become ids as `ids_of_colours` says, which is logged once. Only a first mask may be so: in another image the
+    same colours could come in another order. Raises UserError as `read_mask`, and for too many colours or grey values.
+    """
+    return _first_ids(path, *_values(path))
 
 
 def object_ids(mask: IndexMask) -> tuple[int, ...]:
     """The ids in a mask, ascending, without background."""
     return tuple(int(value) for value in np.unique(mask) if value)
+
+
+def _first_ids(path: Path, values: IndexMask, mode: str) -> IndexMask:
+    if mode in _INDEX_MODES:
+        ids = _ids(values, _form(values, mode))
+        if mode == "L" and (count := len(object_ids(ids))) > MAX_COLOURS:
+            raise UserError(
+                f"{path}: has {count} grey values, and each would be an object (at most {MAX_COLOURS}); edges are "
+                "smoothed: make it 0 and 255 with hard edges, or save ids as a palette PNG"
+            )
+        return ids
+    try:
+        ids, number_of = ids_of_colours(values)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
+    legend = ", ".join(f"{colour} = {number}" for colour, number in number_of.items())
+    _say_once(f"{path}: colours read as object ids: {legend or 'none'} (0 = background)")
+    return ids
+
+
+@cache
+def _say_once(text: str) -> None:
+    _log.info("%s", text)
+
+
+def _ids(values: IndexMask, form: Form) -> IndexMask:
+    if form == "2016":
+        return (values > 127).astype(np.uint8)
+    # Few masks have void, and a pass that copies costs as much as decoding.
+    return np.where(values == VOID, np.uint8(0), values) if values.max() == VOID else values
 
 
 def _form_of(path: Path) -> Form:
@@ -190,12 +238,19 @@ def _form(values: IndexMask, mode: str) -> Form:
 
 
 def _values(path: Path) -> tuple[IndexMask, str]:
+    """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4)."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("1", "L", "P"):
+            if image.format in _LOSSY:
                 raise UserError(
-                    f"{path}: a mask must be a grey or palette PNG, got mode {image.mode}"
+                    f"{path}: {image.format} changes values where it saves space, so they are no object ids: give a PNG"
                 )
+            if image.mode not in _INDEX_MODES + _COLOUR_MODES:
+                raise UserError(
+                    f"{path}: a mask must be an 8-bit grey, palette or RGB image, got mode {image.mode}"
+                )
+            if image.mode in _COLOUR_MODES:
+                return np.asarray(image.convert("RGBA")), image.mode
             values = np.asarray(image)
             return (values * np.uint8(255) if image.mode == "1" else values), image.mode
     except FileNotFoundError:
