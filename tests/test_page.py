@@ -16,6 +16,7 @@ from PIL import Image
 from videossl.eval.overlay import write_comparison, write_contact_sheet
 from videossl.eval.page import write_page
 from videossl.eval.scoring import ObjectScore, scores_record
+from videossl.eval.statistics import paired_difference
 
 HOSTILE = "<img src=x onerror=document.title='broken'>\u00e9"
 LEVELS = {"good": 0.9, HOSTILE: 0.2, "fair_1": 0.5}
@@ -88,6 +89,22 @@ class Tags(HTMLParser):
 
     def attributes(self, tag: str, name: str) -> list[str]:
         return [str(attrs[name]) for found, attrs in self.found if found == tag and name in attrs]
+
+
+def test_differences_between_rows_are_a_table_of_points(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, record = run
+    scores = {"good": 0.9, "fair_1": 0.5}
+    main = [score(name, 1, level) for name, level in scores.items()]
+    other = [score(name, 1, level - 0.1) for name, level in scores.items()]
+    found = paired_difference(main, [other]).as_dict()
+    page = write_page(tmp_path, {**record, "differences": {"untrained (mean of 3)": found}})
+    text = page.read_text()
+    line = text[text.index("untrained (mean of 3)") :].partition("</tr>")[0]
+    assert re.findall(r">([^<>]+)<", line)[1:3] == ["+7.5", "+7.5 to +7.5"]
+    assert ">2 of 2<" in line
+    assert "differences." not in text  # not once more among the settings
 
 
 def test_the_page_holds_all_that_it_shows(run):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -113,6 +115,65 @@ def test_a_run_writes_masks_tables_record_and_overlays(
         assert sum(1 for _ in container.decode(video=0)) == FRAMES
     with Image.open(out / "overlay/ant.png") as sheet:
         assert sheet.height == 180 * (len(rows) + 1)
+    with av.open(str(out / "comparison/bee.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == FRAMES
+        assert container.streams.video[0].width == 3 * W + 2 * 4  # prediction, truth, difference
+    assert "untrained (mean of 2)" in (out / "index.html").read_text()
+
+
+def test_a_run_says_how_far_its_scores_hold(
+    checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert track(checkpoint, davis, out, "--baselines", "identity,untrained") == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith((out / "table.txt").read_text())
+    assert "With 95% bootstrap intervals over 2 sequences:" in printed
+    assert "trained minus row" in printed
+    result = json.loads((out / "result.json").read_text())
+    assert result["bootstrap"]["num_resamples"] == 10_000
+    for row in result["rows"].values():
+        low, high = row["intervals"]["J&F-Mean"]
+        assert low <= row["global"]["J&F-Mean"] <= high
+    assert list(result["differences"]) == ["identity", "untrained_seed0"]
+    found = result["differences"]["identity"]
+    trained, identity = (result["rows"][row]["global"] for row in ("trained", "identity"))
+    gain = trained["F-Mean"] - identity["F-Mean"]
+    assert found["difference"]["F-Mean"] == pytest.approx(gain)
+    assert (found["sequences_won"], found["num_sequences"]) == (2, 2)
+
+
+def test_one_sequence_has_scores_without_intervals(
+    checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--sequences", "bee", "--baselines", "identity"]
+    assert track(checkpoint, davis, tmp_path / "out", *arguments) == 0
+    assert "One sequence: no interval can be given." in capsys.readouterr().out
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert "intervals" not in result["rows"]["trained"]
+    assert result["differences"]["identity"]["sequences_won"] == 1
+
+
+def test_the_tree_is_judged_before_a_checkpoint_is_asked_for(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(davis / "JPEGImages/480p/ant")
+    (davis / "Annotations/480p/bee/00000.png").unlink()
+    assert track(tmp_path / "nowhere", davis, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "ant: no JPEG frames" in line
+    assert "bee: no mask for the first frame 00000" in line
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys, videossl.__main__ as m\n"
+        "try: m.main(['track', '--help'])\n"
+        "finally: print('torch' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False"
+    assert "videossl track --checkpoint runs/mine" in done.stdout
 
 
 def test_processes_side_by_side_write_the_same_masks(
@@ -150,6 +211,9 @@ def test_later_masks_are_never_read(checkpoint: Path, davis: Path, tmp_path: Pat
     for row in ("trained", "lab"):
         assert masks_in(tmp_path / "with" / row) == masks_in(tmp_path / "without" / row)
     assert not (tmp_path / "without/trained/global_results-val.csv").exists()
+    with av.open(str(tmp_path / "without/comparison/ant.mp4")) as container:
+        assert container.streams.video[0].width == 2 * W + 4  # no truth to show
+    assert (tmp_path / "without/index.html").is_file()
 
 
 def test_a_second_run_leaves_nothing_of_the_first(
@@ -159,6 +223,8 @@ def test_a_second_run_leaves_nothing_of_the_first(
     assert track(checkpoint, davis, out, "--baselines", "identity") == 0
     assert track(checkpoint, davis, out, "--sequences", "bee") == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        "comparison",
+        "index.html",
         "overlay",
         "result.json",
         "table.txt",
@@ -220,7 +286,10 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
             ["--preset", "stm"],
             "preset 'stm' is unknown; allowed: videossl, vondrick, timecycle",
         ),
-        (["--baselines", "flow"], "baseline flow is unknown; allowed: identity, lab, untrained"),
+        (["--baselines", "tides"], "baseline tides is unknown; allowed: identity, lab, untrained"),
+        (["--untrained-seeds", "0"], "--untrained-seeds must be >= 1, got 0"),
+        (["--workers", "0"], "--workers must be >= 1, got 0"),
+        (["--features", "mine:encode"], "give either --checkpoint RUN or --features SPEC"),
         (["--stage", "res5"], "stage 'res5' is unknown; this encoder has res2, res3"),
         (["--set", "top_k"], "--set takes KEY=VALUE"),
         (["--video", "a.mp4"], "give either --davis ROOT or --video FILE"),
@@ -242,6 +311,34 @@ def test_wrong_input_is_one_clear_line(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def encode(frames: torch.Tensor) -> torch.Tensor:
+    """Somebody else's encoder: colours of cells of 4 pixels, (T, 3, h, w)."""
+    return torch.nn.functional.avg_pool2d(frames.float(), 4)
+
+
+def test_features_of_others_are_tracked_in_place_of_a_checkpoint(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--features", f"{__name__}:encode", "--davis", str(davis), "-o", str(out)]
+    assert main(["track", *arguments, *SMALL, "--baselines", "identity"]) == 0
+    result = json.loads((out / "result.json").read_text())
+    assert list(result["rows"]) == ["identity", "features"]
+    assert (result["checkpoint"], result["main_row"]) == (None, "features")
+    assert len(masks_in(out / "features")) == 2 * FRAMES
+    assert (
+        f"<h1>Tracking with {__name__}:encode: davis val</h1>" in (out / "index.html").read_text()
+    )
+    capsys.readouterr()
+    for more, message in (
+        (["--baselines", "untrained"], "baseline untrained needs the architecture of a"),
+        (["--stage", "res3"], "it goes with --checkpoint"),
+    ):
+        assert main(["track", *arguments, *SMALL, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert (out / "index.html").is_file()
 
 
 def test_missing_and_damaged_checkpoints_are_refused(

@@ -15,7 +15,14 @@ from urllib.parse import quote
 from PIL import Image
 
 from videossl.eval.overlay import COLOURS
-from videossl.eval.page_tables import mean_score, objects_table, percent, rows_table, sort_key
+from videossl.eval.page_tables import (
+    differences_table,
+    mean_score,
+    objects_table,
+    percent,
+    rows_table,
+    sort_key,
+)
 from videossl.eval.page_template import data_uri, jpeg_uri, render_page
 from videossl.eval.score_plot import ScoreLine, score_plot
 from videossl.eval.scoring import write_text
@@ -62,11 +69,12 @@ def write_page(
     scored = {name: row for name, row in rows.items() if "per_object" in row}
     sequences = _sequences(out, scored.get(main_row, {}).get("per_object", {}))
     videos = [sequence.video for sequence in sequences if sequence.video is not None]
+    differences = record.get("differences", {})
     num_bytes = sum(video.stat().st_size for video in videos)
     is_embedded = num_bytes <= embed_bytes
     body = [
         _header(record, rows.get(main_row, {}), date or datetime.now()),
-        *(_score_tables(scored, main_row, sequences) if main_row in scored else []),
+        *(_score_tables(scored, main_row, sequences, differences) if main_row in scored else []),
         "<h2>Sequences</h2>",
         *([] if is_embedded else [_outside_note(num_bytes)]),
         *(_section(sequence, scored, main_row, out, is_embedded) for sequence in sequences),
@@ -104,7 +112,7 @@ def _sequences(out: Path, per_object: Mapping[str, Mapping[str, Any]]) -> list[_
 
 
 def _title(record: Mapping[str, Any]) -> str:
-    checkpoint = Path(str(record.get("checkpoint", "masks"))).name
+    checkpoint = Path(str(record.get("checkpoint") or record.get("features") or "masks")).name
     if record.get("video"):
         return f"Tracking with {checkpoint}: {Path(str(record['video'])).name}"
     root = Path(str(record.get("davis"))).name
@@ -112,7 +120,8 @@ def _title(record: Mapping[str, Any]) -> str:
 
 
 def _header(record: Mapping[str, Any], main: Mapping[str, Any], date: datetime) -> str:
-    run = {key: value for key, value in record.items() if key not in ("rows", "complete")}
+    shown_elsewhere = ("rows", "differences", "complete")
+    run = {key: value for key, value in record.items() if key not in shown_elsewhere}
     settings = {key: value for key, value in main.items() if key in ("protocol", "features")}
     if "seconds_per_frame" in main:
         settings["seconds per frame"] = f"{main['seconds_per_frame']:.3f}"
@@ -157,7 +166,10 @@ def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
 
 
 def _score_tables(
-    scored: Mapping[str, Mapping[str, Any]], main_row: str, sequences: Sequence[_Sequence]
+    scored: Mapping[str, Mapping[str, Any]],
+    main_row: str,
+    sequences: Sequence[_Sequence],
+    differences: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     links = {
         f"{sequence.name}_{number}": f"#{sequence.anchor}"
@@ -166,11 +178,12 @@ def _score_tables(
     }
     objects = scored[main_row]["per_object"]
     has_intervals = any("intervals" in row for row in scored.values())
-    note = " Under each score its bootstrap interval." if has_intervals else ""
+    note = " Under each score its bootstrap interval over sequences." if has_intervals else ""
     return [
         "<h2>Scores</h2>",
         rows_table(scored, main_row),
         f'<p class="muted">In percent, means over {len(objects)} objects.{note}</p>',
+        *([differences_table(differences, main_row)] if differences else []),
         "<h2>Objects, worst first</h2>",
         objects_table(objects, links),
     ]

@@ -47,6 +47,21 @@ def objects_table(objects: Mapping[str, Mapping[str, Any]], links: Mapping[str, 
     return _table("scores of each object, in percent", heads, lines, sorted_column=1)
 
 
+def differences_table(differences: Mapping[str, Mapping[str, Any]], main: str) -> str:
+    """`main` minus each other row, a line per row, with the sequences that it won.
+
+    Each entry has `difference` by column, `intervals` (low, high) where known, `sequences_won` and `num_sequences`.
+    """
+    lines = []
+    for name, found in differences.items():
+        intervals = found["intervals"]
+        cells = [_change(found["difference"][c], intervals.get(c)) for c in GLOBAL_COLUMNS]
+        won = Cell(f"{found['sequences_won']} of {found['num_sequences']}", found["sequences_won"])
+        lines.append(([Cell(name, name), *cells, won], False))
+    heads = (f"{main} minus", *(c.replace("-", " ") for c in GLOBAL_COLUMNS), "won")
+    return _table("differences between rows, in points", heads, lines, sorted_column=None)
+
+
 def mean_score(record: Mapping[str, Any]) -> float:
     """J&F of one object: the mean of its mean J and mean F."""
     return (_number(record["J"]["mean"]) + _number(record["F"]["mean"])) / 2
@@ -66,6 +81,15 @@ def _score(value: object, interval: Sequence[float] | None) -> Cell:
     number = _number(value)
     note = "" if interval is None else " to ".join(percent(_number(end)) for end in interval)
     return Cell(percent(number), number, note)
+
+
+def _change(value: float, interval: Sequence[float] | None) -> Cell:
+    note = "" if interval is None else " to ".join(map(_points, interval))
+    return Cell(_points(value), value, note)
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}"  # with 0 added: no "-0.0"
 
 
 def _number(value: object) -> float:

@@ -1,0 +1,198 @@
+"""What `videossl track` makes of finished masks: scores with their statistics, tables, videos and contact sheets."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from videossl import progress
+from videossl.drawing import Rgb
+from videossl.eval.davis import DavisSequence, read_mask
+from videossl.eval.footage import Footage
+from videossl.eval.frames import FrameSource
+from videossl.eval.overlay import write_comparison
+from videossl.eval.scoring import (
+    GLOBAL_COLUMNS,
+    ObjectScore,
+    format_objects,
+    format_table,
+    global_scores,
+    score_sequence,
+    write_tables,
+    write_text,
+)
+from videossl.eval.statistics import (
+    LEVEL,
+    NUM_RESAMPLES,
+    SEED,
+    Difference,
+    Interval,
+    bootstrap_intervals,
+    format_differences,
+    paired_difference,
+)
+from videossl.eval.tracking import write_overlay, write_sheet
+
+_CHUNK_FRAMES = 16  # of native size in memory while a video is drawn: chosen
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+Scores = Mapping[str, Sequence[ObjectScore]]
+
+log = logging.getLogger("videossl")
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Intervals of each row, and the row under test minus each baseline; `untrained (mean of N)` is one of them."""
+
+    num_sequences: int
+    intervals: Mapping[str, Mapping[str, Interval]]  # by row, then column; no row for one sequence
+    differences: Mapping[str, Difference]
+
+    def record(self) -> dict[str, object]:
+        """What result.json says besides the rows."""
+        return {
+            "bootstrap": {
+                "over": "sequences",
+                "num_sequences": self.num_sequences,
+                "num_resamples": NUM_RESAMPLES,
+                "level": LEVEL,
+                "seed": SEED,
+            },
+            "differences": {name: found.as_dict() for name, found in self.differences.items()},
+        }
+
+
+def score_rows(
+    out: Path,
+    split: str,
+    sequences: Sequence[DavisSequence],
+    row_names: Sequence[str],
+    *,
+    pool: Executor | None,
+) -> dict[str, list[ObjectScore]]:
+    """Scores per row, and their official tables; none if a sequence lacks masks to score against."""
+    if not sequences:
+        return {}
+    bare = [s.name for s in sequences if not s.is_annotated or len(s.frame_names) < 3]
+    if bare:
+        log.info("not scored: no masks after the first frame in %s", ", ".join(bare))
+        return {}
+    scores = {}
+    for name in row_names:
+        answers = _each(partial(score_sequence, out / name), sequences, f"score {name}", pool)
+        scores[name] = [score for answer in answers for score in answer]
+        write_tables(out / name, split, scores[name])
+    return scores
+
+
+def draw_footages(
+    out: Path,
+    footages: Sequence[Footage],
+    sequences: Sequence[DavisSequence],
+    row_names: Sequence[str],
+    main: str,
+    *,
+    pool: Executor | None,
+) -> None:
+    """Writes per footage `overlay/<name>.mp4` and `.png` and `comparison/<name>.mp4`, with the truth where it is known."""
+    truths = {sequence.name: sequence for sequence in sequences if sequence.is_annotated}
+    pairs = [(footage, truths.get(footage.name)) for footage in footages]
+    _each(partial(_draw, out, tuple(row_names), main), pairs, "draw", pool)
+
+
+def _draw(
+    out: Path,
+    row_names: Sequence[str],
+    main: str,
+    pair: tuple[Footage, DavisSequence | None],
+) -> None:
+    footage, truth = pair
+    masks = out / main / footage.name
+    write_overlay(footage, masks, out / "overlay" / f"{footage.name}.mp4")
+    folders = [out / name for name in row_names]
+    write_sheet(footage, folders, truth, out / "overlay" / f"{footage.name}.png")
+    write_comparison(
+        out / "comparison" / f"{footage.name}.mp4",
+        _native_frames(footage.source),
+        (read_mask(masks / f"{name}.png", form="2017") for name in footage.frame_names),
+        None if truth is None else map(truth.mask, range(len(footage.frame_names))),
+        frames_per_second=footage.frames_per_second,
+    )
+
+
+def _native_frames(source: FrameSource) -> Iterator[Rgb]:
+    for start in range(0, source.num_frames, _CHUNK_FRAMES):
+        indices = range(start, min(start + _CHUNK_FRAMES, source.num_frames))
+        frames = source.read(indices, source.native_size).permute(0, 2, 3, 1).numpy()
+        yield from np.ascontiguousarray(frames)
+
+
+def _each(
+    function: Callable[[Item], Answer],
+    items: Sequence[Item],
+    description: str,
+    pool: Executor | None,
+) -> list[Answer]:
+    """The answers in the order of the items, side by side with a pool."""
+    answers: Iterable[Answer] = map(function, items) if pool is None else pool.map(function, items)
+    return list(progress.track(answers, description=description, total=len(items)))
+
+
+def row_statistics(scores: Scores, main: str) -> RowStatistics:
+    """Intervals and paired differences of all rows, over the same draws of sequences."""
+    found = {name: bootstrap_intervals(row) for name, row in scores.items()}
+    groups = {name: [row] for name, row in scores.items() if name != main}
+    seeds = _untrained_rows(scores)
+    if len(seeds) > 1:
+        groups[_mean_name(seeds)] = seeds
+    return RowStatistics(
+        num_sequences=len({score.sequence for score in scores[main]}),
+        intervals={name: intervals for name, intervals in found.items() if intervals},
+        differences={name: paired_difference(scores[main], rows) for name, rows in groups.items()},
+    )
+
+
+def write_report(path: Path, scores: Scores, main: str) -> RowStatistics:
+    """Prints the tables of objects, rows and differences, writes them to `path`, and returns the statistics."""
+    statistics = row_statistics(scores, main)
+    table = {name: global_scores(row) for name, row in scores.items() if name != main}
+    seeds = _untrained_rows(scores)
+    if len(seeds) > 1:
+        values = [global_scores(row) for row in seeds]
+        table[_mean_name(seeds)] = {
+            column: float(np.mean([value[column] for value in values])) for column in GLOBAL_COLUMNS
+        }
+    table[main] = global_scores(scores[main])
+    means = {name: values["J&F-Mean"] for name, values in table.items()}
+    text = "\n\n".join(
+        [
+            format_objects(scores[main]),
+            format_table(table),
+            _title(statistics.num_sequences),
+            format_differences(main, means, statistics.intervals, statistics.differences),
+        ]
+    )
+    write_text(path, text + "\n")
+    print(text)
+    return statistics
+
+
+def _title(num_sequences: int) -> str:
+    if num_sequences < 2:
+        return "One sequence: no interval can be given."
+    return f"With {LEVEL:.0%} bootstrap intervals over {num_sequences} sequences:"
+
+
+def _untrained_rows(scores: Scores) -> list[Sequence[ObjectScore]]:
+    return [row for name, row in scores.items() if name.startswith("untrained_seed")]
+
+
+def _mean_name(seeds: Sequence[object]) -> str:
+    return f"untrained (mean of {len(seeds)})"

@@ -1,0 +1,90 @@
+"""The rows of `videossl track`: the encoder under test, and what it is compared with."""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from videossl.engine.checkpoint import load_encoder
+from videossl.errors import UserError
+from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, Extractor, LabPatches
+from videossl.eval.protocol import Protocol
+from videossl.eval.tracking import Row
+
+BASELINES = ("identity", "lab", "untrained")
+
+
+def main_row(args: argparse.Namespace) -> str:
+    """The name of the row under test."""
+    return "trained" if args.features is None else "features"
+
+
+def check_rows(args: argparse.Namespace) -> torch.device:
+    """The device asked for, after everything was checked that can be without loading an encoder."""
+    if (args.checkpoint is None) == (args.features is None):
+        raise UserError("give either --checkpoint RUN or --features SPEC, the encoder under test")
+    unknown = [name for name in args.baselines if name not in BASELINES]
+    if unknown:
+        raise UserError(
+            f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}"
+        )
+    if args.features is not None:
+        if args.stage is not None:
+            raise UserError("--stage is one of a checkpoint's encoder: it goes with --checkpoint")
+        if "untrained" in args.baselines:
+            raise UserError(
+                "baseline untrained needs the architecture of a --checkpoint: --features gives none to be drawn anew; "
+                "take --baselines identity,lab"
+            )
+    if args.untrained_seeds < 1:
+        raise UserError(f"--untrained-seeds must be >= 1, got {args.untrained_seeds}")
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers must be >= 1, got {args.workers}")
+    return _device(args.device)
+
+
+def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device) -> list[Row]:
+    """The baselines in the order of the table, then the row under test.
+
+    Raises UserError if what is under test cannot be loaded.
+    """
+    if args.features is None:
+        trained = EncoderFeatures(load_encoder(args.checkpoint), stage=args.stage, device=device)
+        main = Row(main_row(args), protocol, partial(_given, trained))
+    else:
+        from videossl.eval.given_features import load_features
+
+        main = Row(main_row(args), protocol, load_features(args.features, device))
+    rows = []
+    if "identity" in args.baselines:
+        rows.append(Row("identity", protocol, None))
+    if "lab" in args.baselines:
+        lab_protocol = replace(protocol, temperature=LAB_PATCH_TEMPERATURE, normalize=True)
+        rows.append(Row("lab", lab_protocol, partial(LabPatches, device)))
+    if "untrained" in args.baselines:
+        for seed in range(args.untrained_seeds):
+            make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
+            rows.append(Row(f"untrained_seed{seed}", protocol, make))
+    return [*rows, main]
+
+
+def _given(extractor: Extractor) -> Extractor:
+    """A function by name: what a worker process is handed must be importable there."""
+    return extractor
+
+
+def _untrained(checkpoint: Path, seed: int, stage: str, device: torch.device) -> Extractor:
+    encoder = load_encoder(checkpoint, untrained_seed=seed)
+    return EncoderFeatures(encoder, stage=stage, device=device)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"--device {name!r} is unknown; allowed: auto, cpu, cuda, cuda:N")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no GPU can be used here; take auto or cpu")
+    return torch.device(name)
