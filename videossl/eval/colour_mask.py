@@ -40,8 +40,9 @@ def ids_of_colours(pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], dict[s
 
 def _packed(pixels: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """One number 0xRRGGBB per pixel; what is fully transparent is black."""
-    red, green, blue = (pixels[..., channel].astype(np.uint32) for channel in range(3))
-    packed: NDArray[np.uint32] = red << 16 | green << 8 | blue
+    packed = np.zeros(pixels.shape[:-1], np.uint32)
+    for channel in range(3):
+        packed = packed << np.uint32(8) | pixels[..., channel]
     if pixels.shape[-1] == 4:
         packed[pixels[..., 3] == 0] = _BLACK
     return packed
