@@ -126,7 +126,7 @@ def _names_of_split(root: Path, split: str) -> list[str]:
     if len(found) > 1:
         # Both years list a "val": the one that fits the masks at hand is meant.
         first_masks = sorted((root / "Annotations" / RESOLUTION).glob("*/*.png"))[:1]
-        year = _form_of(first_masks[0]) if first_masks else "2017"
+        year = form_of(first_masks[0]) if first_masks else "2017"
         found = [path for path in found if path.parent.name == year]
     _log.info("split %s: %s", split, found[0])
     # The first release of 2016 lists frames ("/JPEGImages/480p/bear/00000.jpg ..."), later ones list sequences.
@@ -197,6 +197,11 @@ def object_ids(mask: IndexMask) -> tuple[int, ...]:
     return tuple(int(value) for value in np.unique(mask) if value)
 
 
+def form_of(path: Path) -> Form:
+    """The form of one mask by its own values: 2016 where they are 0 and 255 alone."""
+    return _form(*_values(path))
+
+
 def _first_ids(path: Path, values: IndexMask, mode: str) -> IndexMask:
     if mode in _INDEX_MODES:
         ids = _ids(values, _form(values, mode))
@@ -225,10 +230,6 @@ def _ids(values: IndexMask, form: Form) -> IndexMask:
         return (values > 127).astype(np.uint8)
     # Few masks have void, and a pass that copies costs as much as decoding.
     return np.where(values == VOID, np.uint8(0), values) if values.max() == VOID else values
-
-
-def _form_of(path: Path) -> Form:
-    return _form(*_values(path))
 
 
 def _form(values: IndexMask, mode: str) -> Form:

@@ -1,0 +1,262 @@
+"""The YouTube-VOS layout: objects that appear later, what the tracker may see of them, and how they are scored."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from videossl.errors import UserError
+from videossl.eval.features import LabPatches, sequence_features
+from videossl.eval.footage import Footage
+from videossl.eval.propagation import propagate
+from videossl.eval.protocol import preset
+from videossl.eval.scoring import global_scores
+from videossl.eval.youtube_scoring import (
+    group_scores,
+    read_unseen_categories,
+    score_youtube_vos,
+)
+from videossl.eval.youtube_vos import read_youtube_vos, youtube_footage
+from videossl.masks import write_mask
+
+H, W, FRAMES, LATER = 32, 48, 6, 2
+NAMES = tuple(f"{5 * index:05d}" for index in range(FRAMES))
+
+
+def full_mask(index: int) -> NDArray[np.uint8]:
+    """Object 1 from the beginning, object 4 from frame LATER on, and a void pixel."""
+    mask = np.zeros((H, W), np.uint8)
+    mask[4:14, 4 + 2 * index : 16 + 2 * index] = 1
+    if index >= LATER:
+        mask[18:28, 30 - 2 * index : 42 - 2 * index] = 4
+    mask[0, 0] = 255
+    return mask
+
+
+def picture(index: int) -> NDArray[np.uint8]:
+    random = np.random.default_rng(0)
+    frame = random.integers(60, 100, (H, W, 3)).astype(np.uint8)
+    for number, texture in ((1, 200), (4, 20)):
+        inside = full_mask(index) == number
+        frame[inside] = random.integers(texture, texture + 40, (int(inside.sum()), 3))
+    return frame
+
+
+def write_videos(root: Path, *names: str, only_first: bool = False, with_meta: bool = True) -> Path:
+    """A tree like the train split, or with `only_first` like the valid split."""
+    for name in names:
+        (root / "JPEGImages" / name).mkdir(parents=True)
+        for index, stem in enumerate(NAMES):
+            Image.fromarray(picture(index)).save(root / f"JPEGImages/{name}/{stem}.jpg", quality=95)
+            mask = full_mask(index)
+            if not only_first:
+                write_mask(mask_path(root, name, index), mask)
+            elif index in (0, LATER):
+                new = np.where(mask == (1 if index == 0 else 4), mask, 0).astype(np.uint8)
+                write_mask(mask_path(root, name, index), new)
+    if with_meta:
+        objects = {
+            "1": {"category": "ape", "frames": list(NAMES)},
+            "4": {"category": "zebra", "frames": list(NAMES[LATER:])},
+        }
+        meta = {"videos": {name: {"objects": objects} for name in names}}
+        (root / "meta.json").write_text(json.dumps(meta))
+    return root
+
+
+def mask_path(root: Path, name: str, index: int) -> Path:
+    return root / "Annotations" / name / f"{NAMES[index]}.png"
+
+
+def tracked(footage: Footage) -> NDArray[np.uint8]:
+    protocol = preset("videossl", {"short_side": "none", "radius": "4"})
+    features = sequence_features(footage.source, LabPatches(), protocol)
+    masks = propagate(
+        features,
+        footage.first_mask,
+        protocol,
+        object_ids=footage.object_ids,
+        later_masks=footage.later_masks,
+    )
+    return np.stack(list(masks))
+
+
+@pytest.mark.parametrize("with_meta", [True, False])
+@pytest.mark.parametrize("only_first", [True, False])
+def test_objects_are_given_where_they_appear(
+    tmp_path: Path, with_meta: bool, only_first: bool
+) -> None:
+    write_videos(tmp_path, "ant", "bee", only_first=only_first, with_meta=with_meta)
+    ant, bee = read_youtube_vos(tmp_path)
+    assert (ant.name, bee.name) == ("ant", "bee")
+    assert ant.frame_names == NAMES
+    assert ant.appearances == {1: 0, 4: LATER}
+    assert ant.is_annotated is not only_first
+    footage = youtube_footage(ant)
+    np.testing.assert_array_equal(footage.first_mask, np.where(full_mask(0) == 1, 1, 0))
+    assert list(footage.later_masks) == [LATER]
+    np.testing.assert_array_equal(footage.later_masks[LATER], np.where(full_mask(LATER) == 4, 4, 0))
+    assert footage.object_ids == (1, 4)
+    assert footage.frames_per_second == 6.0
+
+
+@pytest.mark.parametrize("with_meta", [True, False])
+@pytest.mark.parametrize("change", ["delete", "alter"])
+def test_masks_after_an_objects_first_never_reach_the_tracker(
+    tmp_path: Path, with_meta: bool, change: str
+) -> None:
+    write_videos(tmp_path, "ant", with_meta=with_meta)
+    (before,) = read_youtube_vos(tmp_path)
+    masks = tracked(youtube_footage(before))
+    assert set(np.unique(masks[-1])) == {0, 1, 4}
+    random = np.random.default_rng(1)
+    for index in range(1, FRAMES):
+        path, mask = mask_path(tmp_path, "ant", index), full_mask(index)
+        if index == LATER:  # object 1 goes from where object 4 is given
+            write_mask(path, np.where(mask == 4, mask, 0).astype(np.uint8))
+        elif change == "delete":
+            path.unlink()
+        else:
+            seen = [0, 1] if index < LATER else [0, 1, 4]
+            write_mask(path, random.choice(seen, (H, W)).astype(np.uint8))
+    (after,) = read_youtube_vos(tmp_path)
+    np.testing.assert_array_equal(masks, tracked(youtube_footage(after)))
+
+
+def test_a_video_may_begin_without_any_object(tmp_path: Path) -> None:
+    write_videos(tmp_path, "ant", with_meta=False)
+    for index in range(LATER):
+        mask_path(tmp_path, "ant", index).unlink()
+    (sequence,) = read_youtube_vos(tmp_path)
+    masks = tracked(youtube_footage(sequence))
+    assert not masks[:LATER].any()
+    np.testing.assert_array_equal(masks[LATER], full_mask(LATER) % 255)
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    write_videos(tmp_path, "ant", "bee", "cat", "dog", "elk")
+    for path in (tmp_path / "JPEGImages/ant").iterdir():
+        path.unlink()
+    write_mask(mask_path(tmp_path, "bee", LATER), np.zeros((H, W), np.uint8))
+    write_mask(mask_path(tmp_path, "cat", 0), np.ones((H, W + 2), np.uint8))
+    write_mask(tmp_path / "Annotations/dog/00003.png", full_mask(0))
+    with pytest.raises(UserError) as error:
+        read_youtube_vos(tmp_path)
+    for part in (
+        "4 of 5 videos cannot be read",
+        "ant: no JPEG frames",
+        "bee: object 4 has no mask in the frame where meta.json has it begin",
+        "cat: frame 00000 is 48x32 but its mask is 50x32",
+        "dog: 1 masks are of no frame (first: 00003.png)",
+    ):
+        assert part in str(error.value)
+    assert [s.name for s in read_youtube_vos(tmp_path, ["elk"])] == ["elk"]
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ('{"videos": ', r"meta.json is not of the form .*JSONDecodeError"),
+        ('{"ant": {}}', r"meta.json is not of the form .*KeyError"),
+        (
+            '{"videos": {"ant": {"objects": {"1": {}}}}}',
+            "ant: meta.json has no frames for object 1",
+        ),
+        (
+            '{"videos": {"ant": {"objects": {"1": {"frames": ["00001"]}}}}}',
+            "object 1 begins at frame 00001, which is not there",
+        ),
+        (
+            '{"videos": {"ant": {"objects": {"0": {"frames": ["00000"]}}}}}',
+            "has object '0'; ids are numbers from 1 to 254",
+        ),
+    ],
+)
+def test_a_strange_meta_file_fails(tmp_path: Path, meta: str, message: str) -> None:
+    write_videos(tmp_path, "ant")
+    (tmp_path / "meta.json").write_text(meta)
+    with pytest.raises(UserError, match=message):
+        read_youtube_vos(tmp_path)
+
+
+def test_a_folder_of_another_layout_and_unknown_videos_fail(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no JPEGImages: the YouTube-VOS layout is"):
+        read_youtube_vos(tmp_path)
+    write_videos(tmp_path, "ant")
+    with pytest.raises(UserError, match=r"video cow is not in .*; there are: ant"):
+        read_youtube_vos(tmp_path, ["cow"])
+
+
+def write_results(folder: Path, *names: str) -> None:
+    for name in names:
+        for index, stem in enumerate(NAMES):
+            write_mask(folder / name / f"{stem}.png", full_mask(index) % 255)
+
+
+def test_objects_are_scored_after_their_first_frame_to_the_last(tmp_path: Path) -> None:
+    write_videos(tmp_path / "tree", "ant", "bee")
+    write_results(tmp_path / "out", "ant", "bee")
+    # Object 4 lost in the last frame, half of object 1 in the one before.
+    last = np.where(full_mask(FRAMES - 1) == 1, 1, 0).astype(np.uint8)
+    write_mask(tmp_path / f"out/ant/{NAMES[-1]}.png", last)
+    half = full_mask(FRAMES - 2) % 255
+    half[9:14][half[9:14] == 1] = 0
+    write_mask(tmp_path / f"out/ant/{NAMES[-2]}.png", half.astype(np.uint8))
+    (tmp_path / f"out/ant/{NAMES[0]}.png").unlink()  # given, so not scored
+    scores = score_youtube_vos(tmp_path / "out", read_youtube_vos(tmp_path / "tree"))
+    assert [s.name for s in scores] == ["ant_1", "ant_4", "bee_1", "bee_4"]
+    assert scores[0].j_frames == (1.0, 1.0, 1.0, 0.5, 1.0)
+    assert scores[1].j_frames == (1.0, 1.0, 0.0)
+    assert scores[1].f_frames == (1.0, 1.0, 0.0)
+    assert global_scores(scores)["J-Mean"] == pytest.approx((0.9 + 2 / 3 + 1 + 1) / 4)
+
+
+def test_seen_and_unseen_categories_are_means_over_objects(tmp_path: Path) -> None:
+    sequences = read_youtube_vos(write_videos(tmp_path / "tree", "ant", "bee"))
+    write_results(tmp_path / "out", "ant", "bee")
+    empty = np.where(full_mask(FRAMES - 1) == 1, 1, 0).astype(np.uint8)
+    write_mask(tmp_path / f"out/ant/{NAMES[-1]}.png", empty)
+    scores = score_youtube_vos(tmp_path / "out", sequences)
+    (tmp_path / "unseen.txt").write_text("zebra\nlizard\n")
+    groups = group_scores(scores, sequences, read_unseen_categories(tmp_path / "unseen.txt"))
+    unseen = (2 / 3 + 1) / 2
+    assert groups == {
+        "J-seen": 1.0,
+        "F-seen": 1.0,
+        "J-unseen": pytest.approx(unseen),
+        "F-unseen": pytest.approx(unseen),
+        "G": pytest.approx((2 + 2 * unseen) / 4),
+    }
+    with pytest.raises(UserError, match="no object is of unseen categories"):
+        group_scores(scores, sequences, {"lizard"})
+    with pytest.raises(UserError, match=r"unseen.csv: No such file"):
+        read_unseen_categories(tmp_path / "unseen.csv")
+
+
+def test_groups_without_categories_fail(tmp_path: Path) -> None:
+    sequences = read_youtube_vos(write_videos(tmp_path / "tree", "ant", with_meta=False))
+    write_results(tmp_path / "out", "ant")
+    scores = score_youtube_vos(tmp_path / "out", sequences)
+    with pytest.raises(UserError, match="has no category for object 1 of ant"):
+        group_scores(scores, sequences, {"zebra"})
+
+
+def test_what_cannot_be_scored_is_listed(tmp_path: Path) -> None:
+    write_videos(tmp_path / "train", "bee")
+    write_videos(tmp_path / "valid", "ant", only_first=True)
+    sequences = read_youtube_vos(tmp_path / "valid") + read_youtube_vos(tmp_path / "train")
+    write_results(tmp_path / "out", "bee")
+    (tmp_path / f"out/bee/{NAMES[3]}.png").unlink()
+    with pytest.raises(
+        UserError,
+        match=r"ant has no masks but the first of each object; bee lacks 1 of 5 \(first: 00015.png",
+    ):
+        score_youtube_vos(tmp_path / "out", sequences)
+    write_mask(tmp_path / f"out/bee/{NAMES[3]}.png", np.zeros((H, W + 1), np.uint8))
+    with pytest.raises(
+        UserError, match="frame 00015 of bee is 49x32 but the ground truth is 48x32"
+    ):
+        score_youtube_vos(tmp_path / "out", sequences[1:])

@@ -1,0 +1,131 @@
+"""Masks of YouTube-VOS videos against the masks that are known: J and F per object, and by category group.
+
+Scored are the annotated frames after the one in which the object is given, up to and including the last; where the object
+is in neither mask, J and F are 1, as for DAVIS. The server of the data set scores masks that are not public. Its figure is
+the mean of J and F over seen and over unseen categories, four numbers; without a list of unseen categories ours is the
+mean over all objects, so the two are never to be mixed.
+"""
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from videossl.errors import UserError
+from videossl.eval.davis import IndexMask, read_mask
+from videossl.eval.scoring import ObjectScore, score_frame
+from videossl.eval.youtube_vos import YoutubeVosSequence
+
+_log = logging.getLogger("videossl")
+
+
+def score_youtube_vos(results: Path, sequences: Sequence[YoutubeVosSequence]) -> list[ObjectScore]:
+    """The scores of all objects from `results/<video>/<frame>.png`, in the order of the videos.
+
+    Raises UserError that lists every video without masks to score against, or with missing results.
+    """
+    check_youtube_results(results, sequences)
+    return [s for sequence in sequences for s in score_youtube_sequence(results, sequence)]
+
+
+def check_youtube_results(results: Path, sequences: Sequence[YoutubeVosSequence]) -> None:
+    """Raises UserError that lists every video that cannot be scored, before any work is done."""
+    problems = []
+    for sequence in sequences:
+        if not sequence.is_annotated:
+            problems.append(f"{sequence.name} has no masks but the first of each object")
+            continue
+        names = [sequence.frame_names[index] for index in _scored_frames(sequence)]
+        missing = [
+            name for name in names if not (results / sequence.name / f"{name}.png").is_file()
+        ]
+        if missing:
+            problems.append(
+                f"{sequence.name} lacks {len(missing)} of {len(names)} (first: {missing[0]}.png)"
+            )
+    if problems:
+        raise UserError(f"{results} cannot be scored: {'; '.join(problems)}")
+
+
+def score_youtube_sequence(results: Path, sequence: YoutubeVosSequence) -> list[ObjectScore]:
+    """The scores of each object of one video; objects without a frame to score are left out, and said.
+
+    Raises UserError for a missing or damaged mask and one of another size.
+    """
+    per_object: dict[int, list[tuple[float, float]]] = {n: [] for n in sequence.object_ids}
+    for index in _scored_frames(sequence):
+        given = [n for n, start in sequence.appearances.items() if start < index]
+        found = read_mask(results / sequence.name / f"{sequence.frame_names[index]}.png")
+        truth = sequence.mask(index)
+        if found.shape != truth.shape:
+            raise UserError(
+                f"frame {sequence.frame_names[index]} of {sequence.name} is {_size(found)} but the ground truth is "
+                f"{_size(truth)}"
+            )
+        for number, score in score_frame(found, truth, given).items():
+            per_object[number].append(score)
+    bare = [str(number) for number, values in per_object.items() if not values]
+    if bare:
+        _log.info("%s: object %s has no frame to score", sequence.name, ", ".join(bare))
+    return [
+        ObjectScore(
+            sequence=sequence.name,
+            object_id=number,
+            j_frames=tuple(j for j, _ in values),
+            f_frames=tuple(f for _, f in values),
+        )
+        for number, values in per_object.items()
+        if values
+    ]
+
+
+def read_unseen_categories(path: Path) -> frozenset[str]:
+    """The categories that the training split does not have, one a line. Raises UserError for an empty or missing file."""
+    try:
+        names = frozenset(line.strip() for line in path.read_text().splitlines() if line.strip())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    if not names:
+        raise UserError(f"{path} names no category: give one a line")
+    return names
+
+
+def group_scores(
+    scores: Iterable[ObjectScore],
+    sequences: Iterable[YoutubeVosSequence],
+    unseen: Collection[str],
+) -> dict[str, float]:
+    """`J-seen`, `F-seen`, `J-unseen`, `F-unseen`, each a mean over objects, and `G`, the mean of the four.
+
+    Raises UserError where an object has no category or a group has no object.
+    """
+    category_of = {(s.name, n): category for s in sequences for n, category in s.categories.items()}
+    groups: dict[str, list[ObjectScore]] = {"seen": [], "unseen": []}
+    for score in scores:
+        category = category_of.get((score.sequence, score.object_id))
+        if category is None:
+            raise UserError(
+                f"meta.json has no category for object {score.object_id} of {score.sequence}: seen and unseen categories "
+                "cannot be told apart"
+            )
+        groups["unseen" if category in unseen else "seen"].append(score)
+    for name, members in groups.items():
+        if not members:
+            raise UserError(f"no object is of {name} categories: is the list the one of this data?")
+    values = {
+        f"{measure.upper()}-{name}": float(np.mean([getattr(s, measure).mean for s in members]))
+        for name, members in groups.items()
+        for measure in ("j", "f")
+    }
+    return {**values, "G": float(np.mean(list(values.values())))}
+
+
+def _scored_frames(sequence: YoutubeVosSequence) -> list[int]:
+    """Annotated frames after the first in which an object was given."""
+    first = min(sequence.appearances.values())
+    return sorted(index for index in sequence.mask_paths if index > first)
+
+
+def _size(mask: IndexMask) -> str:
+    return f"{mask.shape[1]}x{mask.shape[0]}"
