@@ -286,7 +286,11 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
             ["--preset", "stm"],
             "preset 'stm' is unknown; allowed: videossl, vondrick, timecycle",
         ),
-        (["--baselines", "tides"], "baseline tides is unknown; allowed: identity, lab, untrained"),
+        (["--baselines", "tides"], "baseline tides is unknown; allowed: identity, flow, lab"),
+        (["--baselines", "torchvision:resnet19"], "torchvision has no image model 'resnet19'"),
+        (["--baselines", "torchvision:resnet18@layer9:random"], "has no layer 'layer9'"),
+        (["--baselines", "torchvision:resnet18"], "no weights on disk"),
+        (["--weights", "resnet18.pth"], "--weights goes with exactly one torchvision baseline"),
         (["--untrained-seeds", "0"], "--untrained-seeds must be >= 1, got 0"),
         (["--workers", "0"], "--workers must be >= 1, got 0"),
         (["--features", "mine:encode"], "give either --checkpoint RUN or --features SPEC"),
@@ -303,7 +307,9 @@ def test_wrong_input_is_one_clear_line(
     more: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     assert track(checkpoint, davis, tmp_path / "out", *more) == 2
     lines = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("videossl track:")
@@ -311,6 +317,41 @@ def test_wrong_input_is_one_clear_line(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_flow_and_image_models_are_rows_like_others(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("cv2")
+    out = tmp_path / "out"
+    baselines = "torchvision:resnet18@layer1:random,flow"
+    assert track(checkpoint, davis, out, "--baselines", baselines) == 0
+    result = json.loads((out / "result.json").read_text())
+    image_row = "torchvision_resnet18_layer1_random"
+    assert list(result["rows"]) == ["flow", image_row, "trained"]
+    assert list(result["differences"]) == ["flow", image_row]
+    assert result["flow"]["method"] == "DIS, preset medium"
+    assert result["rows"][image_row]["features"] == {
+        "model": "torchvision:resnet18",
+        "layer": "layer1",
+        "weights": "random",
+        "channels": 64,
+        "cell_pixels": 4,
+    }
+    for row in ("flow", image_row):
+        assert len(masks_in(out / row)) == 2 * FRAMES
+    assert track(checkpoint, davis, out, "--baselines", baselines, "--workers", "2") == 0
+
+
+def test_flow_without_opencv_is_refused_before_anything_is_read(
+    davis: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert track(tmp_path / "nowhere", davis, tmp_path / "out", "--baselines", "flow") == 2
+    assert "optical flow needs OpenCV: pip install" in capsys.readouterr().err
 
 
 def encode(frames: torch.Tensor) -> torch.Tensor:

@@ -171,6 +171,7 @@ def _read(args: argparse.Namespace) -> tuple[list["DavisSequence"], list["Footag
 def _record(args: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on besides the protocol of each row."""
     from videossl.commands.tracking_rows import main_row
+    from videossl.eval.flow import describe_flow
     from videossl.eval.scoring import versions
 
     return {
@@ -182,5 +183,6 @@ def _record(args: argparse.Namespace) -> dict[str, object]:
         "split": args.split if args.davis is not None else None,
         "video": None if args.video is None else str(args.video),
         "preset": args.preset,
+        **({"flow": describe_flow()} if "flow" in args.baselines else {}),
         "versions": versions(),
     }

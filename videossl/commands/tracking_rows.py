@@ -1,6 +1,7 @@
 """The rows of `videossl track`: the encoder under test, and what it is compared with."""
 
 import argparse
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,21 @@ import torch
 
 from videossl.engine.checkpoint import load_encoder
 from videossl.errors import UserError
+from videossl.eval.davis import IndexMask
 from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, Extractor, LabPatches
+from videossl.eval.flow import flow_masks, require_opencv
+from videossl.eval.footage import Footage
+from videossl.eval.image_features import (
+    PREFIX,
+    ImageFeatures,
+    ImageModelSpec,
+    find_weights,
+    parse_image_model,
+)
 from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row
 
-BASELINES = ("identity", "lab", "untrained")
+BASELINES = ("identity", "flow", "lab", "untrained")
 
 
 def main_row(args: argparse.Namespace) -> str:
@@ -25,11 +36,7 @@ def check_rows(args: argparse.Namespace) -> torch.device:
     """The device asked for, after everything was checked that can be without loading an encoder."""
     if (args.checkpoint is None) == (args.features is None):
         raise UserError("give either --checkpoint RUN or --features SPEC, the encoder under test")
-    unknown = [name for name in args.baselines if name not in BASELINES]
-    if unknown:
-        raise UserError(
-            f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}"
-        )
+    _check_baselines(args)
     if args.features is not None:
         if args.stage is not None:
             raise UserError("--stage is one of a checkpoint's encoder: it goes with --checkpoint")
@@ -43,6 +50,29 @@ def check_rows(args: argparse.Namespace) -> torch.device:
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")
     return _device(args.device)
+
+
+def _check_baselines(args: argparse.Namespace) -> None:
+    unknown = [
+        name for name in args.baselines if name not in BASELINES and not name.startswith(PREFIX)
+    ]
+    if unknown:
+        raise UserError(
+            f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}, "
+            f"{PREFIX}MODEL[@LAYER][:random]"
+        )
+    if "flow" in args.baselines:
+        require_opencv()
+    models = _image_models(args)
+    if args.weights is not None and sum(not spec.is_random for spec in models) != 1:
+        raise UserError("--weights goes with exactly one torchvision baseline that is not random")
+    for spec in models:
+        find_weights(spec, args.weights)
+
+
+def _image_models(args: argparse.Namespace) -> list[ImageModelSpec]:
+    names = dict.fromkeys(name for name in args.baselines if name.startswith(PREFIX))
+    return [parse_image_model(name) for name in names]
 
 
 def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device) -> list[Row]:
@@ -60,14 +90,29 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
     rows = []
     if "identity" in args.baselines:
         rows.append(Row("identity", protocol, None))
+    if "flow" in args.baselines:
+        rows.append(Row("flow", protocol, None, make_masks=_flow_masks))
     if "lab" in args.baselines:
         lab_protocol = replace(protocol, temperature=LAB_PATCH_TEMPERATURE, normalize=True)
         rows.append(Row("lab", lab_protocol, partial(LabPatches, device)))
+    for spec in _image_models(args):
+        make_image = partial(ImageFeatures, spec, find_weights(spec, args.weights), device=device)
+        make_image()  # a layer that does not exist is refused before the first row is tracked
+        rows.append(Row(spec.row_name, protocol, make_image))
     if "untrained" in args.baselines:
         for seed in range(args.untrained_seeds):
             make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
             rows.append(Row(f"untrained_seed{seed}", protocol, make))
     return [*rows, main]
+
+
+def _flow_masks(footage: Footage) -> Iterator[IndexMask]:
+    return flow_masks(
+        footage.source,
+        footage.first_mask,
+        object_ids=footage.object_ids,
+        later_masks=footage.later_masks,
+    )
 
 
 def _given(extractor: Extractor) -> Extractor:
