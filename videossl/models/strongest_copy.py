@@ -56,12 +56,13 @@ def strongest_copy(
         cut = _cut(query, len(keys) - num_whole, num_whole, radius, mask, max_bytes)
         whole_keys, whole_values = (_stacked(frames[:num_whole]) for frames in (keys, values))
         copied = query.new_empty(cut.rows * cut.height, cut.columns * cut.width, values[0].shape[2])
-        for block in _blocks(query, keys[num_whole:], values[num_whole:], cut):
+        work = _Work(query, keys[num_whole:], values[num_whole:], cut)
+        for block in work.blocks():
             found = []
             if whole_keys is not None and whole_values is not None:
                 found.append(_of_whole(block.queries, whole_keys, whole_values, top_k, renormalize))
             if block.keys is not None:
-                found.append(_of_strip(block, cut, top_k, renormalize))
+                found.append(_of_strip(block, work, top_k, renormalize))
             tiles = _weigh(found, top_k, renormalize).unflatten(1, (cut.height, cut.width))
             rows = tiles.flatten(0, 1)  # (tile rows * height, width, V)
             copied[block.y : block.y + len(rows), block.x : block.x + cut.width] = rows
@@ -123,55 +124,77 @@ def _cut(
     return _Cut(tile_h, tile_w, rows, -(-width // tile_w), at_once, reach, mask)
 
 
-def _blocks(
-    query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], cut: _Cut
-) -> Iterator[_Block]:
-    height, width, dim = query.shape
-    pad = (0, 0, 0, cut.columns * cut.width - width, 0, cut.rows * cut.height - height)
-    tiles = functional.pad(query, pad).view(cut.rows, cut.height, cut.columns, cut.width, dim)
-    for column in range(cut.columns):
-        x = column * cut.width
-        for row in range(0, cut.rows, cut.rows_at_once):
-            num_rows = min(cut.rows_at_once, cut.rows - row)
-            y = row * cut.height
-            queries = tiles[row : row + num_rows, :, column].flatten(1, 2)
-            if not keys:
-                yield _Block(y, x, queries, None, None, None)
-                continue
-            yield _Block(
-                y,
-                x,
-                queries,
-                _strip(keys, y, x, num_rows, cut),
-                _strip(values, y, x, num_rows, cut),
-                _penalty(query, y, x, num_rows, cut),
+class _Work:
+    """Cuts frames into blocks, one after the other in the same memory: fresh pages cost more than what is done on them."""
+
+    def __init__(
+        self, query: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], cut: _Cut
+    ) -> None:
+        self.query, self.keys, self.values, self.cut = query, keys, values, cut
+        if keys:
+            num_frames, rows = len(keys), cut.rows_at_once
+            high, wide = rows * cut.height + 2 * cut.radius, cut.width + 2 * cut.radius
+            self._key_strip, self._value_strip = (
+                frames[0].new_empty(num_frames, high, wide, frames[0].shape[2])
+                for frames in (keys, values)
             )
+            num_places = (cut.height + 2 * cut.radius) * wide
+            shape = (num_frames, rows, cut.height * cut.width, num_places)
+            self.similarities, self.best = query.new_empty(shape), query.new_empty(shape[1:])
+        self._penalties: dict[tuple[int, ...], Tensor] = {}
+
+    def blocks(self) -> Iterator[_Block]:
+        """All blocks; each is overwritten by the next."""
+        cut = self.cut
+        height, width, dim = self.query.shape
+        pad = (0, 0, 0, cut.columns * cut.width - width, 0, cut.rows * cut.height - height)
+        shape = (cut.rows, cut.height, cut.columns, cut.width, dim)
+        tiles = functional.pad(self.query, pad).view(shape)
+        for column in range(cut.columns):
+            x = column * cut.width
+            for row in range(0, cut.rows, cut.rows_at_once):
+                num_rows = min(cut.rows_at_once, cut.rows - row)
+                y = row * cut.height
+                queries = tiles[row : row + num_rows, :, column].flatten(1, 2)
+                if not self.keys:
+                    yield _Block(y, x, queries, None, None, None)
+                    continue
+                keys = self._strip(self.keys, self._key_strip, y, x)
+                values = self._strip(self.values, self._value_strip, y, x)
+                yield _Block(y, x, queries, keys, values, self._penalty(y, x, num_rows))
+
+    def _strip(self, frames: Sequence[Tensor], strip: Tensor, y: int, x: int) -> Tensor:
+        """The cells around a block in each frame, zeros outside: (M, rows * columns, channels)."""
+        height, width = frames[0].shape[:2]
+        high, wide = strip.shape[1:3]
+        top, left = y - self.cut.radius, x - self.cut.radius
+        rows = slice(max(0, top), min(height, top + high))
+        columns = slice(max(0, left), min(width, left + wide))
+        if (rows.stop - rows.start, columns.stop - columns.start) != (high, wide):
+            strip.zero_()
+        inside_y = slice(rows.start - top, rows.stop - top)
+        inside = strip[:, inside_y, columns.start - left : columns.stop - left]
+        for part, frame in zip(inside, frames, strict=True):
+            part.copy_(frame[rows, columns])
+        return strip.flatten(1, 2)
+
+    def _penalty(self, y: int, x: int, num_rows: int) -> Tensor:
+        """0 for the cells of a tile's patch that its queries may see, -inf for others: (R, q, P)."""
+        cut, query = self.cut, self.query
+        # Blocks that stick out of the frame alike have the same.
+        out_y = (min(y, cut.radius), min(query.shape[0] - y, num_rows * cut.height + cut.radius))
+        out_x = (min(x, cut.radius), min(query.shape[1] - x, cut.width + cut.radius))
+        key = (*out_y, *out_x, num_rows)
+        if key not in self._penalties:
+            self._penalties[key] = _penalty(query, y, x, num_rows, cut)
+        return self._penalties[key]
 
 
 def _stacked(frames: Sequence[Tensor]) -> Tensor | None:
     return torch.stack(list(frames)).flatten(1, 2) if frames else None
 
 
-def _strip(frames: Sequence[Tensor], y: int, x: int, num_rows: int, cut: _Cut) -> Tensor:
-    """The cells around a block in each frame, zeros outside: (M, rows * columns, channels)."""
-    height, width, channels = frames[0].shape
-    high, wide = num_rows * cut.height + 2 * cut.radius, cut.width + 2 * cut.radius
-    top, left = y - cut.radius, x - cut.radius
-    rows = slice(max(0, top), min(height, top + high))
-    columns = slice(max(0, left), min(width, left + wide))
-    is_inside = (rows.stop - rows.start, columns.stop - columns.start) == (high, wide)
-    make = frames[0].new_empty if is_inside else frames[0].new_zeros
-    strip = make(len(frames), high, wide, channels)
-    inside = strip[
-        :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left
-    ]
-    for part, frame in zip(inside, frames, strict=True):
-        part.copy_(frame[rows, columns])
-    return strip.flatten(1, 2)
-
-
 def _penalty(query: Tensor, y: int, x: int, num_rows: int, cut: _Cut) -> Tensor:
-    """0 for the cells of a tile's patch that its queries may see, -inf for others: (R, q, P)."""
     high, wide = cut.height + 2 * cut.radius, cut.width + 2 * cut.radius
     rows = torch.arange(high, device=query.device) - cut.radius
     columns = torch.arange(wide, device=query.device) - cut.radius
@@ -207,26 +230,25 @@ def _of_whole(
     return _Found(kept, values.flatten(0, 1)[frames * keys.shape[1] + places], total)
 
 
-def _of_strip(block: _Block, cut: _Cut, top_k: int, renormalize: bool) -> _Found:
+def _of_strip(block: _Block, work: _Work, top_k: int, renormalize: bool) -> _Found:
     """Of a strip: each tile's patch is a run of the strip that begins where the tile above ends."""
     assert block.keys is not None
     assert block.values is not None
     assert block.penalty is not None
     num_frames, num_cells, dim = block.keys.shape
-    num_rows, num_queries, num_places = block.penalty.shape
-    step = cut.height * (cut.width + 2 * cut.radius)  # cells from one tile's patch to the next
+    num_rows, _, num_places = block.penalty.shape
+    step = work.cut.height * (work.cut.width + 2 * work.cut.radius)  # cells from patch to patch
     patches = block.keys.as_strided(
         (num_frames, num_rows, dim, num_places), (num_cells * dim, step * dim, 1, dim)
     )
-    similarities = block.queries.new_empty(num_frames, num_rows, num_queries, num_places)
-    best = block.penalty.clone()
+    similarities, best = work.similarities[:, :num_rows], work.best[:num_rows]
     for frame in range(num_frames):
         torch.bmm(block.queries, patches[frame], out=similarities[frame])
         if frame == 0:
-            best += similarities[0]
+            best.copy_(similarities[0])
         else:
             torch.maximum(best, similarities[frame], out=best)
-    best += block.penalty  # once more: later frames came in without it
+    best += block.penalty
     kept, frames, places = _largest(similarities, best, block.penalty, top_k)
     firsts = step * torch.arange(num_rows, device=places.device)[:, None, None]
     total = None if renormalize else (similarities + block.penalty).logsumexp((0, 3))[..., None]
