@@ -129,8 +129,13 @@ def _names_of_split(root: Path, split: str) -> list[str]:
         year = form_of(first_masks[0]) if first_masks else "2017"
         found = [path for path in found if path.parent.name == year]
     _log.info("split %s: %s", split, found[0])
+    return listed_sequences(found[0])
+
+
+def listed_sequences(path: Path) -> list[str]:
+    """The sequences that a list of ImageSets names, in its order."""
     # The first release of 2016 lists frames ("/JPEGImages/480p/bear/00000.jpg ..."), later ones list sequences.
-    entries = [line.split()[0] for line in found[0].read_text().splitlines() if line.strip()]
+    entries = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     names = [Path(entry).parent.name if "/" in entry else entry for entry in entries]
     return list(dict.fromkeys(names))
 
