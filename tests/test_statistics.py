@@ -91,6 +91,24 @@ def test_differences_are_to_the_mean_of_the_other_rows() -> None:
     assert low < found.difference["J-Mean"] < high
 
 
+def test_the_interval_of_several_rows_is_that_of_their_mean() -> None:
+    low, high = bootstrap_intervals(scores(0), scores(1), scores(2))["J-Mean"]
+    means = [
+        np.mean(
+            [
+                global_scores([s for name in draw for s in scores(seed) if s.sequence == name])[
+                    "J-Mean"
+                ]
+                for seed in range(3)
+            ]
+        )
+        for draw in draws(100, seed=0)
+    ]
+    assert (low, high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.05)
+    exact = bootstrap_intervals(scores(0), scores(1), scores(2), num_resamples=100)["J-Mean"]
+    assert exact == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=1e-12)
+
+
 def test_a_row_neither_beats_nor_differs_from_itself() -> None:
     found = paired_difference(scores(0), [scores(0), scores(0), scores(0)])
     assert found.sequences_won == 0
@@ -103,8 +121,10 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_rows_of_other_objects_fail() -> None:
-    with pytest.raises(ValueError, match="rows that score the same objects"):
+    with pytest.raises(ValueError, match="only rows that score the same objects"):
         paired_difference(scores(0), [scores(0)[:-1]])
+    with pytest.raises(ValueError, match="only rows that score the same objects"):
+        bootstrap_intervals(scores(0), scores(0)[::-1])
 
 
 def test_the_text_has_a_line_per_row() -> None:

@@ -128,7 +128,9 @@ def test_a_run_says_how_far_its_scores_hold(
     assert track(checkpoint, davis, out, "--baselines", "identity,untrained") == 0
     printed = capsys.readouterr().out
     assert printed.startswith((out / "table.txt").read_text())
-    assert "With 95% bootstrap intervals over 2 sequences:" in printed
+    assert (
+        "With 95% bootstrap intervals over 2 sequences, so few that they are too narrow:" in printed
+    )
     assert "trained minus row" in printed
     result = json.loads((out / "result.json").read_text())
     assert result["bootstrap"]["num_resamples"] == 10_000

@@ -12,12 +12,14 @@ from videossl.workers import num_cores
 if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.davis import DavisSequence
     from videossl.eval.footage import Footage
+    from videossl.eval.youtube_vos import YoutubeVosSequence
 
 EXAMPLE = """examples:
   videossl track --checkpoint runs/mine --davis /data/DAVIS --baselines --untrained-seeds 3 -o results
   videossl track --checkpoint runs/mine --davis /data/DAVIS --baselines flow,torchvision:resnet18@layer3 -o results
   videossl track --features mine:encode --davis /data/DAVIS --preset dino --baselines lab -o results
   videossl track --checkpoint runs/mine --video mine.mp4 --mask first.png -o mine
+  videossl track --checkpoint runs/mine --youtube-vos /data/YouTubeVOS/train --sequences 003234408d -o results
 
 Baselines: identity (the first mask repeated), flow (masks warped by dense optical flow; needs OpenCV), lab (4x4 patches of
 Lab), untrained (the same encoder with fresh weights), torchvision:MODEL[@LAYER][:random] (an image model with the weights
@@ -70,9 +72,24 @@ def _add_footage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sequences", type=_names, metavar="A,B", help="only these sequences of the split"
     )
+    parser.add_argument(
+        "--youtube-vos",
+        type=Path,
+        metavar="ROOT",
+        help="tree of JPEGImages/<video> and Annotations/<video> instead; objects may appear later",
+    )
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        metavar="FILE",
+        help="with --youtube-vos: the unseen categories, one a line, to score apart",
+    )
     parser.add_argument("--video", type=Path, metavar="FILE", help="track in this video instead")
     parser.add_argument(
-        "--mask", type=Path, metavar="FIRST.png", help="mask of its first frame: ids, or 0/255"
+        "--mask",
+        type=Path,
+        metavar="FIRST.png",
+        help="mask of its first frame: ids, 0/255 or colours",
     )
 
 
@@ -112,13 +129,14 @@ def run(args: argparse.Namespace) -> int:
     """Tracks, writes, scores, prints; the tree and all arguments are checked before an encoder is loaded."""
     from videossl.commands.tracking_output import draw_footages, score_rows, write_report
     from videossl.commands.tracking_rows import check_rows, main_row, make_rows
+    from videossl.commands.youtube_rows import category_groups, score_videos
     from videossl.eval.page import write_page
     from videossl.eval.scoring import scores_record, write_json
     from videossl.eval.tracking import clear_folder, track_row, worker_pool
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
-    sequences, footages = _read(args)
+    sequences, videos, footages = _read(args)
     rows = make_rows(args, protocol, device)
     clear_folder(args.out, marker=RESULT, owned=OWNED)
     record = _record(args)
@@ -131,15 +149,21 @@ def run(args: argparse.Namespace) -> int:
             row.name: track_row(row, footages, args.out / row.name, pool=tracking_pool)
             for row in rows
         }
-        scores = score_rows(args.out, args.split, sequences, list(results), pool=pool)
+        if videos:
+            scores = score_videos(args.out, videos, results, pool=pool)
+        else:
+            scores = score_rows(args.out, args.split, sequences, list(results), pool=pool)
         draw_footages(args.out, footages, sequences, list(results), main_row(args), pool=pool)
     for name, row_scores in scores.items():
         results[name].update(scores_record(row_scores))
     if scores:
         statistics = write_report(args.out / TABLE, scores, main_row(args))
         record |= statistics.record()
-        for name, intervals in statistics.intervals.items():
-            results[name]["intervals"] = intervals
+        for name in results.keys() & statistics.intervals.keys():
+            results[name]["intervals"] = statistics.intervals[name]
+    if scores and args.unseen is not None:
+        for name, groups in category_groups(scores, videos, args.unseen).items():
+            results[name]["groups"] = groups
     record |= {"complete": True, "rows": results}
     write_json(args.out / RESULT, record)
     write_page(args.out, record, main_row=main_row(args))
@@ -151,21 +175,32 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _read(args: argparse.Namespace) -> tuple[list["DavisSequence"], list["Footage"]]:
+def _read(
+    args: argparse.Namespace,
+) -> tuple[list["DavisSequence"], list["YoutubeVosSequence"], list["Footage"]]:
     """What is tracked, and what is known of it: nothing for a user's own video."""
+    from videossl.commands.youtube_rows import read_videos
     from videossl.eval.davis import read_tree
     from videossl.eval.footage import davis_footage, video_footage
+    from videossl.eval.youtube_vos import youtube_footage
 
-    if (args.davis is None) == (args.video is None):
-        raise UserError("give either --davis ROOT or --video FILE with --mask FIRST.png")
+    if [args.davis, args.youtube_vos, args.video].count(None) != 2:
+        raise UserError(
+            "give either --davis ROOT or --video FILE with --mask FIRST.png, or --youtube-vos ROOT"
+        )
+    if args.unseen is not None and args.youtube_vos is None:
+        raise UserError("--unseen goes with --youtube-vos only")
     if args.davis is not None:
         sequences = read_tree(args.davis, split=args.split, only=args.sequences)
-        return sequences, [davis_footage(sequence) for sequence in sequences]
+        return sequences, [], [davis_footage(sequence) for sequence in sequences]
+    if args.youtube_vos is not None:
+        videos = read_videos(args.youtube_vos, args.sequences, args.unseen)
+        return [], videos, [youtube_footage(video) for video in videos]
     if args.mask is None:
         raise UserError("--video needs --mask FIRST.png, the mask of its first frame")
     if not args.video.is_file():
         raise UserError(f"--video {args.video}: no such file")
-    return [], [video_footage(args.video, args.mask)]
+    return [], [], [video_footage(args.video, args.mask)]
 
 
 def _record(args: argparse.Namespace) -> dict[str, object]:
@@ -181,6 +216,8 @@ def _record(args: argparse.Namespace) -> dict[str, object]:
         "features": args.features,
         "davis": None if args.davis is None else str(args.davis),
         "split": args.split if args.davis is not None else None,
+        "youtube_vos": None if args.youtube_vos is None else str(args.youtube_vos),
+        "unseen": None if args.unseen is None else str(args.unseen),
         "video": None if args.video is None else str(args.video),
         "preset": args.preset,
         **({"flow": describe_flow()} if "flow" in args.baselines else {}),

@@ -39,6 +39,8 @@ from videossl.eval.statistics import (
 from videossl.eval.tracking import write_overlay, write_sheet
 
 _CHUNK_FRAMES = 16  # of native size in memory while a video is drawn: chosen
+# Of n draws the spread is sqrt((n - 1) / n) of what it should be, and its percentiles are few: chosen.
+_ENOUGH_SEQUENCES = 10
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -147,15 +149,19 @@ def _each(
 
 def row_statistics(scores: Scores, main: str) -> RowStatistics:
     """Intervals and paired differences of all rows, over the same draws of sequences."""
-    found = {name: bootstrap_intervals(row) for name, row in scores.items()}
-    groups = {name: [row] for name, row in scores.items() if name != main}
+    groups = {name: [row] for name, row in scores.items()}
     seeds = _untrained_rows(scores)
     if len(seeds) > 1:
         groups[_mean_name(seeds)] = seeds
+    found = {name: bootstrap_intervals(*rows) for name, rows in groups.items()}
     return RowStatistics(
         num_sequences=len({score.sequence for score in scores[main]}),
         intervals={name: intervals for name, intervals in found.items() if intervals},
-        differences={name: paired_difference(scores[main], rows) for name, rows in groups.items()},
+        differences={
+            name: paired_difference(scores[main], rows)
+            for name, rows in groups.items()
+            if name != main
+        },
     )
 
 
@@ -187,7 +193,8 @@ def write_report(path: Path, scores: Scores, main: str) -> RowStatistics:
 def _title(num_sequences: int) -> str:
     if num_sequences < 2:
         return "One sequence: no interval can be given."
-    return f"With {LEVEL:.0%} bootstrap intervals over {num_sequences} sequences:"
+    caution = "" if num_sequences >= _ENOUGH_SEQUENCES else ", so few that they are too narrow"
+    return f"With {LEVEL:.0%} bootstrap intervals over {num_sequences} sequences{caution}:"
 
 
 def _untrained_rows(scores: Scores) -> list[Sequence[ObjectScore]]:

@@ -183,9 +183,18 @@ def _score_tables(
         "<h2>Scores</h2>",
         rows_table(scored, main_row),
         f'<p class="muted">In percent, means over {len(objects)} objects.{note}</p>',
-        *([differences_table(differences, main_row)] if differences else []),
+        *(_differences(differences, main_row) if differences else []),
         "<h2>Objects, worst first</h2>",
         objects_table(objects, links),
+    ]
+
+
+def _differences(differences: Mapping[str, Mapping[str, Any]], main_row: str) -> list[str]:
+    note = "In points; won is the number of sequences in which the J&amp;F is higher."
+    return [
+        "<h2>Differences</h2>",
+        differences_table(differences, main_row),
+        f'<p class="muted">{note}</p>',
     ]
 
 

@@ -40,13 +40,15 @@ class Difference:
 
 
 def bootstrap_intervals(
-    scores: Sequence[ObjectScore], *, num_resamples: int = NUM_RESAMPLES, seed: int = SEED
+    *rows: Sequence[ObjectScore], num_resamples: int = NUM_RESAMPLES, seed: int = SEED
 ) -> dict[str, Interval]:
     """The 95 % interval (low, high) of each column of the official table; none for fewer than two sequences.
 
-    Rows over the same sequences are resampled alike.
+    Of several rows (one per untrained seed) it is that of their mean. Rows over the same sequences are resampled alike.
+    Raises ValueError if the rows score different objects.
     """
-    return _intervals(_object_values(scores), _sequence_of(scores), num_resamples, seed)
+    _check_same_objects(rows)
+    return _intervals(_mean_values(rows), _sequence_of(rows[0]), num_resamples, seed)
 
 
 def paired_difference(
@@ -60,10 +62,8 @@ def paired_difference(
 
     Raises ValueError if a row has other objects than `main`.
     """
-    names = [score.name for score in main]
-    if not others or any([score.name for score in other] != names for other in others):
-        raise ValueError("a paired difference needs rows that score the same objects")
-    values = _object_values(main) - np.mean([_object_values(other) for other in others], 0)
+    _check_same_objects([main, *others])
+    values = _object_values(main) - _mean_values(others)
     sequence_of = _sequence_of(main)
     per_sequence = np.bincount(sequence_of, values[:, 0])  # sums have the sign of means
     return Difference(
@@ -99,6 +99,16 @@ def _intervals(
     means = resampled_means(values, sequence_of, num_resamples=num_resamples, seed=seed)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return dict(zip(GLOBAL_COLUMNS, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+
+
+def _check_same_objects(rows: Sequence[Sequence[ObjectScore]]) -> None:
+    names = [[score.name for score in row] for row in rows]
+    if any(others != names[0] for others in names):
+        raise ValueError("only rows that score the same objects can be compared")
+
+
+def _mean_values(rows: Sequence[Sequence[ObjectScore]]) -> Values:
+    return np.mean([_object_values(row) for row in rows], axis=0)
 
 
 def _object_values(scores: Sequence[ObjectScore]) -> Values:
