@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from videossl.__main__ import main
+from videossl.engine.checkpoint import save_checkpoint
 from videossl.errors import UserError
+from videossl.eval.davis import read_mask
 from videossl.eval.features import LabPatches, sequence_features
 from videossl.eval.footage import Footage
 from videossl.eval.propagation import propagate
@@ -21,6 +25,7 @@ from videossl.eval.youtube_scoring import (
 )
 from videossl.eval.youtube_vos import read_youtube_vos, youtube_footage
 from videossl.masks import write_mask
+from videossl.models.encoder import Encoder, EncoderSpec
 
 H, W, FRAMES, LATER = 32, 48, 6, 2
 NAMES = tuple(f"{5 * index:05d}" for index in range(FRAMES))
@@ -260,3 +265,69 @@ def test_what_cannot_be_scored_is_listed(tmp_path: Path) -> None:
         UserError, match="frame 00015 of bee is 49x32 but the ground truth is 48x32"
     ):
         score_youtube_vos(tmp_path / "out", sequences[1:])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    state = {"encoder": encoder.describe(), "model": weights}
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
+
+
+def track(checkpoint: Path, out: Path, *more: str) -> int:
+    arguments = ["--checkpoint", str(checkpoint), "--set", "short_side=none", "--out", str(out)]
+    return main(["track", *arguments, "--device", "cpu", "--workers", "1", *more])
+
+
+def test_the_track_command_follows_and_scores_objects_that_appear_later(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = write_videos(tmp_path / "tree", "ant", "bee"), tmp_path / "out"
+    (tmp_path / "unseen.txt").write_text("zebra\n")
+    more = ("--youtube-vos", str(root), "--unseen", str(tmp_path / "unseen.txt"))
+    assert track(checkpoint, out, *more, "--sequences", "ant") == 0
+    assert "J-unseen" in capsys.readouterr().out
+    assert sorted(p.stem for p in (out / "trained/ant").iterdir()) == list(NAMES)
+    before, after = (read_mask(out / f"trained/ant/{NAMES[i]}.png") for i in (LATER - 1, LATER))
+    assert set(np.unique(before)) == {0, 1}
+    np.testing.assert_array_equal(after == 4, full_mask(LATER) == 4)
+    result = json.loads((out / "result.json").read_text())
+    trained = result["rows"]["trained"]
+    assert result["youtube_vos"] == str(root)
+    assert len(trained["per_object"]["ant_1"]["J_frames"]) == FRAMES - 1
+    assert len(trained["per_object"]["ant_4"]["J_frames"]) == FRAMES - 1 - LATER
+    mean = trained["per_object"]["ant_4"]["J"]["mean"]
+    assert trained["groups"]["J-unseen"] == pytest.approx(mean)
+    assert (out / "trained/global_results-youtube-vos.csv").is_file()
+
+
+def test_the_track_command_does_not_score_the_valid_split(checkpoint: Path, tmp_path: Path) -> None:
+    root, out = write_videos(tmp_path / "tree", "ant", only_first=True), tmp_path / "out"
+    assert track(checkpoint, out, "--youtube-vos", str(root)) == 0
+    assert len(list((out / "trained/ant").iterdir())) == FRAMES
+    assert "per_object" not in json.loads((out / "result.json").read_text())["rows"]["trained"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--davis", "here"], "give either --davis ROOT or --video FILE with --mask FIRST.png, or"),
+        (["--unseen", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["--sequences", "cow"], "video cow is not in"),
+    ],
+)
+def test_wrong_options_of_the_track_command_are_one_clear_line(
+    checkpoint: Path,
+    tmp_path: Path,
+    more: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = write_videos(tmp_path / "tree", "ant")
+    assert track(checkpoint, tmp_path / "out", "--youtube-vos", str(root), *more) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "videossl track:" in line]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()

@@ -91,6 +91,29 @@ def read_unseen_categories(path: Path) -> frozenset[str]:
     return names
 
 
+def check_categories(
+    sequences: Iterable[YoutubeVosSequence], unseen: Collection[str]
+) -> dict[tuple[str, int], str]:
+    """The group, `seen` or `unseen`, of each (video, object).
+
+    Raises UserError where an object has no category or a group has no object.
+    """
+    groups = {}
+    for sequence in sequences:
+        for number in sequence.object_ids:
+            if number not in sequence.categories:
+                raise UserError(
+                    f"meta.json has no category for object {number} of {sequence.name}: seen and unseen categories "
+                    "cannot be told apart"
+                )
+            is_unseen = sequence.categories[number] in unseen
+            groups[sequence.name, number] = "unseen" if is_unseen else "seen"
+    for name in ("seen", "unseen"):
+        if name not in groups.values():
+            raise UserError(f"no object is of {name} categories: is the list the one of this data?")
+    return groups
+
+
 def group_scores(
     scores: Iterable[ObjectScore],
     sequences: Iterable[YoutubeVosSequence],
@@ -98,21 +121,12 @@ def group_scores(
 ) -> dict[str, float]:
     """`J-seen`, `F-seen`, `J-unseen`, `F-unseen`, each a mean over objects, and `G`, the mean of the four.
 
-    Raises UserError where an object has no category or a group has no object.
+    Raises UserError as `check_categories`.
     """
-    category_of = {(s.name, n): category for s in sequences for n, category in s.categories.items()}
+    group_of = check_categories(sequences, unseen)
     groups: dict[str, list[ObjectScore]] = {"seen": [], "unseen": []}
     for score in scores:
-        category = category_of.get((score.sequence, score.object_id))
-        if category is None:
-            raise UserError(
-                f"meta.json has no category for object {score.object_id} of {score.sequence}: seen and unseen categories "
-                "cannot be told apart"
-            )
-        groups["unseen" if category in unseen else "seen"].append(score)
-    for name, members in groups.items():
-        if not members:
-            raise UserError(f"no object is of {name} categories: is the list the one of this data?")
+        groups[group_of[score.sequence, score.object_id]].append(score)
     values = {
         f"{measure.upper()}-{name}": float(np.mean([getattr(s, measure).mean for s in members]))
         for name, members in groups.items()
