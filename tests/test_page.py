@@ -91,6 +91,21 @@ class Tags(HTMLParser):
         return [str(attrs[name]) for found, attrs in self.found if found == tag and name in attrs]
 
 
+@pytest.mark.parametrize(
+    ("given", "title"),
+    [
+        ({}, "Tracking with &lt;b&gt;mine&lt;/b&gt;: DAVIS val"),
+        ({"checkpoint": None, "features": "mine:encode"}, "Tracking with mine:encode: DAVIS val"),
+        ({"davis": None, "split": None, "youtube_vos": "data/YT"}, "mine&lt;/b&gt;: YT</h1>"),
+        ({"video": "my clip.mp4"}, "mine&lt;/b&gt;: my clip.mp4</h1>"),
+    ],
+)
+def test_the_title_says_what_was_tracked_with_what(
+    given: dict[str, Any], title: str, tmp_path: Path
+) -> None:
+    assert title in write_page(tmp_path, {**record_of({}), **given}).read_text()
+
+
 def test_differences_between_rows_are_a_table_of_points(
     run: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """`videossl track` from the command line: what it writes, what it never reads, and what it refuses."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from videossl.__main__ import main
+from videossl.commands.tracking_rows import foreseen_time
 from videossl.engine.checkpoint import save_checkpoint
-from videossl.eval.davis import read_mask
+from videossl.eval.davis import read_mask, read_tree
+from videossl.eval.features import LabPatches
+from videossl.eval.footage import davis_footage
 from videossl.eval.overlay import draw_mask
+from videossl.eval.protocol import preset
+from videossl.eval.tracking import Row
 from videossl.masks import write_mask
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.video_writer import write_video
@@ -354,6 +360,19 @@ def test_flow_without_opencv_is_refused_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "cv2", None)
     assert track(tmp_path / "nowhere", davis, tmp_path / "out", "--baselines", "flow") == 2
     assert "optical flow needs OpenCV: pip install" in capsys.readouterr().err
+
+
+def test_long_runs_say_how_long_they_will_take(davis: Path) -> None:
+    sequences = read_tree(davis, split="val")
+    footages = [davis_footage(sequence) for sequence in sequences]
+    protocol = preset("videossl", {"short_side": "none"})
+    rows = [Row("identity", protocol, None), Row("lab", protocol, LabPatches)]
+    assert foreseen_time(rows, footages, num_workers=1) is None
+    line = foreseen_time(rows, footages, num_workers=2, at_least_frames=12)
+    assert re.fullmatch(
+        r"about 0 min for 1 row of 12 frames: 0\.\d+ s to encode one, 0\.\d+ s to propagate, 2 at a time",
+        str(line),
+    )
 
 
 def encode(frames: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """`videossl track`: first-frame masks carried through DAVIS sequences or a video, scored where masks are known."""
 
 import argparse
+import logging
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ in torch's hub folder, or those of --weights; nothing is downloaded).
 
 Open index.html in the folder of results for all of it on one page.
 """
+log = logging.getLogger("videossl")
+
 RESULT, TABLE, PAGE = "result.json", "table.txt", "index.html"
 OWNED = (
     *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention", "*.partial"),
@@ -128,7 +131,7 @@ def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tracks, writes, scores, prints; the tree and all arguments are checked before an encoder is loaded."""
     from videossl.commands.tracking_output import draw_footages, score_rows, write_report
-    from videossl.commands.tracking_rows import check_rows, main_row, make_rows
+    from videossl.commands.tracking_rows import check_rows, foreseen_time, main_row, make_rows
     from videossl.commands.youtube_rows import category_groups, score_videos
     from videossl.eval.page import write_page
     from videossl.eval.scoring import scores_record, write_json
@@ -142,9 +145,12 @@ def run(args: argparse.Namespace) -> int:
     record = _record(args)
     write_json(args.out / RESULT, {**record, "complete": False})
     num_workers = min(args.workers or num_cores(), len(footages))
+    # A GPU is one queue, which processes would only share.
+    is_shared = device.type == "cpu"
+    if line := foreseen_time(rows, footages, num_workers=num_workers if is_shared else 1):
+        log.info(line)
     with worker_pool(num_workers) if num_workers > 1 else nullcontext() as pool:
-        # A GPU is one queue, which processes would only share.
-        tracking_pool = pool if device.type == "cpu" else None
+        tracking_pool = pool if is_shared else None
         results = {
             row.name: track_row(row, footages, args.out / row.name, pool=tracking_pool)
             for row in rows

@@ -1,7 +1,7 @@
 """The rows of `videossl track`: the encoder under test, and what it is compared with."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,12 @@ from videossl.eval.image_features import (
     find_weights,
     parse_image_model,
 )
+from videossl.eval.pace import measure_pace
 from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row
 
 BASELINES = ("identity", "flow", "lab", "untrained")
+FORESEEN_FRAMES = 400  # below which measuring, about 20 frames' work, is not worth it: chosen
 
 
 def main_row(args: argparse.Namespace) -> str:
@@ -104,6 +106,27 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
             make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
             rows.append(Row(f"untrained_seed{seed}", protocol, make))
     return [*rows, main]
+
+
+def foreseen_time(
+    rows: Sequence[Row],
+    footages: Sequence[Footage],
+    *,
+    num_workers: int,
+    at_least_frames: int = FORESEEN_FRAMES,
+) -> str | None:
+    """A line that says about how long the rows with features take, measured on the last; None for a short run."""
+    num_frames = sum(len(footage.frame_names) for footage in footages)
+    if num_frames < at_least_frames:
+        return None
+    pace = measure_pace(rows[-1], footages[0], num_threads=1 if num_workers > 1 else None)
+    num_rows = sum(row.make_extractor is not None for row in rows)
+    minutes = num_rows * pace.seconds(num_frames, num_workers) / 60
+    rows_text = "1 row" if num_rows == 1 else f"{num_rows} rows"
+    return (
+        f"about {minutes:.0f} min for {rows_text} of {num_frames} frames: {pace.encode_seconds:.3f} s to encode one, "
+        f"{pace.propagate_seconds:.3f} s to propagate, {num_workers} at a time"
+    )
 
 
 def _flow_masks(footage: Footage) -> Iterator[IndexMask]:

@@ -115,7 +115,7 @@ def _title(record: Mapping[str, Any]) -> str:
     checkpoint = Path(str(record.get("checkpoint") or record.get("features") or "masks")).name
     if record.get("video"):
         return f"Tracking with {checkpoint}: {Path(str(record['video'])).name}"
-    root = Path(str(record.get("davis"))).name
+    root = Path(str(record.get("davis") or record.get("youtube_vos"))).name
     return f"Tracking with {checkpoint}: {root} {record.get('split') or ''}".strip()
 
 
