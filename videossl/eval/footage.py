@@ -6,7 +6,7 @@ from pathlib import Path
 
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_mask
+from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_first_mask
 from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
 
 DAVIS_FRAMES_PER_SECOND = 24.0
@@ -43,7 +43,7 @@ def video_footage(video: Path, mask: Path) -> Footage:
 
     Raises UserError for a file that cannot be read and a mask of another size or without an object.
     """
-    first_mask = read_mask(mask)
+    first_mask = read_first_mask(mask)
     reader = open_video(str(video))
     source = VideoFrames(reader)
     if first_mask.shape != source.native_size:

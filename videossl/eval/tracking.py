@@ -197,7 +197,11 @@ def _masks(
     if row.make_masks is not None:
         yield from row.make_masks(footage)
     elif features is None or extractor is None:
-        yield from (footage.first_mask for _ in footage.frame_names)
+        mask = footage.first_mask
+        for index in range(len(footage.frame_names)):
+            later = footage.later_masks.get(index)
+            mask = mask if later is None else np.where(later > 0, later, mask)
+            yield mask
     else:
         yield from propagate(
             features,
