@@ -1,0 +1,52 @@
+"""The table of protocols in docs/tracking.md says what the presets are."""
+
+from pathlib import Path
+
+import pytest
+
+from videossl.eval.protocol import PRESETS, Protocol
+
+DOCS = Path(__file__).parents[1] / "docs" / "tracking.md"
+
+
+def frames_in(p: Protocol) -> str:
+    if p.input_hw:
+        return f"{p.input_hw[0]} x {p.input_hw[1]}"
+    floored = f", long side floored to {p.long_side_multiple}" if p.long_side_multiple else ""
+    return f"{p.short_side}{floored}"
+
+
+def frames_read(p: Protocol) -> str:
+    if p.memory_offsets:
+        kept, offsets = (", ".join(map(str, n)) for n in (p.kept_frames, p.memory_offsets))
+        return f"{{{kept}}} + t - {{{offsets}}}"
+    first = "first + " if p.keep_first else ""
+    copies = "" if p.first_copies == "once" else f", first {p.first_copies}"
+    return f"{first}last {p.context_frames}{copies}"
+
+
+def window(p: Protocol) -> str:
+    if p.radius is None:
+        return "everywhere"
+    whole = ", first frame whole" if p.first_unmasked else ""
+    coarse = f", searched coarsely after {p.align_after} frames" if p.align_after else ""
+    return f"{p.window} {p.radius}{whole}{coarse}"
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_the_docs_state_the_preset(name: str) -> None:
+    p = PRESETS[name]
+    of_each = " of each frame, rest lost" if p.top_k_of == "frame" else ""
+    features = ("grey, " if p.grey else "") + ("centred, " if p.centre else "")
+    cells = [
+        f"`{name}`",
+        frames_in(p),
+        features + ("L2" if p.normalize else "as they are"),
+        frames_read(p),
+        window(p),
+        "all" if p.top_k is None else f"{p.top_k}{of_each}",
+        f"{p.temperature:.3g}",
+        p.label_down + (f", hard at {p.hard_at}" if p.hard_labels else ""),
+        (f"min-max at {p.min_max_at}, " if p.min_max else "") + f"at {p.decide_at}",
+    ]
+    assert f"| {' | '.join(cells)} |" in DOCS.read_text().splitlines()
