@@ -17,6 +17,7 @@ from PIL import Image
 from videossl.__main__ import main
 from videossl.commands.tracking_rows import foreseen_time
 from videossl.engine.checkpoint import save_checkpoint
+from videossl.eval import tracking
 from videossl.eval.davis import read_mask, read_tree
 from videossl.eval.features import LabPatches
 from videossl.eval.footage import davis_footage
@@ -436,3 +437,51 @@ def test_videos_of_odd_size_are_written(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "odd.mp4")) as container:
         stream = container.streams.video[0]
         assert (stream.width, stream.height, stream.codec_context.pix_fmt) == (46, 32, "yuv420p")
+
+
+def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not(
+    checkpoint: Path, davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert track(checkpoint, davis, whole) == 0
+    tracked: list[str] = []
+    original = tracking.propagate
+
+    def stops_at_the_second(*args: object, **settings: object) -> object:
+        tracked.append("one")
+        if len(tracked) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **settings)
+
+    monkeypatch.setattr(tracking, "propagate", stops_at_the_second)
+    assert track(checkpoint, davis, out) == 130
+    kept = (out / "trained/ant/00003.png").stat().st_mtime_ns
+    assert track(checkpoint, davis, out) == 0
+    assert len(tracked) == 3  # ant, bee in vain, bee
+    assert (out / "trained/ant/00003.png").stat().st_mtime_ns == kept
+    assert masks_in(out / "trained") == masks_in(whole / "trained")
+    results = [json.loads((folder / "result.json").read_text()) for folder in (whole, out)]
+    for result in results:
+        del result["rows"]["trained"]["seconds_per_frame"]
+    assert results[0] == results[1]
+
+
+def test_other_settings_do_not_go_on_with_what_was_stopped(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert track(checkpoint, davis, out) == 0
+    result = json.loads((out / "result.json").read_text())
+    (out / "result.json").write_text(json.dumps({**result, "complete": False}))
+    (out / "trained/ant/00003.png").write_bytes(b"stale")
+    assert track(checkpoint, davis, out, "--set", "top_k=3") == 0
+    read_mask(out / "trained/ant/00003.png")
+
+
+def test_a_cap_on_memory_leaves_the_masks_as_they_are(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    assert track(checkpoint, davis, tmp_path / "free") == 0
+    assert track(checkpoint, davis, tmp_path / "capped", "--max-mib", "1") == 0
+    assert masks_in(tmp_path / "free/trained") == masks_in(tmp_path / "capped/trained")
+    assert track(checkpoint, davis, tmp_path / "none", "--max-mib", "0") == 2

@@ -1,7 +1,9 @@
 """`videossl track`: first-frame masks carried through DAVIS sequences or a video, scored where masks are known."""
 
 import argparse
+import json
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, metavar="N", help="sequences side by side (default: cores)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--max-mib",
+        type=int,
+        metavar="N",
+        help="memory that similarities may take at a time (default: what is quickest)",
+    )
     parser.add_argument(
         "-o", "--out", type=Path, required=True, help="folder for masks, videos, tables, the page"
     )
@@ -141,9 +149,16 @@ def run(args: argparse.Namespace) -> int:
     device = check_rows(args)
     sequences, videos, footages = _read(args)
     rows = make_rows(args, protocol, device)
-    clear_folder(args.out, marker=RESULT, owned=OWNED)
     record = _record(args)
-    write_json(args.out / RESULT, {**record, "complete": False})
+    begun = {
+        **record,
+        "complete": False,
+        "rows": {row.name: row.record() for row in rows},
+        "frames": {footage.name: len(footage.frame_names) for footage in footages},
+    }
+    if not _goes_on(args.out / RESULT, begun):
+        clear_folder(args.out, marker=RESULT, owned=OWNED)
+    write_json(args.out / RESULT, begun)
     num_workers = min(args.workers or num_cores(), len(footages))
     # A GPU is one queue, which processes would only share.
     is_shared = device.type == "cpu"
@@ -175,6 +190,18 @@ def run(args: argparse.Namespace) -> int:
     write_page(args.out, record, main_row=main_row(args))
     print(f"written to {args.out}, to be seen in {args.out / PAGE}")
     return 0
+
+
+def _goes_on(result: Path, begun: Mapping[str, object]) -> bool:
+    """Whether a run of exactly these settings was stopped here: what it finished is then kept."""
+    try:
+        found = json.loads(result.read_text())
+    except (OSError, ValueError):
+        return False
+    is_same: bool = found == json.loads(json.dumps(begun))
+    if is_same:
+        log.info("%s holds a run of these settings that was stopped: going on", result.parent)
+    return is_same
 
 
 def _names(text: str) -> list[str]:
@@ -212,13 +239,19 @@ def _read(
 def _record(args: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on besides the protocol of each row."""
     from videossl.commands.tracking_rows import main_row
+    from videossl.engine.checkpoint import find_checkpoint
     from videossl.eval.flow import describe_flow
     from videossl.eval.scoring import versions
+    from videossl.eval.tuning_journal import file_digest
 
     return {
         "command": "videossl track",
         "main_row": main_row(args),
         "checkpoint": None if args.checkpoint is None else str(args.checkpoint),
+        "checkpoint_sha256": None
+        if args.checkpoint is None
+        else file_digest(find_checkpoint(args.checkpoint)),
+        "stage": args.stage,
         "features": args.features,
         "davis": None if args.davis is None else str(args.davis),
         "split": args.split if args.davis is not None else None,

@@ -49,6 +49,8 @@ def check_rows(args: argparse.Namespace) -> torch.device:
             )
     if args.untrained_seeds < 1:
         raise UserError(f"--untrained-seeds must be >= 1, got {args.untrained_seeds}")
+    if args.max_mib is not None and args.max_mib < 1:
+        raise UserError(f"--max-mib must be >= 1, got {args.max_mib}")
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")
     return _device(args.device)
@@ -105,7 +107,9 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
         for seed in range(args.untrained_seeds):
             make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
             rows.append(Row(f"untrained_seed{seed}", protocol, make))
-    return [*rows, main]
+    if args.max_mib is None:
+        return [*rows, main]
+    return [replace(row, max_bytes=args.max_mib * 2**20) for row in [*rows, main]]
 
 
 def foreseen_time(

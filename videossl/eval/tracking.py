@@ -1,5 +1,6 @@
 """Runs one row of the table: a way to get features, applied to each piece of footage, masks written as they come."""
 
+import itertools
 import logging
 import multiprocessing
 import shutil
@@ -56,16 +57,6 @@ class Row:
         return {"protocol": self.protocol.as_dict()}
 
 
-@dataclass(frozen=True)
-class _Tracked:
-    """What one piece of footage took."""
-
-    name: str
-    num_frames: int
-    features: dict[str, object]
-    input_size_hw: tuple[int, int] | None
-
-
 def track_row(
     row: Row, footages: Sequence[Footage], folder: Path, *, pool: Executor | None = None
 ) -> dict[str, object]:
@@ -77,49 +68,36 @@ def track_row(
     begin = time.perf_counter()
     missing = [footage for footage in footages if not (folder / footage.name).is_dir()]
     if len(missing) < len(footages):
-        log.info("%s: %d sequences were tracked before", row.name, len(footages) - len(missing))
+        log.info("%s: %d sequences are done already", row.name, len(footages) - len(missing))
     is_long = row.make_extractor is not None or row.make_masks is not None
-    if pool is not None and is_long:
-        tracked = _track_in_pool(row, missing, folder, pool)
-    else:
-        # Copying a mask takes no time worth a line.
-        title = row.name if is_long else None
-        tracked = _track_in_turn(row, missing, folder, title)
+    steps = (
+        _in_pool(row, missing, folder, pool) if pool and is_long else _in_turn(row, missing, folder)
+    )
+    num_frames = sum(len(footage.frame_names) for footage in missing)
+    if is_long and num_frames:  # copying a mask takes no time worth a line
+        steps = progress.track(steps, description=row.name, total=num_frames)
+    for _ in steps:
+        pass
     record = row.record()
-    num_frames = sum(t.num_frames for t in tracked)
     if num_frames:
         record["seconds_per_frame"] = (time.perf_counter() - begin) / num_frames
-    if tracked and tracked[0].features:
-        record["features"] = tracked[0].features
-        record["input_size_hw"] = {t.name: list(t.input_size_hw or ()) for t in tracked}
+    if row.make_extractor is not None:
+        extractor = row.make_extractor()
+        record["features"] = extractor.describe()
+        sizes = {footage.name: _input_size(row, footage, extractor) for footage in footages}
+        record["input_size_hw"] = {name: list(size) for name, size in sizes.items() if size}
     return record
 
 
-def _track_in_turn(
-    row: Row, footages: Sequence[Footage], folder: Path, title: str | None
-) -> list[_Tracked]:
-    """One after the other; while one's masks are made, the features of the next are."""
+def _in_turn(row: Row, footages: Sequence[Footage], folder: Path) -> Iterator[None]:
+    """One step a frame; while the masks of one footage are made, the features of the next are."""
     extractor = row.make_extractor() if row.make_extractor is not None else None
-    tracked: list[_Tracked] = []
-
-    def frames_done() -> Iterator[None]:
-        features = _features_of(row, footages[0], extractor) if footages else None
-        for index, footage in enumerate(footages):
-            follower = footages[index + 1] if index + 1 < len(footages) else None
-            following = _features_of(row, follower, extractor) if follower else None
-            yield from _write_masks(
-                _masks(row, footage, extractor, features), footage, folder, row.protocol.palette
-            )
-            tracked.append(_tracked(row, footage, extractor))
-            features = following
-
-    total = sum(len(footage.frame_names) for footage in footages)
-    steps: Iterable[None] = frames_done()
-    if title is not None and total:
-        steps = progress.track(steps, description=title, total=total)
-    for _ in steps:
-        pass
-    return tracked
+    features = _features_of(row, footages[0], extractor) if footages else None
+    for footage, follower in itertools.zip_longest(footages, footages[1:]):
+        following = _features_of(row, follower, extractor) if follower else None
+        masks = _masks(row, footage, extractor, features)
+        yield from _write_masks(masks, footage, folder, row.protocol.palette)
+        features = following
 
 
 def _features_of(
@@ -142,14 +120,6 @@ def _write_masks(
     partial.rename(folder / footage.name)
 
 
-def _tracked(row: Row, footage: Footage, extractor: Extractor | None) -> _Tracked:
-    num_frames = len(footage.frame_names)
-    if extractor is None:
-        return _Tracked(footage.name, num_frames, {}, None)
-    size = _input_size(row, footage, extractor)
-    return _Tracked(footage.name, num_frames, extractor.describe(), size)
-
-
 def _input_size(row: Row, footage: Footage, extractor: Extractor) -> tuple[int, int] | None:
     if isinstance(extractor, StoredFeatures):  # made of frames whose size is not known
         return None
@@ -162,29 +132,18 @@ def worker_pool(num_workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _one_thread)
 
 
-def _track_in_pool(
-    row: Row, footages: Sequence[Footage], folder: Path, pool: Executor
-) -> list[_Tracked]:
-    """Longest first, so that no process is left alone with a long one; results in the order of `footages`."""
+def _in_pool(row: Row, footages: Sequence[Footage], folder: Path, pool: Executor) -> Iterator[None]:
+    """One step a frame, when its sequence is done; longest first, so that no process is left alone with a long one."""
     order = sorted(footages, key=lambda footage: -len(footage.frame_names))
-    futures = {pool.submit(_track_in_process, row, footage, folder): footage for footage in order}
-    results: dict[str, _Tracked] = {}
-
-    def frames_done() -> Iterator[None]:
-        for future in as_completed(futures):
-            footage = futures[future]
-            results[footage.name] = future.result()
-            yield from [None] * len(footage.frame_names)
-
-    total = sum(len(footage.frame_names) for footage in footages)
-    if total:
-        for _ in progress.track(frames_done(), description=row.name, total=total):
-            pass
-    return [results[footage.name] for footage in footages]
+    futures = {pool.submit(_in_process, row, footage, folder): footage for footage in order}
+    for future in as_completed(futures):
+        future.result()
+        yield from [None] * len(futures[future].frame_names)
 
 
-def _track_in_process(row: Row, footage: Footage, folder: Path) -> _Tracked:
-    return _track_in_turn(row, [footage], folder, None)[0]
+def _in_process(row: Row, footage: Footage, folder: Path) -> None:
+    for _ in _in_turn(row, [footage], folder):
+        pass
 
 
 def _one_thread() -> None:
