@@ -18,9 +18,10 @@ import torch
 from videossl.engine.checkpoint import load_encoder
 from videossl.eval.davis import read_tree
 from videossl.eval.features import EncoderFeatures
+from videossl.eval.footage import davis_footage
 from videossl.eval.protocol import preset
 from videossl.eval.scoring import global_scores, score_results, write_json
-from videossl.eval.tracking import Row, davis_footage, track_row, worker_pool
+from videossl.eval.tracking import Row, track_row, worker_pool
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.workers import num_cores
 

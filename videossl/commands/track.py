@@ -141,13 +141,15 @@ def run(args: argparse.Namespace) -> int:
     from videossl.commands.tracking_output import draw_footages, score_rows, write_report
     from videossl.commands.tracking_rows import check_rows, foreseen_time, main_row, make_rows
     from videossl.commands.youtube_rows import category_groups, score_videos
+    from videossl.eval.output_folder import check_folder, clear_folder
     from videossl.eval.page import write_page
     from videossl.eval.scoring import scores_record, write_json
-    from videossl.eval.tracking import clear_folder, track_row, worker_pool
+    from videossl.eval.tracking import track_row, worker_pool
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
     sequences, videos, footages = _read(args)
+    check_folder(args.out, marker=RESULT, owned=OWNED)
     rows = make_rows(args, protocol, device)
     record = _record(args)
     begun = {

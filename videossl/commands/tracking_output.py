@@ -1,7 +1,7 @@
 """What `videossl track` makes of finished masks: scores with their statistics, tables, videos and contact sheets."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +11,9 @@ from typing import TypeVar
 import numpy as np
 
 from videossl import progress
-from videossl.drawing import Rgb
-from videossl.eval.davis import DavisSequence, read_mask
+from videossl.eval.davis import DavisSequence
 from videossl.eval.footage import Footage
-from videossl.eval.frames import FrameSource
-from videossl.eval.overlay import write_comparison
+from videossl.eval.footage_pictures import write_footage_pictures
 from videossl.eval.scoring import (
     GLOBAL_COLUMNS,
     ObjectScore,
@@ -36,9 +34,7 @@ from videossl.eval.statistics import (
     format_differences,
     paired_difference,
 )
-from videossl.eval.tracking import write_overlay, write_sheet
 
-_CHUNK_FRAMES = 16  # of native size in memory while a video is drawn: chosen
 # Of n draws the spread is sqrt((n - 1) / n) of what it should be, and its percentiles are few: chosen.
 _ENOUGH_SEQUENCES = 10
 
@@ -116,24 +112,7 @@ def _draw(
     pair: tuple[Footage, DavisSequence | None],
 ) -> None:
     footage, truth = pair
-    masks = out / main / footage.name
-    write_overlay(footage, masks, out / "overlay" / f"{footage.name}.mp4")
-    folders = [out / name for name in row_names]
-    write_sheet(footage, folders, truth, out / "overlay" / f"{footage.name}.png")
-    write_comparison(
-        out / "comparison" / f"{footage.name}.mp4",
-        _native_frames(footage.source),
-        (read_mask(masks / f"{name}.png", form="2017") for name in footage.frame_names),
-        None if truth is None else map(truth.mask, range(len(footage.frame_names))),
-        frames_per_second=footage.frames_per_second,
-    )
-
-
-def _native_frames(source: FrameSource) -> Iterator[Rgb]:
-    for start in range(0, source.num_frames, _CHUNK_FRAMES):
-        indices = range(start, min(start + _CHUNK_FRAMES, source.num_frames))
-        frames = source.read(indices, source.native_size).permute(0, 2, 3, 1).numpy()
-        yield from np.ascontiguousarray(frames)
+    write_footage_pictures(out, footage, truth, row_names=row_names, main=main)
 
 
 def _each(

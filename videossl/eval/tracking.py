@@ -3,7 +3,6 @@
 import itertools
 import logging
 import multiprocessing
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -15,23 +14,16 @@ import torch
 from torch import Tensor
 
 from videossl import progress
-from videossl.errors import UserError
 from videossl.eval.ahead import RunAhead
-from videossl.eval.davis import DavisSequence, IndexMask, read_mask
+from videossl.eval.davis import IndexMask
 from videossl.eval.features import Extractor, input_size, sequence_features
-from videossl.eval.footage import Footage, davis_footage, video_footage
-from videossl.eval.overlay import Rgb, draw_mask, write_contact_sheet
+from videossl.eval.footage import Footage
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol
 from videossl.eval.stored_features import StoredFeatures
 from videossl.masks import Palette, write_mask
-from videossl.video_writer import write_video
 
-SHEET_FRAMES = 6
-_CHUNK_FRAMES = 16  # of native size in memory while an overlay is drawn: chosen
 _FEATURES_AHEAD = 16  # frames encoded while those before are propagated: chosen
-
-__all__ = ["davis_footage", "video_footage"]
 
 log = logging.getLogger("videossl")
 
@@ -171,67 +163,3 @@ def _masks(
             later_masks=footage.later_masks,
             max_bytes=row.max_bytes,
         )
-
-
-def write_overlay(footage: Footage, masks: Path, path: Path) -> None:
-    """Draws the masks of one footage over its frames, as mp4."""
-    write_video(path, _drawn(footage, masks), frames_per_second=footage.frames_per_second)
-
-
-def _drawn(footage: Footage, masks: Path) -> Iterator[Rgb]:
-    for start in range(0, footage.source.num_frames, _CHUNK_FRAMES):
-        indices = range(start, min(start + _CHUNK_FRAMES, footage.source.num_frames))
-        for index, rgb in zip(indices, _native(footage, indices), strict=True):
-            yield draw_mask(
-                rgb, read_mask(masks / f"{footage.frame_names[index]}.png", form="2017")
-            )
-
-
-def _native(footage: Footage, indices: Sequence[int]) -> Rgb:
-    frames = footage.source.read(indices, footage.source.native_size)
-    return np.ascontiguousarray(frames.permute(0, 2, 3, 1).numpy())
-
-
-def write_sheet(
-    footage: Footage, row_folders: Sequence[Path], truth: DavisSequence | None, path: Path
-) -> None:
-    """A contact sheet: a few frames of each row, under the ground truth where there is one."""
-    count = min(SHEET_FRAMES, footage.source.num_frames)
-    indices = [int(i) for i in np.linspace(0, footage.source.num_frames - 1, count).round()]
-    frames = _native(footage, indices)
-    rows: list[tuple[str, list[Rgb]]] = []
-    if truth is not None and truth.is_annotated:
-        drawn = [draw_mask(rgb, truth.mask(i)) for i, rgb in zip(indices, frames, strict=True)]
-        rows.append((f"{footage.name}: ground truth", drawn))
-    for folder in row_folders:
-        paths = [folder / footage.name / f"{footage.frame_names[i]}.png" for i in indices]
-        masks = [read_mask(mask, form="2017") for mask in paths]
-        drawn = [draw_mask(rgb, mask) for rgb, mask in zip(frames, masks, strict=True)]
-        rows.append((f"{footage.name}: {folder.name}", drawn))
-    write_contact_sheet(path, rows)
-
-
-def clear_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
-    """Empties an output folder of an earlier run, so that no old mask can pass for a new one.
-
-    `owned` are the names that such a run writes (`*` at the end for any ending). Raises UserError if the folder holds
-    anything else, or results without the `marker` file that this command writes first.
-    """
-    if not out.exists():
-        out.mkdir(parents=True)
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file: --out takes a folder")
-    entries = sorted(out.iterdir())
-    foreign = [entry.name for entry in entries if not any(entry.match(name) for name in owned)]
-    if foreign or (entries and not (out / marker).is_file()):
-        names = ", ".join(foreign or [entry.name for entry in entries][:3])
-        raise UserError(
-            f"{out} holds files that are not from this command ({names}): choose another --out"
-        )
-    for entry in entries:
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != marker:
-            entry.unlink()
-    (out / marker).unlink(missing_ok=True)

@@ -1,0 +1,38 @@
+"""Folders that a command fills: emptied of an earlier run of it, never of anything else."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from videossl.errors import UserError
+
+
+def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
+    """Raises UserError if the folder holds anything but what a run of the command writes.
+
+    `owned` are the names that such a run writes (`*` at the end for any ending), `marker` is the file that it writes first.
+    A folder that does not exist is as good as an empty one.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: --out takes a folder")
+    entries = sorted(out.iterdir())
+    foreign = [entry.name for entry in entries if not any(entry.match(name) for name in owned)]
+    if foreign or (entries and not (out / marker).is_file()):
+        names = ", ".join(foreign or [entry.name for entry in entries][:3])
+        raise UserError(
+            f"{out} holds files that are not from this command ({names}): choose another --out"
+        )
+
+
+def clear_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
+    """Empties the folder, so that no old mask can pass for a new one; raises as `check_folder`."""
+    check_folder(out, marker=marker, owned=owned)
+    out.mkdir(parents=True, exist_ok=True)
+    for entry in sorted(out.iterdir()):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != marker:
+            entry.unlink()
+    (out / marker).unlink(missing_ok=True)
