@@ -13,5 +13,5 @@ OMP_NUM_THREADS=1 torchrun --nproc_per_node=2 -m videossl train --config configs
 videossl track --checkpoint "$work/run" --davis "$work/synthetic/davis" --split val \
     --baselines identity,lab,untrained --out "$work/tracking"
 echo
-echo "the tracked masks as video: $work/tracking/overlay/synthetic-02.mp4 (and a contact sheet beside it)"
+echo "the tracking on one page, with its videos: $work/tracking/index.html"
 echo "the scores: $work/tracking/table.txt; the training: $work/run/train.log, tensorboard --logdir $work/run/tb"
