@@ -44,3 +44,18 @@ def video_folder(tmp_path_factory) -> Path:
         main(["scan", str(folder), "-o", str(folder / "manifest.parquet"), "--workers", "1"]) == 0
     )
     return folder / "manifest.parquet"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny encoder up to res3 that was never trained, saved as a run saves it."""
+    import torch
+
+    from videossl.engine.checkpoint import save_checkpoint
+    from videossl.models.encoder import Encoder, EncoderSpec
+
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    state = {"encoder": encoder.describe(), "model": weights}
+    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)

@@ -13,23 +13,12 @@ from browser import assert_fits, assert_silent, browser, open_page, wait_for
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.engine.checkpoint import save_checkpoint
 from videossl.eval.attention_page import pack_features, write_attention_page
 from videossl.eval.attention_picture import Reading, gather_reading, reading_weights
 from videossl.eval.protocol import Protocol, preset
-from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.video_writer import write_video
 
 T, H, W = 6, 12, 18
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
-    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    state = {"encoder": encoder.describe(), "model": weights}
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.commands.tracking_rows import foreseen_time
-from videossl.engine.checkpoint import save_checkpoint
 from videossl.eval import tracking
 from videossl.eval.davis import read_mask, read_tree
 from videossl.eval.features import LabPatches
@@ -25,7 +24,6 @@ from videossl.eval.overlay import draw_mask
 from videossl.eval.protocol import preset
 from videossl.eval.tracking import Row
 from videossl.masks import write_mask
-from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.video_writer import write_video
 
 H, W, FRAMES = 48, 72, 6
@@ -42,15 +40,6 @@ def frame_and_mask(t: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     frame[30:44, 40 - 2 * t : 60 - 2 * t] = random.integers(0, 60, (14, 20, 3))
     mask[30:44, 40 - 2 * t : 60 - 2 * t] = 2
     return frame, mask
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
-    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    state = {"encoder": encoder.describe(), "model": weights}
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
 
 
 @pytest.fixture

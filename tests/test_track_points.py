@@ -15,7 +15,6 @@ from PIL import Image
 from scipy import io as matlab
 
 from videossl.__main__ import main
-from videossl.engine.checkpoint import save_checkpoint
 from videossl.errors import UserError
 from videossl.eval.array_pickle import load_array_pickle
 from videossl.eval.point_drawing import draw_points
@@ -24,7 +23,6 @@ from videossl.eval.point_sets import read_badja, read_jhmdb
 from videossl.eval.points import Tracks
 from videossl.eval.tapvid import read_tapvid, sample_queries
 from videossl.masks import write_mask
-from videossl.models.encoder import Encoder, EncoderSpec
 
 DAVIS = Path(__file__).parents[2] / "shared" / "data" / "davis"
 H, W, FRAMES = 48, 64, 6
@@ -36,15 +34,6 @@ def frame(t: int) -> NDArray[np.uint8]:
     blobs = np.random.default_rng(0).integers(0, 256, (H // 2, 80, 3)).astype(np.uint8)
     large = np.repeat(np.repeat(blobs, 2, 0), 2, 1)
     return np.ascontiguousarray(large[:, 60 - SHIFT * t : 60 - SHIFT * t + W])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
-    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    state = {"encoder": encoder.describe(), "model": weights}
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.engine.checkpoint import save_checkpoint
 from videossl.errors import UserError
 from videossl.eval.davis import read_mask
 from videossl.eval.features import LabPatches, sequence_features
@@ -25,7 +23,6 @@ from videossl.eval.youtube_scoring import (
 )
 from videossl.eval.youtube_vos import read_youtube_vos, youtube_footage
 from videossl.masks import write_mask
-from videossl.models.encoder import Encoder, EncoderSpec
 
 H, W, FRAMES, LATER = 32, 48, 6, 2
 NAMES = tuple(f"{5 * index:05d}" for index in range(FRAMES))
@@ -265,15 +262,6 @@ def test_what_cannot_be_scored_is_listed(tmp_path: Path) -> None:
         UserError, match="frame 00015 of bee is 49x32 but the ground truth is 48x32"
     ):
         score_youtube_vos(tmp_path / "out", sequences[1:])
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
-    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
-    state = {"encoder": encoder.describe(), "model": weights}
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
 
 
 def track(checkpoint: Path, out: Path, *more: str) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
 from videossl.decode.backends import open_video
 from videossl.distributed import choose_device
 from videossl.engine.checkpoint import load_encoder
@@ -20,7 +21,7 @@ from videossl.eval.attention_picture import (
 from videossl.eval.davis import read_tree
 from videossl.eval.features import EncoderFeatures, sequence_features
 from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
-from videossl.eval.protocol import PRESETS, parse_overrides, preset
+from videossl.eval.protocol import parse_overrides, preset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,17 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--video", type=Path, metavar="FILE", help="look into this video instead")
     add("--frame", type=int, required=True, metavar="INDEX", help="frame that looks, from 1 on")
     add("--pixel", type=_pixel, required=True, metavar="X,Y", help="its pixel, in native size")
-    add("--preset", default="videossl", help=f"protocol: {', '.join(PRESETS)} (default: videossl)")
-    add(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a protocol setting",
-    )
-    add("--stage", help="encoder stage to read (default: the one trained to correspond)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_protocol_arguments(parser)
+    add_stage_and_device(parser)
     add("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     add("--html", type=Path, metavar="FILE.html", help="also a page on which any pixel can look")
 

@@ -8,8 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
 from videossl.errors import UserError
-from videossl.eval.protocol import PRESETS, parse_overrides, preset
+from videossl.eval.protocol import parse_overrides, preset
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
@@ -43,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `videossl track`."""
     _add_encoder_arguments(parser)
     _add_footage_arguments(parser)
-    _add_protocol_arguments(parser)
+    add_protocol_arguments(parser)
     _add_baseline_arguments(parser)
     parser.add_argument(
         "--workers", type=int, metavar="N", help="sequences side by side (default: cores)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_stage_and_device(parser)
     parser.add_argument(
         "--max-mib",
         type=int,
@@ -67,9 +68,6 @@ def _add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         metavar="SPEC",
         help="another encoder instead: module:function, or a folder of .npy",
-    )
-    parser.add_argument(
-        "--stage", help="encoder stage to read (default: the one trained to correspond)"
     )
 
 
@@ -101,20 +99,6 @@ def _add_footage_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FIRST.png",
         help="mask of its first frame: ids, 0/255 or colours",
-    )
-
-
-def _add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset", default="videossl", help=f"protocol: {', '.join(PRESETS)} (default: videossl)"
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a protocol setting",
     )
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
+
 if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.features import Extractor
     from videossl.eval.point_sets import Benchmark, PointVideo
@@ -56,18 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--query-mode", default="first", help="of TAP-Vid: first or strided (default: first)"
     )
     parser.add_argument("--videos", type=_names, metavar="A,B", help="only these videos of the set")
-    parser.add_argument("--preset", default="videossl", help="protocol (default: videossl)")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a protocol setting",
-    )
-    parser.add_argument(
-        "--stage", help="encoder stage to read (default: the one trained to correspond)"
-    )
+    add_protocol_arguments(parser)
     parser.add_argument(
         "--top-cells",
         type=int,
@@ -89,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help=f"rows to compare with, besides identity: {','.join(BASELINES)}",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_stage_and_device(parser)
     parser.add_argument(
         "--out", required=True, type=Path, help="folder for points, sheets, tables, result.json"
     )

@@ -7,8 +7,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
 from videossl.errors import UserError
-from videossl.eval.protocol import PRESETS, Protocol, parse_overrides, preset
+from videossl.eval.protocol import Protocol, parse_overrides, preset
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
@@ -49,15 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", default="train", help="list to search on, no val or test (default: train)")
     add("--sequences", metavar="A,B", help="only these sequences of the split")
     add("--max-frames", type=int, metavar="N", help="only the first N frames of each sequence")
-    add("--preset", default="videossl", help=f"start: {', '.join(PRESETS)} (default: videossl)")
-    add(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting of the start",
-    )
+    add_protocol_arguments(parser)
     add(
         "--grid",
         action="append",
@@ -67,9 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--full", action="store_true", help="all combinations instead of one setting at a time")
     add("--passes", type=int, default=2, metavar="N", help="rounds over the settings (default: 2)")
-    add("--stage", help="encoder stage to read (default: the one trained to correspond)")
     add("--workers", type=int, metavar="N", help="sequences side by side on CPUs (default: cores)")
-    add("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_stage_and_device(parser)
     add("-o", "--out", type=Path, required=True, help="folder for tables, result.json, journal")
     parser.epilog = EXAMPLE
 

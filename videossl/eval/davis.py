@@ -158,7 +158,7 @@ def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool
         )
     values, mode = _values(masks[0])
     first_mask = _first_ids(masks[0], values, mode)
-    if need_frames and (sizes := (_size(frames[0]), first_mask.shape[::-1]))[0] != sizes[1]:
+    if need_frames and (sizes := (image_size(frames[0]), first_mask.shape[::-1]))[0] != sizes[1]:
         raise UserError(
             f"{name}: frames are {_times(sizes[0])} but the first mask is {_times(sizes[1])}"
         )
@@ -265,7 +265,8 @@ def _values(path: Path) -> tuple[IndexMask, str]:
         raise UserError(f"{path}: damaged mask ({error})") from None
 
 
-def _size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, from its header alone; raises UserError if it is damaged."""
     try:
         with Image.open(path) as image:
             return image.size

@@ -80,15 +80,18 @@ def check_results(results: Path, sequences: Sequence[DavisSequence]) -> None:
         if not names:
             problems.append(f"{sequence.name} has no frame between the first and the last")
             continue
-        missing = [
-            name for name in names if not (results / sequence.name / f"{name}.png").is_file()
-        ]
-        if missing:
-            problems.append(
-                f"{sequence.name} lacks {len(missing)} of {len(names)} (first: {missing[0]}.png)"
-            )
+        problems += missing_masks(results, sequence.name, names)
     if problems:
         raise UserError(f"{results}: masks are missing: {'; '.join(problems)}")
+
+
+def missing_masks(results: Path, sequence: str, frame_names: Sequence[str]) -> list[str]:
+    """The problem of a sequence of which masks are not there; empty if all are."""
+    missing = [n for n in frame_names if not (results / sequence / f"{n}.png").is_file()]
+    if not missing:
+        return []
+    count = f"{len(missing)} of {len(frame_names)}"
+    return [f"{sequence} lacks {count} (first: {missing[0]}.png)"]
 
 
 def score_sequence(results: Path, sequence: DavisSequence) -> list[ObjectScore]:
@@ -140,11 +143,7 @@ def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) ->
     }
     for index in range(1, len(sequence.frame_names) - 1):
         found, truth = mask_of(index), sequence.mask(index)
-        if found.shape != truth.shape:
-            raise UserError(
-                f"frame {sequence.frame_names[index]} of {sequence.name} is {_size(found)} but the ground truth is "
-                f"{_size(truth)}"
-            )
+        check_size(found, truth, f"frame {sequence.frame_names[index]} of {sequence.name}")
         for number, score in score_frame(found, truth, sequence.object_ids).items():
             per_object[number].append(score)
     return [
@@ -181,8 +180,11 @@ def _read_result(path: Path, sequence: DavisSequence) -> IndexMask:
     return found
 
 
-def _size(mask: IndexMask) -> str:
-    return f"{mask.shape[1]}x{mask.shape[0]}"
+def check_size(found: IndexMask, truth: IndexMask, what: str) -> None:
+    """Raises UserError for a mask of another size than the ground truth."""
+    if found.shape != truth.shape:
+        sizes = [f"{mask.shape[1]}x{mask.shape[0]}" for mask in (found, truth)]
+        raise UserError(f"{what} is {sizes[0]} but the ground truth is {sizes[1]}")
 
 
 def global_scores(scores: Sequence[ObjectScore]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from videossl.errors import UserError
-from videossl.eval.davis import IndexMask, read_mask
-from videossl.eval.scoring import ObjectScore, score_frame
+from videossl.eval.davis import read_mask
+from videossl.eval.scoring import ObjectScore, check_size, missing_masks, score_frame
 from videossl.eval.youtube_vos import YoutubeVosSequence
 
 _log = logging.getLogger("videossl")
@@ -37,13 +37,7 @@ def check_youtube_results(results: Path, sequences: Sequence[YoutubeVosSequence]
             problems.append(f"{sequence.name} has no masks but the first of each object")
             continue
         names = [sequence.frame_names[index] for index in _scored_frames(sequence)]
-        missing = [
-            name for name in names if not (results / sequence.name / f"{name}.png").is_file()
-        ]
-        if missing:
-            problems.append(
-                f"{sequence.name} lacks {len(missing)} of {len(names)} (first: {missing[0]}.png)"
-            )
+        problems += missing_masks(results, sequence.name, names)
     if problems:
         raise UserError(f"{results} cannot be scored: {'; '.join(problems)}")
 
@@ -58,11 +52,7 @@ def score_youtube_sequence(results: Path, sequence: YoutubeVosSequence) -> list[
         given = [n for n, start in sequence.appearances.items() if start < index]
         found = read_mask(results / sequence.name / f"{sequence.frame_names[index]}.png")
         truth = sequence.mask(index)
-        if found.shape != truth.shape:
-            raise UserError(
-                f"frame {sequence.frame_names[index]} of {sequence.name} is {_size(found)} but the ground truth is "
-                f"{_size(truth)}"
-            )
+        check_size(found, truth, f"frame {sequence.frame_names[index]} of {sequence.name}")
         for number, score in score_frame(found, truth, given).items():
             per_object[number].append(score)
     bare = [str(number) for number, values in per_object.items() if not values]
@@ -139,7 +129,3 @@ def _scored_frames(sequence: YoutubeVosSequence) -> list[int]:
     """Annotated frames after the first in which an object was given."""
     first = min(sequence.appearances.values())
     return sorted(index for index in sequence.mask_paths if index > first)
-
-
-def _size(mask: IndexMask) -> str:
-    return f"{mask.shape[1]}x{mask.shape[0]}"

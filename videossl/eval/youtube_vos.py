@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from videossl import progress
 from videossl.errors import UserError
-from videossl.eval.davis import Form, IndexMask, form_of, object_ids, read_mask
+from videossl.eval.davis import Form, IndexMask, form_of, image_size, object_ids, read_mask
 from videossl.eval.footage import Footage
 from videossl.eval.frames import ImageFrames
 
@@ -234,16 +233,8 @@ def _check_sizes(
     appearances: Mapping[int, int],
 ) -> None:
     for index in sorted(set(appearances.values())):
-        frame, mask = _size(frames[index]), _size(mask_paths[index])
+        frame, mask = image_size(frames[index]), image_size(mask_paths[index])
         if frame != mask:
             raise UserError(
                 f"{name}: frame {frames[index].stem} is {frame[0]}x{frame[1]} but its mask is {mask[0]}x{mask[1]}"
             )
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path}: damaged image ({error})") from None

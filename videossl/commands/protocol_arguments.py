@@ -1,0 +1,29 @@
+"""The options by which every tracking command takes its protocol and its encoder."""
+
+import argparse
+
+from videossl.eval.protocol import PRESETS
+
+
+def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+    """--preset and --set."""
+    parser.add_argument(
+        "--preset", default="videossl", help=f"protocol: {', '.join(PRESETS)} (default: videossl)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a protocol setting",
+    )
+
+
+def add_stage_and_device(parser: argparse.ArgumentParser) -> None:
+    """--stage and --device."""
+    parser.add_argument(
+        "--stage",
+        help="encoder stage to read, or several joined by + (default: the one trained to correspond)",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
