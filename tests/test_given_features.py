@@ -114,6 +114,14 @@ def test_stored_features_track_as_those_of_the_function(
     assert (list(masks)[-1] == 1).any()
 
 
+def test_files_that_are_numbers_are_read_in_the_order_of_the_numbers(tmp_path: Path) -> None:
+    (tmp_path / "them").mkdir()
+    for index in range(12):
+        np.save(tmp_path / f"them/{index}.npy", np.full((1, 1, 1), index, np.float32))
+    frames = load_features(str(tmp_path))().of("them", 12)
+    assert [int(frame) for frame in frames] == list(range(12))
+
+
 @pytest.mark.parametrize("spec", ["their_nets:Layer3", "folder"])
 def test_the_pace_of_a_row_is_measured_beforehand(modules: None, tmp_path: Path, spec: str) -> None:
     (tmp_path / "folder").mkdir()

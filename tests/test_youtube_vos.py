@@ -138,6 +138,20 @@ def test_a_video_may_begin_without_any_object(tmp_path: Path) -> None:
     np.testing.assert_array_equal(masks[LATER], full_mask(LATER) % 255)
 
 
+def test_frames_named_by_unpadded_numbers_come_in_their_order(tmp_path: Path) -> None:
+    write_videos(tmp_path, "ant")
+    for path in (*tmp_path.glob("*/ant/*.jpg"), *tmp_path.glob("*/ant/*.png")):
+        path.rename(path.with_stem(str(int(path.stem))))
+    numbers = [str(int(name)) for name in NAMES]
+    objects = {"1": {"frames": numbers}, "4": {"frames": sorted(numbers[1:])}}
+    write_mask(tmp_path / "Annotations/ant/5.png", full_mask(LATER))
+    (tmp_path / "meta.json").write_text(json.dumps({"videos": {"ant": {"objects": objects}}}))
+    (sequence,) = read_youtube_vos(tmp_path)
+    assert list(sequence.frame_names) == numbers == ["0", "5", "10", "15", "20", "25"]
+    assert list(sequence.mask_paths) == list(range(FRAMES))
+    assert sequence.appearances == {1: 0, 4: 1}
+
+
 def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     write_videos(tmp_path, "ant", "bee", "cat", "dog", "elk")
     for path in (tmp_path / "JPEGImages/ant").iterdir():

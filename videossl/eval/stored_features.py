@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from videossl.errors import UserError
+from videossl.eval.frame_order import in_frame_order
 
 
 class StoredFeatures:
-    """Reads `<folder>/<sequence>.npy`, or `<folder>/<sequence>/<anything>.npy` in the order of their names.
+    """Reads `<folder>/<sequence>.npy`, or `<folder>/<sequence>/<anything>.npy` in the order of frames (in_frame_order).
 
     Nothing in a file is executed: arrays of numbers alone are read. Raises UserError for a folder without any.
     """
@@ -48,7 +49,7 @@ class StoredFeatures:
             found = len(array)
             frames: Iterator[NDArray[np.generic]] = iter(array)
         else:
-            paths = sorted((self.folder / name).glob("*.npy"))
+            paths = in_frame_order((self.folder / name).glob("*.npy"))
             found = len(paths)
             frames = (_read(path, num_axes=3) for path in paths)
         if found != num_frames:

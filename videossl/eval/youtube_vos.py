@@ -18,6 +18,7 @@ from videossl import progress
 from videossl.errors import UserError
 from videossl.eval.davis import Form, IndexMask, form_of, image_size, object_ids, read_mask
 from videossl.eval.footage import Footage
+from videossl.eval.frame_order import in_frame_order
 from videossl.eval.frames import ImageFrames
 
 FRAME_NUMBERS_PER_SECOND = 30  # section 3 of the paper; every fifth frame has masks
@@ -155,8 +156,8 @@ def _video_names(
 
 
 def _read_sequence(root: Path, name: str, objects: _Objects | None) -> YoutubeVosSequence:
-    frames = sorted((root / "JPEGImages" / name).glob("*.jpg"))
-    masks = sorted((root / "Annotations" / name).glob("*.png"))
+    frames = in_frame_order((root / "JPEGImages" / name).glob("*.jpg"))
+    masks = in_frame_order((root / "Annotations" / name).glob("*.png"))
     if not frames:
         raise UserError(f"{name}: no JPEG frames")
     if not masks:
@@ -201,7 +202,7 @@ def _first_met(mask_paths: Mapping[int, Path], form: Form) -> dict[int, int]:
 def _by_meta(name: str, objects: _Objects, index_of: Mapping[str, int]) -> dict[int, int]:
     found = {}
     for key, value in objects.items():
-        frames = sorted(value.get("frames") or [])
+        frames = [path.name for path in in_frame_order(map(Path, value.get("frames") or []))]
         if not key.isdecimal() or not 1 <= int(key) <= 254:
             raise UserError(f"{name}: meta.json has object {key!r}; ids are numbers from 1 to 254")
         if not frames:
