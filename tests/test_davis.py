@@ -129,13 +129,79 @@ def test_all_problems_of_a_tree_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_tree(tmp_path, split="val")
     for part in (
-        "ant: frames are 60x40 but the first mask is 61x40",
+        "ant: frame 00000 is 60x40 but the first mask is 61x40",
         "bee: the first mask holds no",
         "damaged mask",
     ):
         assert part in str(error.value)
     assert "complete: dog" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_every_frame_and_mask_is_looked_at_before_anything_is_done(tmp_path: Path) -> None:
+    write_tree(tmp_path, form="2016", year="2016", names=("ant", "bee", "cat", "dog"))
+    jpeg = tmp_path / "JPEGImages/480p/ant/00003.jpg"
+    jpeg.write_bytes(jpeg.read_bytes()[:400])
+    Image.new("RGB", (W, H + 2)).save(tmp_path / "JPEGImages/480p/bee/00004.jpg")
+    png = tmp_path / "Annotations/480p/cat/00002.png"
+    png.write_bytes(png.read_bytes()[:-20])
+    with pytest.raises(UserError) as error:
+        read_tree(tmp_path, split="val")
+    for part in ("ant/00003.jpg: damaged", "bee: frame 00004 is 60x42", "cat/00002.png: damaged"):
+        assert part in str(error.value)
+    assert "complete: dog" in str(error.value)
+
+
+def test_frames_named_by_numbers_come_in_their_order(tmp_path: Path) -> None:
+    write_tree(tmp_path, form="2016", year="2016", num_frames=12, names=("ant",))
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "png")):
+        for path in (tmp_path / folder / "480p/ant").glob(f"*.{ending}"):
+            path.rename(path.with_name(f"{int(path.stem)}.{ending}"))
+    (sequence,) = read_tree(tmp_path, split="val", need_masks=True)
+    assert sequence.frame_names == tuple(str(index) for index in range(12))
+
+
+def test_names_of_sequences_may_hold_blanks(tmp_path: Path) -> None:
+    write_tree(tmp_path, form="2017", year="2017", names=("my ant",))
+    assert [s.name for s in read_tree(tmp_path, split="val")] == ["my ant"]
+
+
+def test_what_is_lacking_to_score_is_said_by_name(tmp_path: Path) -> None:
+    write_tree(tmp_path, form="2016", year="2016")
+    (tmp_path / "Annotations/480p/ant/00003.png").unlink()
+    ant, bee = read_tree(tmp_path, split="val")
+    assert ant.why_unscored == "no masks for 1 frames (first: 00003)"
+    assert len(ant.mask_paths) == 1
+    assert bee.why_unscored is None
+    with pytest.raises(UserError, match="ant: no masks for 1 frames"):
+        read_tree(tmp_path, split="val", need_masks=True)
+
+
+@pytest.mark.parametrize("value", [1, 255])
+def test_one_object_may_be_written_as_1_or_255_in_a_palette(tmp_path: Path, value: int) -> None:
+    write_tree(tmp_path / "davis", form="2016", year="2016", names=("ant",))
+    write_results(tmp_path / "out", [mask * np.uint8(value) for mask in masks_of(6)], ("ant",))
+    (sequence,) = read_tree(tmp_path / "davis", split="val", need_masks=True)
+    assert global_scores(score_sequence(tmp_path / "out", sequence))["J&F-Mean"] == 1.0
+
+
+def test_an_id_that_the_first_mask_skips_is_scored_as_the_official_code_does(
+    tmp_path: Path,
+) -> None:
+    write_tree(tmp_path / "davis", form="2017", year="2017", names=("ant",))
+    for path in (tmp_path / "davis/Annotations/480p/ant").glob("*.png"):
+        mask = read_mask(path)
+        write_mask(path, np.where(mask == 2, np.uint8(3), mask))
+    skipped = [np.where(mask == 2, np.uint8(3), mask) for mask in masks_of(6, 2)]
+    write_results(tmp_path / "out", skipped, ("ant",))
+    (sequence,) = read_tree(tmp_path / "davis", split="val", need_masks=True)
+    assert sequence.object_ids == (1, 3)
+    scores = score_sequence(tmp_path / "out", sequence)
+    assert [score.object_id for score in scores] == [1, 2, 3]
+    assert scores[1].j_frames == (1.0,) * 4  # empty in both
+    write_mask(tmp_path / "out/ant/00002.png", masks_of(6, 2)[2])  # an object 2, and no 3
+    scores = score_sequence(tmp_path / "out", sequence)
+    assert scores[1].j_frames[1] == scores[2].j_frames[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -196,6 +262,7 @@ def test_missing_frames_are_listed(tmp_path: Path) -> None:
     ("mask", "message"),
     [
         (np.full((H, W), 3, np.uint8), "object id 3"),
+        (np.full((H, W), 255, np.uint8), "has id 255, which is void"),
         (np.zeros((H, W + 2), np.uint8), "62x40 but the ground truth is 60x40"),
     ],
 )

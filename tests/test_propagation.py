@@ -27,7 +27,7 @@ from videossl.eval.features import (
 from videossl.eval.frames import ImageFrames
 from videossl.eval.memory import LabelMemory
 from videossl.eval.metrics import region_similarity
-from videossl.eval.propagation import propagate
+from videossl.eval.propagation import propagate, propagate_labels
 from videossl.eval.protocol import PRESETS, Protocol, preset
 from videossl.eval.windows import sliding_windows, windows
 from videossl.models.encoder import StageInfo
@@ -164,6 +164,45 @@ def test_an_object_that_appears_later_is_taken_as_given_and_carried_on() -> None
     )
     for index, mask in enumerate(masks):
         np.testing.assert_array_equal(mask, np.where(late, late, first) if index >= 3 else first)
+
+
+@pytest.mark.parametrize("name", ["videossl", "uvc", "timecycle", "dino"])
+def test_frames_before_its_first_do_not_change_what_becomes_of_an_object(name: str) -> None:
+    protocol = replace(
+        PRESETS[name], short_side=None, long_side_multiple=None, input_hw=None, centre=False
+    )
+    frames, mask = noise_frames(6), block_mask()
+    frames = (0.7 * noise_frames(1).float() + 0.3 * frames.float()).byte()
+    mask[mask == 3] = 0
+    features = list(sequence_features(ArrayFrames(frames), LabPatches(), protocol))
+    alone = list(propagate(features[2:], mask, protocol, object_ids=[1]))
+    nothing = np.zeros_like(mask)
+    later = list(propagate(features, nothing, protocol, object_ids=[1], later_masks={2: mask}))
+    assert not any(found.any() for found in later[:2])
+    for found, expected in zip(later[2:], alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_starts_share_the_features_they_keep() -> None:
+    protocol = replace(PRESETS["videossl"], short_side=None, context_frames=3)
+    memories: list[LabelMemory] = []
+    features = [torch.randn(5, 4, 6) for _ in range(5)]
+
+    def start(size: Sequence[int], device: torch.device) -> Tensor:
+        return torch.ones(1, *size)
+
+    original = LabelMemory.__init__
+
+    def kept(memory: LabelMemory, *args: Any, **settings: Any) -> None:
+        memories.append(memory)
+        original(memory, *args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LabelMemory, "__init__", kept)
+        list(propagate_labels(features, {0: start, 1: start}, protocol))
+    first, second = ([m._frames[i][0].data_ptr() for i in (2, 3)] for m in memories)
+    assert memories[0]._frames[4][0].data_ptr() == memories[1]._frames[3][0].data_ptr()
+    assert first[1] == second[0]
 
 
 def test_hard_labels_stay_whole() -> None:

@@ -455,16 +455,57 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not(
     assert results[0] == results[1]
 
 
-def test_other_settings_do_not_go_on_with_what_was_stopped(
-    checkpoint: Path, davis: Path, tmp_path: Path
+@pytest.mark.parametrize("change", ["setting", "mask", "frame"])
+def test_what_was_stopped_under_other_settings_or_inputs_is_not_kept(
+    checkpoint: Path, davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    out = tmp_path / "out"
-    assert track(checkpoint, davis, out) == 0
-    result = json.loads((out / "result.json").read_text())
-    (out / "result.json").write_text(json.dumps({**result, "complete": False}))
-    (out / "trained/ant/00003.png").write_bytes(b"stale")
-    assert track(checkpoint, davis, out, "--set", "top_k=3") == 0
-    read_mask(out / "trained/ant/00003.png")
+    out, calls = tmp_path / "out", []
+    original = tracking.propagate
+
+    def stops_at_the_second(*args: object, **settings: object) -> object:
+        calls.append("one")
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **settings)
+
+    monkeypatch.setattr(tracking, "propagate", stops_at_the_second)
+    assert track(checkpoint, davis, out) == 130
+    more: list[str] = []
+    if change == "setting":
+        more = ["--set", "top_k=3"]
+    elif change == "mask":
+        write_mask(davis / "Annotations/480p/ant/00000.png", frame_and_mask(1)[1])
+    else:
+        frame = Image.fromarray(255 - frame_and_mask(4)[0])
+        frame.save(davis / "JPEGImages/480p/ant/00004.jpg", quality=95)
+    assert track(checkpoint, davis, out, *more) == 0
+    assert len(calls) == 4  # ant, bee in vain, both anew
+    assert track(checkpoint, davis, tmp_path / "fresh", *more) == 0
+    assert masks_in(out / "trained") == masks_in(tmp_path / "fresh/trained")
+
+
+def test_inputs_inside_of_the_output_are_refused_and_kept(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = tmp_path / "out/features"
+    features.mkdir(parents=True)
+    (tmp_path / "out/result.json").write_text("{}")
+    np.save(features / "ant.npy", np.zeros((FRAMES, 4, 6, 9), np.float32))
+    arguments = ["--features", str(features), "--davis", str(davis), "--out", str(tmp_path / "out")]
+    assert main(["track", *arguments, *SMALL]) == 2
+    assert "lies inside of --out" in capsys.readouterr().err
+    assert (features / "ant.npy").is_file()
+
+
+def test_sequences_that_cannot_be_scored_are_named_and_the_others_scored(
+    checkpoint: Path, davis: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (davis / "Annotations/480p/ant/00002.png").unlink()
+    with caplog.at_level("INFO", "videossl"):
+        assert track(checkpoint, davis, tmp_path / "out") == 0
+    assert "ant is not scored: no masks for 1 frames (first: 00002)" in caplog.text
+    result = json.loads((tmp_path / "out/result.json").read_text())
+    assert set(result["rows"]["trained"]["per_object"]) == {"bee_1", "bee_2"}
 
 
 def test_a_cap_on_memory_leaves_the_masks_as_they_are(

@@ -1,9 +1,11 @@
 """`videossl track`: first-frame masks carried through DAVIS sequences or a video, scored where masks are known."""
 
 import argparse
+import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from videossl.workers import num_cores
 if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.davis import DavisSequence
     from videossl.eval.footage import Footage
+    from videossl.eval.scoring import ObjectScore
     from videossl.eval.youtube_vos import YoutubeVosSequence
 
 EXAMPLE = """examples:
@@ -122,16 +125,17 @@ def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tracks, writes, scores, prints; the tree and all arguments are checked before an encoder is loaded."""
-    from videossl.commands.tracking_output import draw_footages, score_rows, write_report
+    from videossl.commands.tracking_output import draw_footages, score_rows
     from videossl.commands.tracking_rows import check_rows, foreseen_time, main_row, make_rows
-    from videossl.commands.youtube_rows import category_groups, score_videos
+    from videossl.commands.youtube_rows import score_videos
     from videossl.eval.output_folder import check_folder, clear_folder
     from videossl.eval.page import write_page
-    from videossl.eval.scoring import scores_record, write_json
+    from videossl.eval.scoring import write_json
     from videossl.eval.tracking import track_row, worker_pool
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
+    _check_apart(args)
     sequences, videos, footages = _read(args)
     check_folder(args.out, marker=RESULT, owned=OWNED)
     rows = make_rows(args, protocol, device)
@@ -140,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         **record,
         "complete": False,
         "rows": {row.name: row.record() for row in rows},
-        "frames": {footage.name: len(footage.frame_names) for footage in footages},
+        "inputs": _inputs(args, sequences, videos),
     }
     if not _goes_on(args.out / RESULT, begun):
         clear_folder(args.out, marker=RESULT, owned=OWNED)
@@ -161,16 +165,8 @@ def run(args: argparse.Namespace) -> int:
         else:
             scores = score_rows(args.out, args.split, sequences, list(results), pool=pool)
         draw_footages(args.out, footages, sequences, list(results), main_row(args), pool=pool)
-    for name, row_scores in scores.items():
-        results[name].update(scores_record(row_scores))
     if scores:
-        statistics = write_report(args.out / TABLE, scores, main_row(args))
-        record |= statistics.record()
-        for name in results.keys() & statistics.intervals.keys():
-            results[name]["intervals"] = statistics.intervals[name]
-    if scores and args.unseen is not None:
-        for name, groups in category_groups(scores, videos, args.unseen).items():
-            results[name]["groups"] = groups
+        record |= _judge(args, results, scores, videos)
     record |= {"complete": True, "rows": results}
     write_json(args.out / RESULT, record)
     write_page(args.out, record, main_row=main_row(args))
@@ -178,8 +174,65 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _judge(
+    args: argparse.Namespace,
+    results: dict[str, dict[str, object]],
+    scores: Mapping[str, Sequence["ObjectScore"]],
+    videos: Sequence["YoutubeVosSequence"],
+) -> dict[str, object]:
+    """Prints and writes the table, adds to the rows what was measured of them, and returns what is measured between them."""
+    from videossl.commands.tracking_output import write_report
+    from videossl.commands.tracking_rows import main_row
+    from videossl.commands.youtube_rows import category_groups
+    from videossl.eval.scoring import scores_record
+
+    statistics = write_report(args.out / TABLE, scores, main_row(args))
+    for name, row_scores in scores.items():
+        results[name].update(scores_record(row_scores))
+        if name in statistics.intervals:
+            results[name]["intervals"] = statistics.intervals[name]
+    if args.unseen is not None:
+        for name, groups in category_groups(scores, videos, args.unseen).items():
+            results[name]["groups"] = groups
+    return statistics.record()
+
+
+def _check_apart(args: argparse.Namespace) -> None:
+    """Raises UserError for an input inside of --out, which is emptied of earlier runs."""
+    named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")
+    for name in named:
+        given = getattr(args, name)
+        if given is not None and Path(given).resolve().is_relative_to(args.out.resolve()):
+            raise UserError(
+                f"--{name.replace('_', '-')} {given} lies inside of --out {args.out}, which is emptied of earlier runs: "
+                "choose another --out"
+            )
+
+
+def _inputs(
+    args: argparse.Namespace,
+    sequences: Sequence["DavisSequence"],
+    videos: Sequence["YoutubeVosSequence"],
+) -> str:
+    """A digest of all that is read: names, sizes and times of change, so that nothing old passes for new."""
+    paths = [path for s in sequences for path in (*s.frame_paths, *s.mask_paths[:1])]
+    for video in videos:
+        paths += [*video.frame_paths, *video.mask_paths.values()]
+    paths += [path for path in (args.video, args.mask, args.weights) if path is not None]
+    if args.features is not None and Path(args.features).is_dir():
+        paths += sorted(Path(args.features).rglob("*.npy"))
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
+    if args.features is not None and not Path(args.features).is_dir():
+        # Code changes in ways that no file tells: such a run begins anew.
+        digest.update(os.urandom(16))
+    return digest.hexdigest()
+
+
 def _goes_on(result: Path, begun: Mapping[str, object]) -> bool:
-    """Whether a run of exactly these settings was stopped here: what it finished is then kept."""
+    """Whether a run of exactly these settings and inputs was stopped here: what it finished is then kept."""
     try:
         found = json.loads(result.read_text())
     except (OSError, ValueError):

@@ -75,16 +75,16 @@ def score_rows(
     *,
     pool: Executor | None,
 ) -> dict[str, list[ObjectScore]]:
-    """Scores per row, and their official tables; none if a sequence lacks masks to score against."""
-    if not sequences:
-        return {}
-    bare = [s.name for s in sequences if not s.is_annotated or len(s.frame_names) < 3]
-    if bare:
-        log.info("not scored: no masks after the first frame in %s", ", ".join(bare))
+    """Scores per row, and their official tables, of the sequences that have what is needed; which have not is said."""
+    scored = [sequence for sequence in sequences if sequence.why_unscored is None]
+    for sequence in sequences:
+        if sequence.why_unscored is not None:
+            log.info("%s is not scored: %s", sequence.name, sequence.why_unscored)
+    if not scored:
         return {}
     scores = {}
     for name in row_names:
-        answers = _each(partial(score_sequence, out / name), sequences, f"score {name}", pool)
+        answers = _each(partial(score_sequence, out / name), scored, f"score {name}", pool)
         scores[name] = [score for answer in answers for score in answer]
         write_tables(out / name, split, scores[name])
     return scores

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from videossl.errors import UserError
 from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
+from videossl.eval.frame_order import in_frame_order
 
 Form = Literal["2016", "2017"]
 IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
@@ -42,6 +43,12 @@ class DavisSequence:
     mask_paths: tuple[Path, ...]  # as many as frames if complete, else the first only
     form: Form
     object_ids: tuple[int, ...]
+    why_unscored: str | None = None  # what is lacking to score against
+
+    @property
+    def scored_ids(self) -> tuple[int, ...]:
+        """The objects that are scored: as the official code has it, all from 1 to the highest of the first mask."""
+        return tuple(range(1, max(self.object_ids) + 1))
 
     @property
     def is_annotated(self) -> bool:
@@ -135,14 +142,14 @@ def _names_of_split(root: Path, split: str) -> list[str]:
 def listed_sequences(path: Path) -> list[str]:
     """The sequences that a list of ImageSets names, in its order."""
     # The first release of 2016 lists frames ("/JPEGImages/480p/bear/00000.jpg ..."), later ones list sequences.
-    entries = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-    names = [Path(entry).parent.name if "/" in entry else entry for entry in entries]
+    entries = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    names = [Path(e.split()[0]).parent.name if "/" in e else e for e in entries]
     return list(dict.fromkeys(names))
 
 
 def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool) -> DavisSequence:
-    frames = sorted((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
-    masks = sorted((root / "Annotations" / RESOLUTION / name).glob("*.png"))
+    frames = in_frame_order((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
+    masks = in_frame_order((root / "Annotations" / RESOLUTION / name).glob("*.png"))
     if need_frames and not frames:
         raise UserError(f"{name}: no JPEG frames")
     if not masks:
@@ -150,31 +157,52 @@ def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool
     frame_names = [path.stem for path in (frames if need_frames else masks)]
     if masks[0].stem != frame_names[0]:
         raise UserError(f"{name}: no mask for the first frame {frame_names[0]}")
-    is_complete = [path.stem for path in masks] == frame_names
-    if need_masks and not is_complete:
-        missing = sorted(set(frame_names) - {path.stem for path in masks})
-        raise UserError(
-            f"{name}: no masks for {len(missing)} frames (first: {', '.join(missing[:1]) or 'order'})"
-        )
     values, mode = _values(masks[0])
     first_mask = _first_ids(masks[0], values, mode)
-    if need_frames and (sizes := (image_size(frames[0]), first_mask.shape[::-1]))[0] != sizes[1]:
-        raise UserError(
-            f"{name}: frames are {_times(sizes[0])} but the first mask is {_times(sizes[1])}"
-        )
+    why_unscored = _why_unscored(frame_names, [path.stem for path in masks], mode)
+    if need_masks and why_unscored:
+        raise UserError(f"{name}: {why_unscored}")
+    _check_images(name, frames if need_frames else [], masks, first_mask.shape)
     ids = object_ids(first_mask)
     if not ids:
         raise UserError(f"{name}: the first mask holds no object")
-    if need_masks and mode not in _INDEX_MODES:
-        raise UserError(f"{name}: the masks are {mode} images; only grey and palette PNGs score")
     return DavisSequence(
         name=name,
         frame_names=tuple(frame_names),
         frame_paths=tuple(frames) if need_frames else (),
-        mask_paths=tuple(masks if is_complete and mode in _INDEX_MODES else masks[:1]),
+        mask_paths=tuple(masks[:1] if why_unscored else masks),
         form=_form(values, mode),
         object_ids=ids,
+        why_unscored=why_unscored,
     )
+
+
+def _why_unscored(frame_names: list[str], mask_names: list[str], mode: str) -> str | None:
+    """Why nothing can be scored in a sequence with these masks; None if it can."""
+    if mode not in _INDEX_MODES:
+        return f"the masks are {mode} images; only grey and palette PNGs score"
+    if mask_names != frame_names:
+        if mask_names == frame_names[:1]:
+            return "there are no masks after the first frame"
+        missing = [name for name in frame_names if name not in set(mask_names)]
+        if missing:
+            return f"no masks for {len(missing)} frames (first: {missing[0]})"
+        return "there are masks of frames that do not exist"
+    if len(frame_names) < 3:
+        return "it has no frame between the first and the last"
+    return None
+
+
+def _check_images(name: str, frames: list[Path], masks: list[Path], shape: tuple[int, ...]) -> None:
+    """Raises UserError for frames and masks that cannot be read to their end, or of another size than the first mask."""
+    size = (shape[1], shape[0])
+    for path in (*frames, *masks):
+        found = image_size(path, to_its_end=True)
+        if found != size:
+            what = f"{'mask' if path.suffix == '.png' else 'frame'} {path.stem}"
+            raise UserError(
+                f"{name}: {what} is {_times(found)} but the first mask is {_times(size)}"
+            )
 
 
 def read_mask(path: Path, *, form: Form | None = None) -> IndexMask:
@@ -186,6 +214,22 @@ def read_mask(path: Path, *, form: Form | None = None) -> IndexMask:
     if mode not in _INDEX_MODES:
         raise UserError(f"{path}: a mask must be a grey or palette PNG, got mode {mode}")
     return _ids(values, form or _form(values, mode))
+
+
+def read_result(path: Path, *, form: Form) -> IndexMask:
+    """A mask that a method gave for a sequence of this form, (H, W) uint8 object ids.
+
+    One object may be written as 1 or as 255, in grey or palette. Where there are ids, 255 is none: the official code
+    takes it for an object that does not exist, here it is an error. Raises UserError as `read_mask`.
+    """
+    values, mode = _values(path)
+    if mode not in _INDEX_MODES:
+        raise UserError(f"{path}: a mask must be a grey or palette PNG, got mode {mode}")
+    if form == "2016" or _form(values, mode) == "2016":
+        return (values > 127).astype(np.uint8) if values.max() > 1 else values
+    if values.max() == VOID:
+        raise UserError(f"{path} has id 255, which is void and no object: write background as 0")
+    return values
 
 
 def read_first_mask(path: Path) -> IndexMask:
@@ -265,12 +309,21 @@ def _values(path: Path) -> tuple[IndexMask, str]:
         raise UserError(f"{path}: damaged mask ({error})") from None
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of an image, from its header alone; raises UserError if it is damaged."""
+def image_size(path: Path, *, to_its_end: bool = False) -> tuple[int, int]:
+    """(width, height) of an image, from its header; with `to_its_end` the rest of the file is checked too.
+
+    Raises UserError if it is damaged.
+    """
     try:
         with Image.open(path) as image:
-            return image.size
-    except (UnidentifiedImageError, OSError) as error:
+            size = image.size
+            if to_its_end and image.format == "JPEG":
+                image.draft("L", (size[0] // 8, size[1] // 8))  # an eighth of the work
+                image.load()
+            elif to_its_end:
+                image.verify()
+            return size
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UserError(f"{path}: damaged image ({error})") from None
 
 

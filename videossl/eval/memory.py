@@ -17,7 +17,8 @@ SEARCH_RADIUS, MAX_DILATION = 12, 4  # of MAST's coarse search (its colorizer.py
 class LabelMemory:
     """Features and labels of past frames, by their index; the first one added is frame 0.
 
-    `max_bytes` bounds what reading the strongest cells needs at a time; None takes what is quickest.
+    `max_bytes` bounds the similarities and keys that are worked on at a time, down to one row of tiles; None takes what is
+    quickest. MAST's aligned windows have a bound of their own.
     """
 
     def __init__(self, protocol: Protocol, *, max_bytes: int | None = None) -> None:
@@ -63,6 +64,7 @@ class LabelMemory:
                 radius=protocol.radius,
                 mask=protocol.window,
                 unmasked_frames=self._num_unmasked,
+                **({} if self._max_bytes is None else {"max_bytes": self._max_bytes}),
             )[0]
         query = _channels_last(feature)
         groups = [(keys, values)]

@@ -42,6 +42,7 @@ def propagate(
     """
     given = {0: first_mask, **(later_masks or {})}
     ids = {start: [v for v in object_ids if (mask == v).any()] for start, mask in given.items()}
+    given = {start: mask for start, mask in given.items() if ids[start]}
     starts = {
         start: partial(_labels_of, mask, ids[start], protocol) for start, mask in given.items()
     }
@@ -51,18 +52,23 @@ def propagate(
     settle = partial(_settle, protocol=protocol, decide=decide)
     found = propagate_labels(features, starts, protocol, settle=settle, max_bytes=max_bytes)
     for index, groups in enumerate(found):
-        if index == 0:
-            yield first_mask
+        if index == 0 or not groups:
+            yield first_mask if index == 0 else np.zeros_like(first_mask)
             continue
-        shares = torch.cat(
-            [
-                torch.stack([labels[0] for labels in groups.values()]).amin(0, keepdim=True),
-                *(labels[1:] for labels in groups.values()),
-            ]
-        )
         numbers = [0, *(value for start in groups for value in ids[start])]
+        shares = _merged(list(groups.values()))
         mask = torch.tensor(numbers, dtype=torch.uint8)[decide(shares).cpu()].numpy()
         yield np.where(given[index] > 0, given[index], mask) if index in given else mask
+
+
+def _merged(groups: list[Tensor]) -> Tensor:
+    """The labels of all groups under one background, which is where none of them has an object."""
+    if len(groups) == 1:
+        return groups[0]
+    # Weights that a protocol loses are no object's: each group's labels sum to 1 before they are compared.
+    groups = [labels / labels.sum(0).clamp_min(torch.finfo(labels.dtype).tiny) for labels in groups]
+    background = torch.stack([labels[0] for labels in groups]).amin(0, keepdim=True)
+    return torch.cat([background, *(labels[1:] for labels in groups)])
 
 
 @torch.no_grad()
@@ -82,6 +88,8 @@ def propagate_labels(
     settle = settle or _as_copied
     memories: dict[int, LabelMemory] = {}
     for index, feature in enumerate(features):
+        # Channels last once: what all memories keep is then the same.
+        feature = feature.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         found = {}
         for start, memory in memories.items():
             found[start], kept = settle(memory.read(feature))

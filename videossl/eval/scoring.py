@@ -20,7 +20,7 @@ import numpy as np
 
 from videossl import progress
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, IndexMask, read_mask
+from videossl.eval.davis import DavisSequence, IndexMask, read_result
 from videossl.eval.metrics import (
     Statistics,
     bounding_window,
@@ -139,12 +139,12 @@ def _scores_or_problem(results: Path, sequence: DavisSequence) -> list[ObjectSco
 def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) -> list[ObjectScore]:
     """The scores of each object from `mask_of(frame)`, (H, W) of object ids; the first and last frame are not asked for."""
     per_object: dict[int, list[tuple[float, float]]] = {
-        number: [] for number in sequence.object_ids
+        number: [] for number in sequence.scored_ids
     }
     for index in range(1, len(sequence.frame_names) - 1):
         found, truth = mask_of(index), sequence.mask(index)
         check_size(found, truth, f"frame {sequence.frame_names[index]} of {sequence.name}")
-        for number, score in score_frame(found, truth, sequence.object_ids).items():
+        for number, score in score_frame(found, truth, sequence.scored_ids).items():
             per_object[number].append(score)
     return [
         ObjectScore(
@@ -171,7 +171,7 @@ def score_frame(
 
 
 def _read_result(path: Path, sequence: DavisSequence) -> IndexMask:
-    found = read_mask(path)
+    found = read_result(path, form=sequence.form)
     highest = max(sequence.object_ids)
     if int(found.max()) > highest:
         raise UserError(

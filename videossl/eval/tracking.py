@@ -3,6 +3,7 @@
 import itertools
 import logging
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
@@ -106,6 +107,7 @@ def _write_masks(
     masks: Iterable[IndexMask], footage: Footage, folder: Path, palette: Palette
 ) -> Iterator[None]:
     partial = folder / f"{footage.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was stopped
     for name, mask in zip(footage.frame_names, masks, strict=True):
         write_mask(partial / f"{name}.png", mask, palette=palette)
         yield None
@@ -128,9 +130,13 @@ def _in_pool(row: Row, footages: Sequence[Footage], folder: Path, pool: Executor
     """One step a frame, when its sequence is done; longest first, so that no process is left alone with a long one."""
     order = sorted(footages, key=lambda footage: -len(footage.frame_names))
     futures = {pool.submit(_in_process, row, footage, folder): footage for footage in order}
-    for future in as_completed(futures):
-        future.result()
-        yield from [None] * len(futures[future].frame_names)
+    try:
+        for future in as_completed(futures):
+            future.result()
+            yield from [None] * len(futures[future].frame_names)
+    finally:  # one that fails is told of at once, not after all others
+        for future in futures:
+            future.cancel()
 
 
 def _in_process(row: Row, footage: Footage, folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Which frames a 3D encoder sees for each frame whose features are asked for.
 
 `sliding`: windows that overlap, of which the centres are kept, where the padding in time reaches least. `causal`: the
-frames up to the one asked for, which is last, so that nothing of the future is in its features. `static`: that frame
-alone, repeated: what it looks like without how it moves.
+frames up to the one asked for, which is last, so that nothing of the future is in its features (but for the mean that
+`centre` takes, which is of all frames). `static`: that frame alone, repeated: what it looks like without how it moves.
 """
 
 from collections.abc import Iterator

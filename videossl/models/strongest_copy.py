@@ -40,7 +40,7 @@ def strongest_copy(
     `query` (h, w, D), `keys` M frames (h, w, D), `values` M frames (h, w, V), as given: L2 normalisation is the caller's.
     `radius`, `mask` and `unmasked_frames` are those of `attention_copy`. The weights are the softmax of similarity over
     temperature among the k; without `renormalize` among all cells seen, so that those kept sum to less than 1.
-    `max_bytes` bounds what exists at a time besides inputs and output.
+    `max_bytes` bounds similarities and keys at a time, down to one row of tiles; what selecting takes comes on top.
 
     Raises ValueError for shapes that disagree and settings out of range.
     """
