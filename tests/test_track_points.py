@@ -216,6 +216,16 @@ def test_all_problems_of_a_jhmdb_tree_are_one_line(jhmdb: Path) -> None:
         read_jhmdb(jhmdb)
 
 
+@pytest.mark.parametrize("line", ["../../../esc.avi 2", "/tmp/esc.avi 2", "a/b.avi 2", "...avi 2"])
+def test_a_line_of_a_split_cannot_lead_out_of_the_folder(jhmdb: Path, line: str) -> None:
+    (jhmdb / "splits/wave_test_split1.txt").write_text(line)
+    with pytest.raises(UserError, match=r"video name '.*' may not be empty"):
+        read_jhmdb(jhmdb)
+    (jhmdb / "splits/.._test_split1.txt").write_text("a.avi 2")
+    with pytest.raises(UserError, match=r"action '\.\.' may not be empty"):
+        read_jhmdb(jhmdb, [jhmdb / "splits/.._test_split1.txt"])
+
+
 def test_queries_are_the_first_visible_frame_or_every_fifth() -> None:
     occluded = np.ones((3, 12), bool)
     occluded[0, 3:] = False

@@ -1,6 +1,7 @@
 """The YouTube-VOS layout: objects that appear later, what the tracker may see of them, and how they are scored."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,12 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
             '{"videos": {"ant": {"objects": {"0": {"frames": ["00000"]}}}}}',
             "has object '0'; ids are numbers from 1 to 254",
         ),
+        ('{"videos": {"ant": {"objects": null}}}', "ant: meta.json must give objects as"),
+        ('{"videos": {"ant": {"objects": [1]}}}', "ant: meta.json must give objects as"),
+        ('{"videos": {"ant": {"objects": {"1": null}}}}', r"ant: .* got {'1': None}"),
+        ('{"videos": {"ant": {"objects": {"1": ["00000"]}}}}', "ant: meta.json must give objects"),
+        ('{"videos": {"ant": {"objects": {"1": {"frames": 3}}}}}', r"ant: .* got {'1': {'frames'"),
+        ('{"videos": {"ant": {"objects": {"1": {"frames": [0]}}}}}', "ant: meta.json must give"),
     ],
 )
 def test_a_strange_meta_file_fails(tmp_path: Path, meta: str, message: str) -> None:
@@ -196,6 +203,16 @@ def test_a_strange_meta_file_fails(tmp_path: Path, meta: str, message: str) -> N
     (tmp_path / "meta.json").write_text(meta)
     with pytest.raises(UserError, match=message):
         read_youtube_vos(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../esc", "/tmp/esc", "..", "", "a/b"])
+def test_a_video_name_cannot_lead_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    write_videos(tmp_path / "tree", "ant")
+    (tmp_path / "tree/meta.json").write_text(
+        json.dumps({"videos": {name: {"objects": {"1": {"frames": [NAMES[0]]}}}}})
+    )
+    with pytest.raises(UserError, match=f"video name '{re.escape(name)}' may not"):
+        read_youtube_vos(tmp_path / "tree")
 
 
 def test_a_folder_of_another_layout_and_unknown_videos_fail(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from scipy import io as matlab
 
 from videossl.errors import UserError
 from videossl.eval.davis import read_mask
+from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frames import FrameSource, ImageFrames
 from videossl.eval.points import Flags, Places, Queries
 
@@ -96,6 +97,7 @@ def read_badja(root: Path) -> list[PointVideo]:
 
 def _badja_video(path: Path, root: Path) -> PointVideo:
     name = path.stem
+    check_entry_name(name, "sequence name")
     indices, joints, is_visible = _badja_joints(path)
     count = indices[-1] - indices[0] + 1
     folders = [root / "JPEGImages" / kind / name for kind in ("480p", "Full-Resolution")]
@@ -190,6 +192,9 @@ def _names_of_split(path: Path) -> list[str]:
 
 
 def _jhmdb_video(root: Path, name: str) -> PointVideo:
+    action, _, video = name.partition("/")
+    check_entry_name(action, "action")
+    check_entry_name(video, "video name")
     path = root / "joint_positions" / name / "joint_positions.mat"
     try:
         found = np.asarray(matlab.loadmat(path)["pos_img"], np.float64)

@@ -3,7 +3,6 @@
 Doersch et al., NeurIPS 2022, arXiv:2211.03726; queries as in google-deepmind/tapnet, tapvid/evaluation_datasets.py.
 """
 
-import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from videossl.errors import UserError
 from videossl.eval.array_pickle import load_array_pickle
+from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frames import resize_rgb
 from videossl.eval.point_metrics import QueryMode
 from videossl.eval.point_sets import PointVideo, read_all
@@ -27,7 +27,6 @@ RASTER = (
 )  # (H, W): the benchmark squeezes every video to it and counts errors in its pixels
 QUERY_STRIDE = 5  # frames between the queries of the strided mode (tapnet)
 _ARRAYS = ("video", "points", "occluded")
-_SAFE_NAME = re.compile(r"\w[\w.+-]*")  # files are named after a video
 
 
 class ArrayFrames:
@@ -74,10 +73,7 @@ def _load_npz(path: Path) -> dict[str, dict[str, NDArray]]:
 
 
 def _video(name: str, arrays: Mapping[str, NDArray], mode: QueryMode) -> PointVideo:
-    if not _SAFE_NAME.fullmatch(name):
-        raise UserError(
-            f"video name {name!r} must be letters, digits and . _ + -, for files are named after it"
-        )
+    check_entry_name(name, "video name")
     missing = [key for key in _ARRAYS if key not in arrays]
     if missing:
         raise UserError(

@@ -10,13 +10,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from videossl import progress
 from videossl.errors import UserError
 from videossl.eval.davis import Form, IndexMask, form_of, image_size, object_ids, read_mask
+from videossl.eval.entry_names import check_entry_name
 from videossl.eval.footage import Footage
 from videossl.eval.frame_order import in_frame_order
 from videossl.eval.frames import ImageFrames
@@ -91,7 +92,8 @@ def read_youtube_vos(root: Path, only: Sequence[str] | None = None) -> list[Yout
     # Without meta.json every mask is opened, which takes a while.
     for name in names if meta is not None else progress.track(names, description="masks"):
         try:
-            sequences.append(_read_sequence(root, name, None if meta is None else meta[name]))
+            objects = None if meta is None else _checked_objects(name, meta[name])
+            sequences.append(_read_sequence(root, name, objects))
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -122,14 +124,14 @@ def _frames_per_second(frame_names: Sequence[str]) -> float:
     return FRAME_NUMBERS_PER_SECOND / max(1.0, float(np.median(gaps)))
 
 
-def _read_meta(path: Path) -> dict[str, _Objects] | None:
-    """Objects by video; None without the file."""
+def _read_meta(path: Path) -> dict[str, object] | None:
+    """What stands for objects, by video, not checked yet; None without the file."""
     if not path.is_file():
         return None
     try:
         videos = json.loads(path.read_text())["videos"]
         return {name: video["objects"] for name, video in videos.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'{path} is not of the form {{"videos": {{NAME: {{"objects": {{ID: ...}}}}}}}} '
             f"({type(error).__name__}: {error})"
@@ -137,7 +139,7 @@ def _read_meta(path: Path) -> dict[str, _Objects] | None:
 
 
 def _video_names(
-    root: Path, meta: Mapping[str, _Objects] | None, only: Sequence[str] | None
+    root: Path, meta: Mapping[str, object] | None, only: Sequence[str] | None
 ) -> list[str]:
     folders = sorted(path.name for path in (root / "Annotations").iterdir() if path.is_dir())
     names = folders if meta is None else sorted(meta)
@@ -156,6 +158,7 @@ def _video_names(
 
 
 def _read_sequence(root: Path, name: str, objects: _Objects | None) -> YoutubeVosSequence:
+    check_entry_name(name, "video name")
     frames = in_frame_order((root / "JPEGImages" / name).glob("*.jpg"))
     masks = in_frame_order((root / "Annotations" / name).glob("*.png"))
     if not frames:
@@ -189,6 +192,18 @@ def _read_sequence(root: Path, name: str, objects: _Objects | None) -> YoutubeVo
             if "category" in value
         },
     )
+
+
+def _checked_objects(name: str, objects: object) -> _Objects:
+    """What meta.json says of a video; raises UserError unless it is records by id, with frames as a list of names."""
+    records = objects.values() if isinstance(objects, dict) else [None]
+    for record in records:
+        frames = record.get("frames") or [] if isinstance(record, dict) else None
+        if not isinstance(frames, list) or not all(isinstance(frame, str) for frame in frames):
+            raise UserError(
+                f'{name}: meta.json must give objects as {{ID: {{"frames": ["00000", ...]}}}}, got {str(objects)[:80]}'
+            )
+    return cast("_Objects", objects)
 
 
 def _first_met(mask_paths: Mapping[int, Path], form: Form) -> dict[int, int]:
