@@ -41,6 +41,21 @@ RESNET = """
     def odd_grid(frames):
         return frames[:, :, :100, :100].float()
 
+    def holes(frames):
+        features = frames[:, :, ::4, ::4].float()
+        features[frames[:, 0, 0, 0] == 7] = float("nan")
+        return features
+
+    def broken(frames):
+        raise LookupError("no such layer\\nand more")
+
+    class NeedsArguments:
+        def __init__(self, depth):
+            pass
+
+    class NotCallable:
+        pass
+
     NUMBER = 3
 """
 FRAMES = torch.randint(
@@ -62,6 +77,9 @@ class ArrayFrames:
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_nets.py").write_text(textwrap.dedent(RESNET))
+    (tmp_path / "no_python.py").write_text("def (:")
+    (tmp_path / "raising_module.py").write_text("raise RuntimeError('no weights')")
+    (tmp_path / "ending_module.py").write_text("import sys; sys.exit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -151,6 +169,14 @@ def test_sequences_that_are_done_are_not_tracked_again(modules: None, tmp_path: 
         ("their_nets:one_row", r"2 frames must give features \(2, D, h, w\), got \(1, 3"),
         ("their_nets:odd_grid", "224x224 pixels give 100x100 cells"),
         (".", "holds no features"),
+        (":f", "'' is no name of a module"),
+        (".enc:f", r"'\.enc' is no name of a module"),
+        ("no_python:f", r"no_python cannot be imported \(SyntaxError: .*line 1\)"),
+        ("raising_module:f", r"cannot be imported \(RuntimeError: no weights\)"),
+        ("ending_module:f", r"cannot be imported \(SystemExit: 3\)"),
+        ("their_nets:broken", r"failed on 2 frames \(LookupError: no such layer\)"),
+        ("their_nets:NeedsArguments", r"cannot be made without arguments \(TypeError"),
+        ("their_nets:NotCallable", r"what NotCallable\(\) makes cannot be called"),
     ],
 )
 def test_what_is_no_encoder_fails(modules: None, spec: str, message: str) -> None:
@@ -171,4 +197,26 @@ def test_arrays_that_do_not_fit_fail(tmp_path: Path, array: "np.ndarray", messag
     np.save(tmp_path / "them.npy", array, allow_pickle=True)
     extractor = load_features(str(tmp_path))()
     with pytest.raises(UserError, match=message):
+        list(sequence_features(ArrayFrames(), extractor, PROTOCOL, name="them"))
+
+
+def test_features_of_a_function_that_are_no_numbers_fail(
+    modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = FRAMES.clone()
+    frames[:, 0, 0, 0] = 1
+    frames[3, 0, 0, 0] = 7
+    monkeypatch.setitem(globals(), "FRAMES", frames)
+    extractor = load_features("their_nets:holes")()
+    with pytest.raises(UserError, match="them: the features of frame 3 are not all finite"):
+        list(sequence_features(ArrayFrames(), extractor, PROTOCOL, name="them"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_stored_features_that_are_no_numbers_fail(tmp_path: Path, value: float) -> None:
+    array = np.ones((5, 2, 3, 3))
+    array[4, 1, 2, 0] = value
+    np.save(tmp_path / "them.npy", array)
+    extractor = load_features(str(tmp_path))()
+    with pytest.raises(UserError, match="them: the features of frame 4 are not all finite"):
         list(sequence_features(ArrayFrames(), extractor, PROTOCOL, name="them"))

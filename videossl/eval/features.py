@@ -182,14 +182,27 @@ def sequence_features(
     `name` is that of the sequence, under which stored features are found.
 
     Centring needs the mean over the sequence before the first frame: features up to 1 GiB are kept in memory, those beyond
-    in a temporary file, so that no frame is encoded twice.
+    in a temporary file, so that no frame is encoded twice. Raises UserError for given features that are not finite.
     """
     if isinstance(extractor, StoredFeatures):
-        yield from prepared(extractor.of(name, source.num_frames), protocol)
+        yield from prepared(_finite(extractor.of(name, source.num_frames), name), protocol)
         return
     if isinstance(extractor, EncoderFeatures):
         extractor = extractor.in_time(protocol.time)
-    yield from prepared(_raw_features(source, extractor, protocol), protocol)
+    raw = _raw_features(source, extractor, protocol)
+    if not isinstance(extractor, EncoderFeatures | LabPatches):  # somebody else's
+        raw = _finite(raw, name)
+    yield from prepared(raw, protocol)
+
+
+def _finite(raw: Iterator[Tensor], name: str) -> Iterator[Tensor]:
+    """The same features; raises UserError for NaN and infinities, of which masks would be made all the same."""
+    for index, feature in enumerate(raw):
+        if not feature.isfinite().all():
+            raise UserError(
+                f"{name or 'sequence'}: the features of frame {index} are not all finite numbers"
+            )
+        yield feature
 
 
 def prepared(raw: Iterator[Tensor], protocol: Protocol) -> Iterator[Tensor]:

@@ -55,7 +55,10 @@ class FunctionFeatures:
     @torch.no_grad()
     def __call__(self, clip: Tensor) -> Tensor:
         """See Extractor; the clip is (3, T, H, W) uint8 RGB."""
-        answer = self._function(clip.transpose(0, 1).contiguous())
+        try:
+            answer = self._function(clip.transpose(0, 1).contiguous())
+        except Exception as error:  # somebody else's code may raise anything
+            raise _foreign_error(self.spec, f"failed on {clip.shape[1]} frames", error) from None
         if not isinstance(answer, Tensor) or answer.ndim != 4 or len(answer) != clip.shape[1]:
             got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise UserError(
@@ -70,12 +73,14 @@ class FunctionFeatures:
 
 def _find(spec: str) -> Callable[..., Any]:
     module_name, _, name = spec.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        raise UserError(f"--features {spec}: {module_name!r} is no name of a module")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"--features {spec}: {module_name} cannot be imported ({error})") from None
+    except (Exception, SystemExit) as error:  # a module may raise anything, or end the program
+        raise _foreign_error(spec, f"{module_name} cannot be imported", error) from None
     found = getattr(module, name, None)
     if not callable(found):
         own = (n for n, v in vars(module).items() if getattr(v, "__module__", "") == module_name)
@@ -83,4 +88,18 @@ def _find(spec: str) -> Callable[..., Any]:
         raise UserError(
             f"--features {spec}: {module_name} has no function {name!r}; it has {', '.join(callables) or 'none'}"
         )
-    return found() if isinstance(found, type) else found
+    if not isinstance(found, type):
+        return found
+    try:
+        made = found()
+    except Exception as error:  # somebody else's code may raise anything
+        raise _foreign_error(spec, f"{name} cannot be made without arguments", error) from None
+    if not callable(made):
+        raise UserError(f"--features {spec}: what {name}() makes cannot be called with frames")
+    return made
+
+
+def _foreign_error(spec: str, what: str, error: BaseException) -> UserError:
+    """One line about an error in somebody else's code."""
+    lines = str(error).splitlines() or [""]
+    return UserError(f"--features {spec}: {what} ({type(error).__name__}: {lines[0]})")

@@ -62,7 +62,9 @@ class StoredFeatures:
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise UserError(f"{name}: frame {index} has features {frame.shape}, others {shape}")
-            yield torch.from_numpy(np.array(frame, np.float32)).to(self.device)
+            with np.errstate(over="ignore"):  # infinities are refused by who reads them
+                values = np.array(frame, np.float32)
+            yield torch.from_numpy(values).to(self.device)
 
 
 def _read(path: Path, *, num_axes: int) -> NDArray[np.generic]:
