@@ -502,6 +502,14 @@ def test_a_broken_tree_is_refused_before_the_encoder_is_looked_for(
     assert "dog: dog.json is not a list" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_looked_for(
+    badja: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--badja", badja, "--checkpoint", tmp_path / "nowhere", "--out", "/proc/videossl")
+    assert run(*arguments) == 2
+    assert "--out /proc/videossl cannot be written to" in capsys.readouterr().err
+
+
 def test_tracks_in_the_output_folder_are_not_deleted(
     tapvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -273,8 +273,25 @@ def test_a_folder_with_foreign_files_is_refused(
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.txt").write_text("mine")
     assert tune(checkpoint, davis, tmp_path / "out") == 2
-    assert "files that are not of a search (thesis.txt)" in capsys.readouterr().err
+    assert "files that are not from this command (thesis.txt)" in capsys.readouterr().err
     assert (tmp_path / "out/thesis.txt").read_text() == "mine"
+
+
+def test_a_search_that_was_killed_while_it_wrote_goes_on(
+    checkpoint: Path, davis: Path, tmp_path: Path
+) -> None:
+    arguments = ("--grid", "temperature=0.02", "--sequences", " ant, bee,")
+    assert tune(checkpoint, davis, tmp_path / "out", *arguments) == 0
+    (tmp_path / "out/result.json.partial").write_text("{")
+    assert tune(checkpoint, davis, tmp_path / "out", *arguments) == 0
+
+
+def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_looked_for(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("text")
+    assert tune(tmp_path / "nowhere", davis, tmp_path / "file/out") == 2
+    assert "file is a file: --out takes a folder" in capsys.readouterr().err
 
 
 def test_features_that_do_not_fit_on_the_disk_fail_after_the_first_sequence(

@@ -1,4 +1,4 @@
-"""The options by which every tracking command takes its protocol and its encoder."""
+"""The options by which every tracking command takes its protocol, its encoder and names of sequences."""
 
 import argparse
 
@@ -27,3 +27,11 @@ def add_stage_and_device(parser: argparse.ArgumentParser) -> None:
         help="encoder stage to read, or several joined by + (default: the one trained to correspond)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+
+
+def names(text: str) -> list[str]:
+    """Names that stand between commas; blanks around them do not count. For `type=` of an option."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"must be names such as A,B, got {text!r}")
+    return found

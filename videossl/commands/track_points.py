@@ -89,13 +89,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tracks or reads tracks, judges, writes, prints; what the user gave is checked before an encoder is loaded."""
-    from videossl.eval.output_folder import clear_folder
+    from videossl.eval.output_folder import check_folder, clear_folder
     from videossl.eval.point_drawing import write_point_sheet
     from videossl.eval.point_scoring import format_scores, score_points, write_tracks
     from videossl.eval.scoring import versions, write_json, write_text
 
     _check(args)
     benchmark, videos = _read(args)
+    check_folder(args.out, marker=RESULT, owned=OWNED)
     rows = _rows(args, videos)
     clear_folder(args.out, marker=RESULT, owned=OWNED)
     record = {"command": "videossl track-points", "benchmark": benchmark, **_given(args)}

@@ -7,7 +7,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
+from videossl.commands.protocol_arguments import (
+    add_protocol_arguments,
+    add_stage_and_device,
+    names,
+)
 from videossl.errors import UserError
 from videossl.eval.protocol import Protocol, parse_overrides, preset
 from videossl.workers import num_cores
@@ -36,7 +40,7 @@ Lists named val or test, and lists with a sequence of one, are refused. The same
 journal.jsonl in --out holds, if checkpoint, tree, frames, stage, device and versions are the same.
 """
 RESULT, TABLE, JOURNAL, FEATURES = "result.json", "table.txt", "journal.jsonl", "features"
-OWNED = (RESULT, TABLE, JOURNAL, FEATURES)
+OWNED = (RESULT, TABLE, JOURNAL, FEATURES, "*.partial")
 _SHOWN_SETTINGS = 20  # of the table, on screen; all are in table.txt
 
 log = logging.getLogger("videossl")
@@ -48,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, metavar="RUN", help="run folder or file of it")
     add("--davis", type=Path, required=True, metavar="ROOT", help="root of a DAVIS tree with masks")
     add("--split", default="train", help="list to search on, no val or test (default: train)")
-    add("--sequences", metavar="A,B", help="only these sequences of the split")
+    add("--sequences", type=names, metavar="A,B", help="only these sequences of the split")
     add("--max-frames", type=int, metavar="N", help="only the first N frames of each sequence")
     add_protocol_arguments(parser)
     add(
@@ -69,14 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Checks everything, makes the features, searches, reports."""
     from videossl.commands.tuning_trials import Search
+    from videossl.eval.output_folder import check_folder
     from videossl.eval.scoring import write_json
     from videossl.eval.tuning_journal import TuningJournal
 
     start = parse_overrides(args.overrides)
     grid = _grid(args, start)
     sequences = _sequences(args)
+    check_folder(args.out, marker=JOURNAL, owned=OWNED)
     extractor, depends_on = _encoder(args, sequences)
-    _prepare_folder(args.out)
+    args.out.mkdir(parents=True, exist_ok=True)
     journal = TuningJournal(args.out / JOURNAL, depends_on)
     record = {"command": "videossl tune", **_given(args, grid), "depends_on": depends_on}
     write_json(args.out / RESULT, {**record, "complete": False})
@@ -119,8 +125,7 @@ def _sequences(args: argparse.Namespace) -> "list[DavisSequence]":
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")
     check_searchable(args.davis, args.split)
-    only = args.sequences.split(",") if args.sequences else None
-    sequences = read_tree(args.davis, split=args.split, only=only, need_masks=True)
+    sequences = read_tree(args.davis, split=args.split, only=args.sequences, need_masks=True)
     short = [s.name for s in sequences if len(s.frame_names) < 3]
     if short:
         raise UserError(f"sequence {', '.join(short)} has fewer than 3 frames: none is scored")
@@ -149,18 +154,6 @@ def _encoder(
         "device": device.type,
         "versions": versions(),
     }
-
-
-def _prepare_folder(out: Path) -> None:
-    """Makes the folder; raises UserError if it holds anything that a search does not write."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: --out takes a folder")
-    out.mkdir(parents=True, exist_ok=True)
-    foreign = sorted(path.name for path in out.iterdir() if path.name not in OWNED)
-    if foreign or ((out / RESULT).exists() and not (out / JOURNAL).exists()):
-        raise UserError(
-            f"{out} holds files that are not of a search ({', '.join(foreign[:3]) or RESULT}): choose another --out"
-        )
 
 
 def _features(

@@ -1,6 +1,8 @@
 """Folders that a command fills: emptied of an earlier run of it, never of anything else."""
 
+import os
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,12 +13,11 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
     """Raises UserError if the folder holds anything but what a run of the command writes.
 
     `owned` are the names that such a run writes (`*` at the end for any ending), `marker` is the file that it writes first.
-    A folder that does not exist is as good as an empty one.
+    A folder that does not exist is as good as an empty one. Raises also as `check_writable`.
     """
+    check_writable(out)
     if not out.exists():
         return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file: --out takes a folder")
     entries = sorted(out.iterdir())
     foreign = [entry.name for entry in entries if not any(entry.match(name) for name in owned)]
     if foreign or (entries and not (out / marker).is_file()):
@@ -26,12 +27,31 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
         )
 
 
+def check_writable(out: Path) -> None:
+    """Raises UserError if the folder cannot be made or written to, with the reason that the system gives.
+
+    It is tried: modes do not tell of read-only file systems, nor of /proc. Nothing is left behind.
+    """
+    nearest = out.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        what = "is a file" if nearest.is_file() else "is no folder"
+        raise UserError(
+            f"{nearest if nearest != out.absolute() else out} {what}: --out takes a folder"
+        )
+    try:
+        tempfile.TemporaryDirectory(prefix=".videossl-", dir=nearest).cleanup()
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to: {error.strerror}") from None
+
+
 def clear_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
     """Empties the folder, so that no old mask can pass for a new one; raises as `check_folder`."""
     check_folder(out, marker=marker, owned=owned)
     out.mkdir(parents=True, exist_ok=True)
     for entry in sorted(out.iterdir()):
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():  # what a link leads to is not ours
             shutil.rmtree(entry)
         elif entry.name != marker:
             entry.unlink()
