@@ -10,6 +10,8 @@ from typing import Literal, get_args, get_origin
 
 from videossl.errors import UserError
 
+MAX_SIDE = 16384  # of input_hw; chosen: a frame of it takes 3 GiB as floats
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -82,13 +84,24 @@ class Protocol:
             raise ValueError(f"radius must be >= 1 or none, got {self.radius}")
         if self.memory_offsets is not None and any(n < 1 for n in self.memory_offsets):
             raise ValueError(f"memory_offsets must be >= 1, got {self.memory_offsets}")
+        if min(self.kept_frames, default=0) < 0:
+            raise ValueError(f"kept_frames must be >= 0, got {self.kept_frames}")
+        if self.memory_offsets is not None:
+            if 0 not in self.kept_frames:  # the second frame would have nothing to read
+                raise ValueError(f"kept_frames must hold 0, got {self.kept_frames}")
+            if self.first_copies == "queried":
+                raise ValueError("first_copies queried cannot be with memory_offsets")
         if self.align_after is not None:
             if self.align_after < 1:
                 raise ValueError(f"align_after must be >= 1 or none, got {self.align_after}")
             if self.memory_offsets is None or self.radius is None or self.top_k is not None:
                 raise ValueError("align_after needs memory_offsets, a radius, and top_k none")
+            if self.window != "square" or self.first_unmasked:
+                raise ValueError("align_after needs window square and first_unmasked false")
         if self.input_hw is not None and (len(self.input_hw) != 2 or min(self.input_hw) < 1):
             raise ValueError(f"input_hw must be two sizes in pixels, got {self.input_hw}")
+        if self.input_hw is not None and max(self.input_hw) > MAX_SIDE:
+            raise ValueError(f"input_hw must be up to {MAX_SIDE} pixels, got {self.input_hw}")
         if self.top_k is None and (self.top_k_of == "frame" or not self.renormalize):
             raise ValueError("top_k_of frame and renormalize false need a top_k")
         if self.top_k_of == "frame" and self.first_unmasked:

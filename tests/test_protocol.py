@@ -1,0 +1,25 @@
+"""Settings of a protocol that do not go together are refused where they are given."""
+
+import pytest
+
+from videossl.errors import UserError
+from videossl.eval.protocol import preset
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("mast", {"kept_frames": "5"}, r"kept_frames must hold 0, got \(5,\)"),
+        ("videossl", {"memory_offsets": "1,2", "kept_frames": "3"}, "kept_frames must hold 0"),
+        ("mast", {"kept_frames": "0,-1"}, r"kept_frames must be >= 0, got \(0, -1\)"),
+        ("mast", {"window": "circle"}, "align_after needs window square"),
+        ("mast", {"first_unmasked": "true"}, "align_after needs .* first_unmasked false"),
+        ("mast", {"first_copies": "queried"}, "queried cannot be with memory_offsets"),
+        ("videossl", {"input_hw": "256,100000"}, "input_hw must be up to 16384 pixels"),
+    ],
+)
+def test_settings_that_do_not_go_together_fail(
+    name: str, overrides: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        preset(name, overrides)
