@@ -74,6 +74,37 @@ def test_wrong_input_is_one_clear_line(checkpoint, video, tmp_path, more, messag
     assert not (tmp_path / "a.png").exists()
 
 
+def test_a_video_of_one_frame_is_told_so(checkpoint, tmp_path, capsys):
+    write_video(tmp_path / "one.mp4", [np.zeros((48, 72, 3), np.uint8)], frames_per_second=10)
+    arguments = ["--video", str(tmp_path / "one.mp4"), "--frame", "1", "--pixel", "3,2"]
+    assert attend(checkpoint, *arguments, "--out", str(tmp_path / "a.png")) == 2
+    assert "one.mp4 has one frame" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("folder", "is a folder: give the name of a file"),
+        ("/proc/videossl/a", "cannot be written"),
+        ("file/a", "file is a file"),
+        ("n" * 300, "cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_one_line(video, tmp_path, option, name, message, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("text")
+    arguments = ["--video", str(video), "--frame", "4", "--pixel", "30,20"]
+    paths = {"--out": str(tmp_path / "a.png"), option: str(tmp_path / name)}
+    more = [part for pair in paths.items() for part in pair]
+    before = sorted(tmp_path.rglob("*"))
+    assert attend(tmp_path / "nowhere", *arguments, *more) == 2  # before an encoder is looked for
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert option in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_pixel_that_is_none_is_refused(checkpoint, video, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         attend(checkpoint, "--video", str(video), "--frame", "4", "--pixel", "30")

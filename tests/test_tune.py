@@ -291,7 +291,7 @@ def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_looked_for(
 ) -> None:
     (tmp_path / "file").write_text("text")
     assert tune(tmp_path / "nowhere", davis, tmp_path / "file/out") == 2
-    assert "file is a file: --out takes a folder" in capsys.readouterr().err
+    assert "file is a file: --out must lie in a folder" in capsys.readouterr().err
 
 
 def test_features_that_do_not_fit_on_the_disk_fail_after_the_first_sequence(

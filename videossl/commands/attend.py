@@ -21,6 +21,7 @@ from videossl.eval.attention_picture import (
 from videossl.eval.davis import read_tree
 from videossl.eval.features import EncoderFeatures, sequence_features
 from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
+from videossl.eval.output_folder import check_writable_file
 from videossl.eval.protocol import parse_overrides, preset
 
 
@@ -44,9 +45,14 @@ def run(args: argparse.Namespace) -> int:
     """Encodes up to the frame, weighs, draws."""
     protocol = preset(args.preset, parse_overrides(args.overrides))
     name, source = _source(args)
+    if source.num_frames < 2:
+        raise UserError(f"{name} has one frame: there is no earlier one to look at")
     if not 1 <= args.frame < source.num_frames:
         raise UserError(f"--frame must be 1 to {source.num_frames - 1} in {name}, got {args.frame}")
     cell_of_pixel(args.pixel, source.native_size, (1, 1))  # refused before anything is encoded
+    for option, path in (("--out", args.out), ("--html", args.html)):
+        if path is not None:
+            check_writable_file(path, option=option)
     extractor = EncoderFeatures(
         load_encoder(args.checkpoint), stage=args.stage, device=choose_device(args.device)
     )
@@ -88,5 +94,9 @@ def _source(args: argparse.Namespace) -> tuple[str, FrameSource]:
 def _write_picture(path: Path, picture: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(picture).save(partial, format="PNG")
-    partial.replace(path)
+    try:
+        Image.fromarray(picture).save(partial, format="PNG")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"--out {path} cannot be written: {error.strerror}") from None

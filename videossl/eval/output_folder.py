@@ -27,7 +27,7 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
         )
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, *, option: str = "--out") -> None:
     """Raises UserError if the folder cannot be made or written to, with the reason that the system gives.
 
     It is tried: modes do not tell of read-only file systems, nor of /proc. Nothing is left behind.
@@ -37,13 +37,31 @@ def check_writable(out: Path) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         what = "is a file" if nearest.is_file() else "is no folder"
-        raise UserError(
-            f"{nearest if nearest != out.absolute() else out} {what}: --out takes a folder"
-        )
+        needs = "takes a folder" if nearest == out.absolute() else "must lie in a folder"
+        raise UserError(f"{nearest} {what}: {option} {needs}")
+    _check_name(out, option)
     try:
         tempfile.TemporaryDirectory(prefix=".videossl-", dir=nearest).cleanup()
     except OSError as error:
-        raise UserError(f"--out {out} cannot be written to: {error.strerror}") from None
+        raise UserError(f"{option} {out} cannot be written to: {error.strerror}") from None
+
+
+def check_writable_file(path: Path, *, option: str) -> None:
+    """Raises UserError if there cannot be a file of this name, as `check_writable`."""
+    check_writable(path.absolute().parent, option=option)
+    _check_name(path, option)
+    if path.is_dir():
+        raise UserError(f"{option} {path} is a folder: give the name of a file")
+
+
+def _check_name(path: Path, option: str) -> None:
+    """Raises UserError for a name that the system does not take, such as one that is too long."""
+    try:
+        Path(f"{path.absolute()}.partial").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written to: {error.strerror}") from None
 
 
 def clear_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
