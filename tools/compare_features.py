@@ -5,23 +5,27 @@
 
 With a checkpoint: taps at each stage and joined, and for the deepest stage how its windows lie. With an untrained encoder
 that has temporal strides: strides kept, cut, and cut with kernels dilated. Preset `videossl` but for what the row names;
-J&F is the official mean over objects. A row that is there already is not made again.
+J&F is the official mean over objects. A row that is there already is not made again, if it is of the same encoder, tree,
+sequences, settings and versions.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from videossl.engine.checkpoint import load_encoder
+from videossl.engine.checkpoint import find_checkpoint, load_encoder
 from videossl.eval.davis import read_tree
 from videossl.eval.features import EncoderFeatures
 from videossl.eval.footage import davis_footage
+from videossl.eval.output_folder import clear_folder
 from videossl.eval.protocol import preset
-from videossl.eval.scoring import global_scores, score_results, write_json
+from videossl.eval.scoring import global_scores, score_results, versions, write_json
 from videossl.eval.tracking import Row, track_row, worker_pool
+from videossl.eval.tuning_journal import file_digest, tree_digest
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.workers import num_cores
 
@@ -40,23 +44,43 @@ def main() -> None:
     args = parser.parse_args()
     sequences = read_tree(args.davis, split=args.split, only=args.sequences, need_masks=True)
     footages = [davis_footage(sequence) for sequence in sequences]
+    shared = {
+        "checkpoint": args.checkpoint and file_digest(find_checkpoint(args.checkpoint)),
+        "untrained": args.untrained,
+        "split": args.split,
+        "sequences": [sequence.name for sequence in sequences],
+        "tree": tree_digest(sequences),
+        "versions": versions(),
+    }
     print("| features | J&F | J | F | s per frame |")
     print("|---|---|---|---|---|")
     with worker_pool(num_cores()) as pool:
         for name, stage, overrides in variants(args):
             folder = args.out / name.replace(" ", "_").replace(",", "")
             done = folder / "result.json"
-            if not done.is_file():
+            depends_on = {**shared, "stage": stage, "protocol": overrides}
+            if not is_made_of(done, depends_on):
+                clear_folder(folder, marker=done.name, owned=["*"])
+                write_json(done, {})  # a row that is stopped is made again, not refused
                 make = partial(extractor, args.checkpoint, args.untrained, stage)
                 row = Row(name, preset("videossl", overrides), make)
                 record = track_row(row, footages, folder, pool=pool)
                 scores = score_results(folder, sequences, num_workers=num_cores())
                 seconds = record.get("seconds_per_frame")
-                write_json(done, {"seconds": seconds, "global": global_scores(scores)})
+                found = {"seconds": seconds, "global": global_scores(scores)}
+                write_json(done, {"depends_on": depends_on, **found})
             found = json.loads(done.read_text())
             values = [100 * found["global"][key] for key in ("J&F-Mean", "J-Mean", "F-Mean")]
             print(f"| {name} | " + " | ".join(f"{v:.1f}" for v in values), end=" | ")
             print(f"{found['seconds']:.2f} |", flush=True)
+
+
+def is_made_of(path: Path, depends_on: Mapping[str, object]) -> bool:
+    """Whether the row's record is there, whole, and of exactly this."""
+    if not path.is_file():
+        return False
+    found: object = json.loads(path.read_text()).get("depends_on")
+    return found == json.loads(json.dumps(depends_on))
 
 
 def variants(args: argparse.Namespace) -> list[Variant]:
