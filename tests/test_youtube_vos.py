@@ -16,13 +16,13 @@ from videossl.eval.features import LabPatches, sequence_features
 from videossl.eval.footage import Footage
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import preset
-from videossl.eval.scoring import global_scores
+from videossl.eval.scoring import ObjectScore, global_scores
 from videossl.eval.youtube_scoring import (
     group_scores,
     read_unseen_categories,
-    score_youtube_vos,
+    score_youtube_sequence,
 )
-from videossl.eval.youtube_vos import read_youtube_vos, youtube_footage
+from videossl.eval.youtube_vos import YoutubeVosSequence, read_youtube_vos, youtube_footage
 from videossl.masks import write_mask
 
 H, W, FRAMES, LATER = 32, 48, 6, 2
@@ -229,6 +229,10 @@ def write_results(folder: Path, *names: str) -> None:
             write_mask(folder / name / f"{stem}.png", full_mask(index) % 255)
 
 
+def scores_of(folder: Path, sequences: list[YoutubeVosSequence]) -> list[ObjectScore]:
+    return [score for s in sequences for score in score_youtube_sequence(folder, s)]
+
+
 def test_objects_are_scored_after_their_first_frame_to_the_last(tmp_path: Path) -> None:
     write_videos(tmp_path / "tree", "ant", "bee")
     write_results(tmp_path / "out", "ant", "bee")
@@ -239,7 +243,7 @@ def test_objects_are_scored_after_their_first_frame_to_the_last(tmp_path: Path) 
     half[9:14][half[9:14] == 1] = 0
     write_mask(tmp_path / f"out/ant/{NAMES[-2]}.png", half.astype(np.uint8))
     (tmp_path / f"out/ant/{NAMES[0]}.png").unlink()  # given, so not scored
-    scores = score_youtube_vos(tmp_path / "out", read_youtube_vos(tmp_path / "tree"))
+    scores = scores_of(tmp_path / "out", read_youtube_vos(tmp_path / "tree"))
     assert [s.name for s in scores] == ["ant_1", "ant_4", "bee_1", "bee_4"]
     assert scores[0].j_frames == (1.0, 1.0, 1.0, 0.5, 1.0)
     assert scores[1].j_frames == (1.0, 1.0, 0.0)
@@ -252,7 +256,7 @@ def test_seen_and_unseen_categories_are_means_over_objects(tmp_path: Path) -> No
     write_results(tmp_path / "out", "ant", "bee")
     empty = np.where(full_mask(FRAMES - 1) == 1, 1, 0).astype(np.uint8)
     write_mask(tmp_path / f"out/ant/{NAMES[-1]}.png", empty)
-    scores = score_youtube_vos(tmp_path / "out", sequences)
+    scores = scores_of(tmp_path / "out", sequences)
     (tmp_path / "unseen.txt").write_text("zebra\nlizard\n")
     groups = group_scores(scores, sequences, read_unseen_categories(tmp_path / "unseen.txt"))
     unseen = (2 / 3 + 1) / 2
@@ -272,27 +276,22 @@ def test_seen_and_unseen_categories_are_means_over_objects(tmp_path: Path) -> No
 def test_groups_without_categories_fail(tmp_path: Path) -> None:
     sequences = read_youtube_vos(write_videos(tmp_path / "tree", "ant", with_meta=False))
     write_results(tmp_path / "out", "ant")
-    scores = score_youtube_vos(tmp_path / "out", sequences)
+    scores = scores_of(tmp_path / "out", sequences)
     with pytest.raises(UserError, match="has no category for object 1 of ant"):
         group_scores(scores, sequences, {"zebra"})
 
 
-def test_what_cannot_be_scored_is_listed(tmp_path: Path) -> None:
-    write_videos(tmp_path / "train", "bee")
-    write_videos(tmp_path / "valid", "ant", only_first=True)
-    sequences = read_youtube_vos(tmp_path / "valid") + read_youtube_vos(tmp_path / "train")
+def test_a_mask_that_is_missing_or_of_another_size_fails(tmp_path: Path) -> None:
+    (sequence,) = read_youtube_vos(write_videos(tmp_path / "train", "bee"))
     write_results(tmp_path / "out", "bee")
     (tmp_path / f"out/bee/{NAMES[3]}.png").unlink()
-    with pytest.raises(
-        UserError,
-        match=r"ant has no masks but the first of each object; bee lacks 1 of 5 \(first: 00015.png",
-    ):
-        score_youtube_vos(tmp_path / "out", sequences)
+    with pytest.raises(UserError, match=r"bee/00015\.png: no such mask"):
+        score_youtube_sequence(tmp_path / "out", sequence)
     write_mask(tmp_path / f"out/bee/{NAMES[3]}.png", np.zeros((H, W + 1), np.uint8))
     with pytest.raises(
         UserError, match="frame 00015 of bee is 49x32 but the ground truth is 48x32"
     ):
-        score_youtube_vos(tmp_path / "out", sequences[1:])
+        score_youtube_sequence(tmp_path / "out", sequence)
 
 
 def track(checkpoint: Path, out: Path, *more: str) -> int:

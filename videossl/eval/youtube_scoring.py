@@ -7,39 +7,17 @@ mean over all objects, so the two are never to be mixed.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 
 from videossl.errors import UserError
 from videossl.eval.davis import read_mask
-from videossl.eval.scoring import ObjectScore, check_size, missing_masks, score_frame
+from videossl.eval.scoring import ObjectScore, check_size, score_frame
 from videossl.eval.youtube_vos import YoutubeVosSequence
 
 _log = logging.getLogger("videossl")
-
-
-def score_youtube_vos(results: Path, sequences: Sequence[YoutubeVosSequence]) -> list[ObjectScore]:
-    """The scores of all objects from `results/<video>/<frame>.png`, in the order of the videos.
-
-    Raises UserError that lists every video without masks to score against, or with missing results.
-    """
-    check_youtube_results(results, sequences)
-    return [s for sequence in sequences for s in score_youtube_sequence(results, sequence)]
-
-
-def check_youtube_results(results: Path, sequences: Sequence[YoutubeVosSequence]) -> None:
-    """Raises UserError that lists every video that cannot be scored, before any work is done."""
-    problems = []
-    for sequence in sequences:
-        if not sequence.is_annotated:
-            problems.append(f"{sequence.name} has no masks but the first of each object")
-            continue
-        names = [sequence.frame_names[index] for index in _scored_frames(sequence)]
-        problems += missing_masks(results, sequence.name, names)
-    if problems:
-        raise UserError(f"{results} cannot be scored: {'; '.join(problems)}")
 
 
 def score_youtube_sequence(results: Path, sequence: YoutubeVosSequence) -> list[ObjectScore]:
