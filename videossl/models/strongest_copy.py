@@ -112,7 +112,7 @@ def _cut(
     if num_local:
         # Rows cost no copy, so their tiles are low; columns are copied once per strip.
         tile_h = min(_TILE_SIDES, key=lambda t: -(-height // t) * (t + 2 * reach) * (t + 2))
-        tile_w = min(_TILE_SIDES, key=lambda t: -(-width // t) * (t + 2 * reach) * (t + 4))
+        tile_w = min(_TILE_SIDES, key=lambda t: -(-width // t) * (t + 2 * reach) * (t + 8))
         tile_h, tile_w = min(tile_h, height), min(tile_w, width)
     else:
         tile_h, tile_w = 1, width
@@ -141,6 +141,7 @@ class _Work:
             num_places = (cut.height + 2 * cut.radius) * wide
             shape = (num_frames, rows, cut.height * cut.width, num_places)
             self.similarities, self.best = query.new_empty(shape), query.new_empty(shape[1:])
+        self._places: dict[int, tuple[int, ...]] = {}  # of the frames in each strip
         self._penalties: dict[tuple[int, ...], Tensor] = {}
 
     def blocks(self) -> Iterator[_Block]:
@@ -170,10 +171,11 @@ class _Work:
         top, left = y - self.cut.radius, x - self.cut.radius
         rows = slice(max(0, top), min(height, top + high))
         columns = slice(max(0, left), min(width, left + wide))
-        if (rows.stop - rows.start, columns.stop - columns.start) != (high, wide):
+        place = (rows.start - top, rows.stop - top, columns.start - left, columns.stop - left)
+        if self._places.get(strip.data_ptr()) != place:  # else zeros are where they have to be
             strip.zero_()
-        inside_y = slice(rows.start - top, rows.stop - top)
-        inside = strip[:, inside_y, columns.start - left : columns.stop - left]
+            self._places[strip.data_ptr()] = place
+        inside = strip[:, place[0] : place[1], place[2] : place[3]]
         for part, frame in zip(inside, frames, strict=True):
             part.copy_(frame[rows, columns])
         return strip.flatten(1, 2)
