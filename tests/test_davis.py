@@ -166,6 +166,13 @@ def test_names_of_sequences_may_hold_blanks(tmp_path: Path) -> None:
     assert [s.name for s in read_tree(tmp_path, split="val")] == ["my ant"]
 
 
+def test_a_name_that_leads_elsewhere_fails(tmp_path: Path) -> None:
+    write_tree(tmp_path, form="2017", year="2017", names=("ant",))
+    (tmp_path / "ImageSets/2017/val.txt").write_text("..\n")
+    with pytest.raises(UserError, match=r"sequence name '\.\.' may not"):
+        read_tree(tmp_path, split="val")
+
+
 def test_what_is_lacking_to_score_is_said_by_name(tmp_path: Path) -> None:
     write_tree(tmp_path, form="2016", year="2016")
     (tmp_path / "Annotations/480p/ant/00003.png").unlink()

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from videossl.errors import UserError
 from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
+from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frame_order import in_frame_order
 
 Form = Literal["2016", "2017"]
@@ -148,6 +149,7 @@ def listed_sequences(path: Path) -> list[str]:
 
 
 def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool) -> DavisSequence:
+    check_entry_name(name, "sequence name")
     frames = in_frame_order((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
     masks = in_frame_order((root / "Annotations" / RESOLUTION / name).glob("*.png"))
     if need_frames and not frames:
