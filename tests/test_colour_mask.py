@@ -9,7 +9,8 @@ from PIL import Image
 
 from videossl.errors import UserError
 from videossl.eval.colour_mask import ids_of_colours
-from videossl.eval.davis import read_first_mask, read_mask, read_tree
+from videossl.eval.davis import read_tree
+from videossl.eval.mask_files import read_first_mask, read_mask
 from videossl.masks import PALETTE, write_mask
 
 H, W = 20, 30

@@ -12,7 +12,8 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.eval.davis import read_mask, read_tree
+from videossl.eval.davis import read_tree
+from videossl.eval.mask_files import read_mask
 from videossl.eval.scoring import (
     check_results,
     global_scores,

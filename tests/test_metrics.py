@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from videossl.eval.davis import read_mask
+from videossl.eval.mask_files import read_mask
 from videossl.eval.metrics import (
     bounding_window,
     contour_accuracy,

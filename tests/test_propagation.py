@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from videossl.errors import UserError
 from videossl.eval import features as features_module
-from videossl.eval.davis import read_mask
 from videossl.eval.features import (
     EncoderFeatures,
     LabPatches,
@@ -25,6 +24,7 @@ from videossl.eval.features import (
     sequence_features,
 )
 from videossl.eval.frames import ImageFrames
+from videossl.eval.mask_files import read_mask
 from videossl.eval.memory import LabelMemory
 from videossl.eval.metrics import region_similarity
 from videossl.eval.propagation import propagate, propagate_labels

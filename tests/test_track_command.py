@@ -17,9 +17,10 @@ from PIL import Image
 from videossl.__main__ import main
 from videossl.commands.tracking_rows import foreseen_time
 from videossl.eval import tracking
-from videossl.eval.davis import read_mask, read_tree
+from videossl.eval.davis import read_tree
 from videossl.eval.features import LabPatches
 from videossl.eval.footage import davis_footage
+from videossl.eval.mask_files import read_mask
 from videossl.eval.overlay import draw_mask
 from videossl.eval.protocol import preset
 from videossl.eval.tracking import Row

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from videossl.errors import UserError
-from videossl.eval.davis import read_mask
 from videossl.eval.footage import Footage, video_footage
+from videossl.eval.mask_files import read_mask
 from videossl.eval.protocol import PRESETS
 from videossl.eval.tracking import Row, track_row
 from videossl.video_writer import write_video

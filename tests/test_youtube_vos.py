@@ -11,9 +11,9 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.eval.davis import read_mask
 from videossl.eval.features import LabPatches, sequence_features
 from videossl.eval.footage import Footage
+from videossl.eval.mask_files import read_mask
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import preset
 from videossl.eval.scoring import ObjectScore, global_scores

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from videossl.eval.davis import DavisSequence, read_mask, read_tree
+from videossl.eval.davis import DavisSequence, read_tree
+from videossl.eval.mask_files import read_mask
 from videossl.eval.scoring import score_frame
 from videossl.masks import write_mask
 

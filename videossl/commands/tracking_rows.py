@@ -10,7 +10,6 @@ import torch
 
 from videossl.engine.checkpoint import load_encoder
 from videossl.errors import UserError
-from videossl.eval.davis import IndexMask
 from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, Extractor, LabPatches
 from videossl.eval.flow import flow_masks, require_opencv
 from videossl.eval.footage import Footage
@@ -21,6 +20,7 @@ from videossl.eval.image_features import (
     find_weights,
     parse_image_model,
 )
+from videossl.eval.mask_files import IndexMask
 from videossl.eval.pace import measure_pace
 from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row

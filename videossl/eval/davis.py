@@ -8,28 +8,25 @@ alone, so that later masks need not exist to track.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from videossl.errors import UserError
-from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
 from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frame_order import in_frame_order
+from videossl.eval.mask_files import (
+    FirstMask,
+    Form,
+    IndexMask,
+    form_of,
+    image_size,
+    object_ids,
+    open_first_mask,
+    read_first_mask,
+    read_mask,
+)
 
-Form = Literal["2016", "2017"]
-IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
-
-VOID = 255
 RESOLUTION = "480p"
 YEARS = ("2016", "2017")
-_INDEX_MODES = ("1", "L", "P")
-_COLOUR_MODES = ("RGB", "RGBA", "LA", "PA")
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
 
 _log = logging.getLogger("videossl")
 
@@ -159,13 +156,12 @@ def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool
     frame_names = [path.stem for path in (frames if need_frames else masks)]
     if masks[0].stem != frame_names[0]:
         raise UserError(f"{name}: no mask for the first frame {frame_names[0]}")
-    values, mode = _values(masks[0])
-    first_mask = _first_ids(masks[0], values, mode)
-    why_unscored = _why_unscored(frame_names, [path.stem for path in masks], mode)
+    first_mask = open_first_mask(masks[0])
+    why_unscored = _why_unscored(frame_names, [path.stem for path in masks], first_mask)
     if need_masks and why_unscored:
         raise UserError(f"{name}: {why_unscored}")
-    _check_images(name, frames if need_frames else [], masks, first_mask.shape)
-    ids = object_ids(first_mask)
+    _check_images(name, frames if need_frames else [], masks, first_mask.ids.shape)
+    ids = object_ids(first_mask.ids)
     if not ids:
         raise UserError(f"{name}: the first mask holds no object")
     return DavisSequence(
@@ -173,16 +169,18 @@ def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool
         frame_names=tuple(frame_names),
         frame_paths=tuple(frames) if need_frames else (),
         mask_paths=tuple(masks[:1] if why_unscored else masks),
-        form=_form(values, mode),
+        form=first_mask.form,
         object_ids=ids,
         why_unscored=why_unscored,
     )
 
 
-def _why_unscored(frame_names: list[str], mask_names: list[str], mode: str) -> str | None:
+def _why_unscored(
+    frame_names: list[str], mask_names: list[str], first_mask: FirstMask
+) -> str | None:
     """Why nothing can be scored in a sequence with these masks; None if it can."""
-    if mode not in _INDEX_MODES:
-        return f"the masks are {mode} images; only grey and palette PNGs score"
+    if not first_mask.is_index:
+        return f"the masks are {first_mask.mode} images; only grey and palette PNGs score"
     if mask_names != frame_names:
         if mask_names == frame_names[:1]:
             return "there are no masks after the first frame"
@@ -205,128 +203,6 @@ def _check_images(name: str, frames: list[Path], masks: list[Path], shape: tuple
             raise UserError(
                 f"{name}: {what} is {_times(found)} but the first mask is {_times(size)}"
             )
-
-
-def read_mask(path: Path, *, form: Form | None = None) -> IndexMask:
-    """A mask PNG as (H, W) uint8 object ids; void (255) is background. Without `form` the file's own form decides.
-
-    Raises UserError if the file is missing, damaged or neither grey nor palette.
-    """
-    values, mode = _values(path)
-    if mode not in _INDEX_MODES:
-        raise UserError(f"{path}: a mask must be a grey or palette PNG, got mode {mode}")
-    return _ids(values, form or _form(values, mode))
-
-
-def read_result(path: Path, *, form: Form) -> IndexMask:
-    """A mask that a method gave for a sequence of this form, (H, W) uint8 object ids.
-
-    One object may be written as 1 or as 255, in grey or palette. Where there are ids, 255 is none: the official code
-    takes it for an object that does not exist, here it is an error. Raises UserError as `read_mask`.
-    """
-    values, mode = _values(path)
-    if mode not in _INDEX_MODES:
-        raise UserError(f"{path}: a mask must be a grey or palette PNG, got mode {mode}")
-    if form == "2016" or _form(values, mode) == "2016":
-        return (values > 127).astype(np.uint8) if values.max() > 1 else values
-    if values.max() == VOID:
-        raise UserError(f"{path} has id 255, which is void and no object: write background as 0")
-    return values
-
-
-def read_first_mask(path: Path) -> IndexMask:
-    """The mask that tracking begins with, as (H, W) uint8 object ids: what `read_mask` takes, or an image in colours.
-
-    Colours become ids as `ids_of_colours` says, which is logged once. Only a first mask may be so: in another image the
-    same colours could come in another order. Raises UserError as `read_mask`, and for too many colours or grey values.
-    """
-    return _first_ids(path, *_values(path))
-
-
-def object_ids(mask: IndexMask) -> tuple[int, ...]:
-    """The ids in a mask, ascending, without background."""
-    return tuple(int(value) for value in np.unique(mask) if value)
-
-
-def form_of(path: Path) -> Form:
-    """The form of one mask by its own values: 2016 where they are 0 and 255 alone."""
-    return _form(*_values(path))
-
-
-def _first_ids(path: Path, values: IndexMask, mode: str) -> IndexMask:
-    if mode in _INDEX_MODES:
-        ids = _ids(values, _form(values, mode))
-        if mode == "L" and (count := len(object_ids(ids))) > MAX_COLOURS:
-            raise UserError(
-                f"{path}: has {count} grey values, and each would be an object (at most {MAX_COLOURS}); edges are "
-                "smoothed: make it 0 and 255 with hard edges, or save ids as a palette PNG"
-            )
-        return ids
-    try:
-        ids, number_of = ids_of_colours(values)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    legend = ", ".join(f"{colour} = {number}" for colour, number in number_of.items())
-    _say_once(f"{path}: colours read as object ids: {legend or 'none'} (0 = background)")
-    return ids
-
-
-@cache
-def _say_once(text: str) -> None:
-    _log.info("%s", text)
-
-
-def _ids(values: IndexMask, form: Form) -> IndexMask:
-    if form == "2016":
-        return (values > 127).astype(np.uint8)
-    # Few masks have void, and a pass that copies costs as much as decoding.
-    return np.where(values == VOID, np.uint8(0), values) if values.max() == VOID else values
-
-
-def _form(values: IndexMask, mode: str) -> Form:
-    # 255 wraps to 0: one addition tells 0 and 255 from all others.
-    is_binary = mode == "1" or (mode == "L" and not np.any(values + np.uint8(1) > 1))
-    return "2016" if is_binary else "2017"
-
-
-def _values(path: Path) -> tuple[IndexMask, str]:
-    """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4)."""
-    try:
-        with Image.open(path) as image:
-            if image.format in _LOSSY:
-                raise UserError(
-                    f"{path}: {image.format} changes values where it saves space, so they are no object ids: give a PNG"
-                )
-            if image.mode not in _INDEX_MODES + _COLOUR_MODES:
-                raise UserError(
-                    f"{path}: a mask must be an 8-bit grey, palette or RGB image, got mode {image.mode}"
-                )
-            if image.mode in _COLOUR_MODES:
-                return np.asarray(image.convert("RGBA")), image.mode
-            values = np.asarray(image)
-            return (values * np.uint8(255) if image.mode == "1" else values), image.mode
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such mask") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: damaged mask ({error})") from None
-
-
-def image_size(path: Path, *, to_its_end: bool = False) -> tuple[int, int]:
-    """(width, height) of an image, from its header; with `to_its_end` the rest of the file is checked too.
-
-    Raises UserError if it is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            if to_its_end and image.format == "JPEG":
-                image.draft("L", (size[0] // 8, size[1] // 8))  # an eighth of the work
-                image.load()
-            elif to_its_end:
-                image.verify()
-            return size
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: damaged image ({error})") from None
 
 
 def _times(size: tuple[int, int]) -> str:

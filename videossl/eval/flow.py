@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from videossl.errors import UserError
-from videossl.eval.davis import IndexMask
 from videossl.eval.frames import FrameSource
+from videossl.eval.mask_files import IndexMask
 
 FLOW_PIXELS = 480  # short side at which flow is computed, at most; chosen: DAVIS is scored at it
 _LEAST_PIXELS = 12  # OpenCV's own limit

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, IndexMask, object_ids, read_first_mask
+from videossl.eval.davis import DavisSequence
 from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
+from videossl.eval.mask_files import IndexMask, object_ids, read_first_mask
 
 DAVIS_FRAMES_PER_SECOND = 24.0
 

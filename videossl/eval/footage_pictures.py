@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from videossl.drawing import Rgb
-from videossl.eval.davis import DavisSequence, IndexMask, read_mask
+from videossl.eval.davis import DavisSequence
 from videossl.eval.footage import Footage
 from videossl.eval.frames import FrameSource
+from videossl.eval.mask_files import IndexMask, read_mask
 from videossl.eval.overlay import draw_mask, write_comparison, write_contact_sheet
 from videossl.video_writer import write_video
 

@@ -17,9 +17,9 @@ from PIL import Image, UnidentifiedImageError
 from scipy import io as matlab
 
 from videossl.errors import UserError
-from videossl.eval.davis import read_mask
 from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frames import FrameSource, ImageFrames
+from videossl.eval.mask_files import read_mask
 from videossl.eval.points import Flags, Places, Queries
 
 Benchmark = Literal["badja", "jhmdb", "tapvid"]

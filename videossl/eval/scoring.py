@@ -20,7 +20,8 @@ import numpy as np
 
 from videossl import progress
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, IndexMask, read_result
+from videossl.eval.davis import DavisSequence
+from videossl.eval.mask_files import IndexMask, read_result
 from videossl.eval.metrics import (
     Statistics,
     bounding_window,

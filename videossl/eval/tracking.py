@@ -16,9 +16,9 @@ from torch import Tensor
 
 from videossl import progress
 from videossl.eval.ahead import RunAhead
-from videossl.eval.davis import IndexMask
 from videossl.eval.features import Extractor, input_size, sequence_features
 from videossl.eval.footage import Footage
+from videossl.eval.mask_files import IndexMask
 from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol
 from videossl.eval.stored_features import StoredFeatures

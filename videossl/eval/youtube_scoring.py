@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from videossl.errors import UserError
-from videossl.eval.davis import read_mask
+from videossl.eval.mask_files import read_mask
 from videossl.eval.scoring import ObjectScore, check_size, score_frame
 from videossl.eval.youtube_vos import YoutubeVosSequence
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from videossl import progress
 from videossl.errors import UserError
-from videossl.eval.davis import Form, IndexMask, form_of, image_size, object_ids, read_mask
 from videossl.eval.entry_names import check_entry_name
 from videossl.eval.footage import Footage
 from videossl.eval.frame_order import in_frame_order
 from videossl.eval.frames import ImageFrames
+from videossl.eval.mask_files import Form, IndexMask, form_of, image_size, object_ids, read_mask
 
 FRAME_NUMBERS_PER_SECOND = 30  # section 3 of the paper; every fifth frame has masks
 
