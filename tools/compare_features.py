@@ -19,13 +19,13 @@ import torch
 
 from videossl.engine.checkpoint import find_checkpoint, load_encoder
 from videossl.eval.davis import read_tree
+from videossl.eval.digests import file_digest, tree_digest
 from videossl.eval.features import EncoderFeatures
 from videossl.eval.footage import davis_footage
 from videossl.eval.output_folder import clear_folder
 from videossl.eval.protocol import preset
 from videossl.eval.scoring import global_scores, score_results, versions, write_json
 from videossl.eval.tracking import Row, track_row, worker_pool
-from videossl.eval.tuning_journal import file_digest, tree_digest
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.workers import num_cores
 

@@ -4,6 +4,7 @@ Arrays are (H, W, 3) uint8 RGB, tensors (3, H, W) uint8 RGB on the CPU.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,17 @@ def contact_sheet(strips: Sequence[Strip], *, height: int) -> Rgb:
         sheet.paste(row, (0, top))
         top += row.height
     return np.asarray(sheet)
+
+
+def write_png(path: Path, picture: Rgb) -> None:
+    """Writes a picture whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        Image.fromarray(picture).save(partial, format="PNG")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _draw(strip: Strip, height: int) -> Image.Image:

@@ -3,12 +3,10 @@
 import argparse
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
 from videossl.decode.backends import open_video
 from videossl.distributed import choose_device
+from videossl.drawing import Rgb, write_png
 from videossl.engine.checkpoint import load_encoder
 from videossl.errors import UserError
 from videossl.eval.attention_page import write_attention_page
@@ -91,12 +89,8 @@ def _source(args: argparse.Namespace) -> tuple[str, FrameSource]:
     return sequence.name, ImageFrames(sequence.frame_paths)
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+def _write_picture(path: Path, picture: Rgb) -> None:
     try:
-        Image.fromarray(picture).save(partial, format="PNG")
-        partial.replace(path)
+        write_png(path, picture)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"--out {path} cannot be written: {error.strerror}") from None

@@ -22,9 +22,9 @@ from videossl.eval.features import EncoderFeatures, input_size, sequence_feature
 from videossl.eval.footage import davis_footage
 from videossl.eval.knn import knn_score
 from videossl.eval.mask_files import IndexMask
-from videossl.eval.propagation import propagate
 from videossl.eval.protocol import preset
 from videossl.eval.scoring import ObjectScore, global_scores, score_masks
+from videossl.eval.tracking import footage_masks
 from videossl.models.encoder import pooled
 from videossl.types import ClipSpec
 
@@ -151,12 +151,6 @@ class OnlineTracking:
     def _track(self, model: MultiTask, sequence: DavisSequence) -> list[IndexMask]:
         extractor = EncoderFeatures(model.encoder, device=self._world.device)
         footage = davis_footage(sequence)
-        return list(
-            propagate(
-                sequence_features(footage.source, extractor, self._protocol),
-                footage.first_mask,
-                self._protocol,
-                object_ids=footage.object_ids,
-                input_size=input_size(footage.source.native_size, self._protocol, extractor.stride),
-            )
-        )
+        features = sequence_features(footage.source, extractor, self._protocol)
+        size = input_size(footage.source.native_size, self._protocol, extractor.stride)
+        return list(footage_masks(footage, features, self._protocol, input_size=size))

@@ -1,7 +1,10 @@
-"""The options by which every tracking command takes its protocol, its encoder and names of sequences."""
+"""How every tracking command takes its protocol, its encoder and names, and the check that inputs lie apart from --out."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
+from videossl.errors import UserError
 from videossl.eval.protocol import PRESETS
 
 
@@ -35,3 +38,14 @@ def names(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError(f"must be names such as A,B, got {text!r}")
     return found
+
+
+def check_apart(args: argparse.Namespace, named: Sequence[str]) -> None:
+    """Raises UserError if one of the inputs named lies inside of --out, which is emptied of earlier runs."""
+    for name in named:
+        given = getattr(args, name)
+        if given is not None and Path(given).resolve().is_relative_to(args.out.resolve()):
+            raise UserError(
+                f"--{name.replace('_', '-')} {given} lies inside of --out {args.out}, which is emptied of earlier runs: "
+                "give another --out"
+            )

@@ -1,7 +1,6 @@
 """`videossl track`: first-frame masks carried through DAVIS sequences or a video, scored where masks are known."""
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -10,7 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
+from videossl.commands.protocol_arguments import (
+    add_protocol_arguments,
+    add_stage_and_device,
+    check_apart,
+    names,
+)
 from videossl.errors import UserError
 from videossl.eval.protocol import parse_overrides, preset
 from videossl.workers import num_cores
@@ -82,7 +86,7 @@ def _add_footage_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", default="val", help="list in ImageSets/2016 or ImageSets/2017 (default: val)"
     )
     parser.add_argument(
-        "--sequences", type=_names, metavar="A,B", help="only these sequences of the split"
+        "--sequences", type=names, metavar="A,B", help="only these sequences of the split"
     )
     parser.add_argument(
         "--youtube-vos",
@@ -108,7 +112,7 @@ def _add_footage_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--baselines",
-        type=_names,
+        type=names,
         nargs="?",
         const=["identity", "lab", "untrained"],
         default=[],
@@ -135,7 +139,8 @@ def run(args: argparse.Namespace) -> int:
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
-    _check_apart(args)
+    named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")
+    check_apart(args, named)
     sequences, videos, footages = _read(args)
     check_folder(args.out, marker=RESULT, owned=OWNED)
     rows = make_rows(args, protocol, device)
@@ -197,38 +202,24 @@ def _judge(
     return statistics.record()
 
 
-def _check_apart(args: argparse.Namespace) -> None:
-    """Raises UserError for an input inside of --out, which is emptied of earlier runs."""
-    named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")
-    for name in named:
-        given = getattr(args, name)
-        if given is not None and Path(given).resolve().is_relative_to(args.out.resolve()):
-            raise UserError(
-                f"--{name.replace('_', '-')} {given} lies inside of --out {args.out}, which is emptied of earlier runs: "
-                "choose another --out"
-            )
-
-
 def _inputs(
     args: argparse.Namespace,
     sequences: Sequence["DavisSequence"],
     videos: Sequence["YoutubeVosSequence"],
 ) -> str:
     """A digest of all that is read: names, sizes and times of change, so that nothing old passes for new."""
+    from videossl.eval.digests import files_digest
+
     paths = [path for s in sequences for path in (*s.frame_paths, *s.mask_paths[:1])]
     for video in videos:
         paths += [*video.frame_paths, *video.mask_paths.values()]
     paths += [path for path in (args.video, args.mask, args.weights) if path is not None]
     if args.features is not None and Path(args.features).is_dir():
         paths += sorted(Path(args.features).rglob("*.npy"))
-    digest = hashlib.sha256()
-    for path in paths:
-        status = path.stat()
-        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}\n".encode())
     if args.features is not None and not Path(args.features).is_dir():
         # Code changes in ways that no file tells: such a run begins anew.
-        digest.update(os.urandom(16))
-    return digest.hexdigest()
+        return os.urandom(32).hex()
+    return files_digest(paths)
 
 
 def _goes_on(result: Path, begun: Mapping[str, object]) -> bool:
@@ -241,10 +232,6 @@ def _goes_on(result: Path, begun: Mapping[str, object]) -> bool:
     if is_same:
         log.info("%s holds a run of these settings that was stopped: going on", result.parent)
     return is_same
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _read(
@@ -279,9 +266,9 @@ def _record(args: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on besides the protocol of each row."""
     from videossl.commands.tracking_rows import main_row
     from videossl.engine.checkpoint import find_checkpoint
+    from videossl.eval.digests import file_digest
     from videossl.eval.flow import describe_flow
     from videossl.eval.scoring import versions
-    from videossl.eval.tuning_journal import file_digest
 
     return {
         "command": "videossl track",

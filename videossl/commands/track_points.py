@@ -5,7 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
+from videossl.commands.protocol_arguments import (
+    add_protocol_arguments,
+    add_stage_and_device,
+    check_apart,
+    names,
+)
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.features import Extractor
@@ -57,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--query-mode", default="first", help="of TAP-Vid: first or strided (default: first)"
     )
-    parser.add_argument("--videos", type=_names, metavar="A,B", help="only these videos of the set")
+    parser.add_argument("--videos", type=names, metavar="A,B", help="only these videos of the set")
     add_protocol_arguments(parser)
     parser.add_argument(
         "--top-cells",
@@ -75,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--baselines",
-        type=_names,
+        type=names,
         default=[],
         metavar="A,B",
         help=f"rows to compare with, besides identity: {','.join(BASELINES)}",
@@ -138,10 +143,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(
             f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}"
         )
-    if args.tracks is not None and args.tracks.resolve().is_relative_to(args.out.resolve()):
-        raise UserError(
-            f"--tracks {args.tracks} lies in --out, which is emptied: give another --out"
-        )
+    check_apart(args, ("checkpoint", "tracks", "badja", "jhmdb", "tapvid"))
 
 
 def _read(args: argparse.Namespace) -> tuple["Benchmark", list["PointVideo"]]:
@@ -227,10 +229,6 @@ def _reading(args: argparse.Namespace) -> "Reading":
         return Reading(top_cells=args.top_cells, cycle_cells=args.cycle_cells)
     except ValueError as error:
         raise UserError(f"how points are read: {error}") from None
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _given(args: argparse.Namespace) -> dict[str, object]:

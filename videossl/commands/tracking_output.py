@@ -84,7 +84,7 @@ def score_rows(
         return {}
     scores = {}
     for name in row_names:
-        answers = _each(partial(score_sequence, out / name), scored, f"score {name}", pool)
+        answers = answers_of(partial(score_sequence, out / name), scored, f"score {name}", pool)
         scores[name] = [score for answer in answers for score in answer]
         write_tables(out / name, split, scores[name])
     return scores
@@ -102,7 +102,7 @@ def draw_footages(
     """Writes per footage `overlay/<name>.mp4` and `.png` and `comparison/<name>.mp4`, with the truth where it is known."""
     truths = {sequence.name: sequence for sequence in sequences if sequence.is_annotated}
     pairs = [(footage, truths.get(footage.name)) for footage in footages]
-    _each(partial(_draw, out, tuple(row_names), main), pairs, "draw", pool)
+    answers_of(partial(_draw, out, tuple(row_names), main), pairs, "draw", pool)
 
 
 def _draw(
@@ -115,7 +115,7 @@ def _draw(
     write_footage_pictures(out, footage, truth, row_names=row_names, main=main)
 
 
-def _each(
+def answers_of(
     function: Callable[[Item], Answer],
     items: Sequence[Item],
     description: str,

@@ -138,9 +138,9 @@ def _encoder(
     """The features under test, and what the scores depend on besides the protocol."""
     from videossl.distributed import choose_device
     from videossl.engine.checkpoint import find_checkpoint, load_encoder
+    from videossl.eval.digests import file_digest, tree_digest
     from videossl.eval.features import EncoderFeatures
     from videossl.eval.scoring import versions
-    from videossl.eval.tuning_journal import file_digest, tree_digest
 
     device = choose_device(args.device)
     path = find_checkpoint(args.checkpoint)

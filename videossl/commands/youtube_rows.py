@@ -6,7 +6,7 @@ from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
-from videossl import progress
+from videossl.commands.tracking_output import answers_of
 from videossl.eval.scoring import ObjectScore, write_tables
 from videossl.eval.youtube_scoring import (
     check_categories,
@@ -47,9 +47,8 @@ def score_videos(
     scores = {}
     for name in row_names:
         score = partial(score_youtube_sequence, out / name)
-        answers = map(score, videos) if pool is None else pool.map(score, videos)
-        shown_answers = progress.track(answers, description=f"score {name}", total=len(videos))
-        scores[name] = [score for answer in shown_answers for score in answer]
+        answers = answers_of(score, videos, f"score {name}", pool)
+        scores[name] = [score for answer in answers for score in answer]
         write_tables(out / name, SET_NAME, scores[name])
     return scores
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from videossl.drawing import Rgb, Strip, contact_sheet
+from videossl.drawing import Rgb, Strip, contact_sheet, write_png
 from videossl.video_writer import write_video
 
 IndexMask = NDArray[np.uint8]  # (H, W)
@@ -60,11 +60,7 @@ def write_contact_sheet(
     path: Path, rows: Sequence[tuple[str, Sequence[Rgb]]], *, height: int = 160
 ) -> None:
     """Writes a PNG with one titled row of pictures per entry, each scaled to `height` pixels."""
-    sheet = contact_sheet([Strip(*row) for row in rows], height=height)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(sheet).save(partial, format="PNG")
-    partial.replace(path)
+    write_png(path, contact_sheet([Strip(*row) for row in rows], height=height))
 
 
 def draw_difference(rgb: Rgb, mask: IndexMask, truth: IndexMask) -> Rgb:

@@ -81,18 +81,13 @@ def check_results(results: Path, sequences: Sequence[DavisSequence]) -> None:
         if not names:
             problems.append(f"{sequence.name} has no frame between the first and the last")
             continue
-        problems += missing_masks(results, sequence.name, names)
+        folder = results / sequence.name
+        missing = [name for name in names if not (folder / f"{name}.png").is_file()]
+        if missing:
+            count = f"{len(missing)} of {len(names)}"
+            problems.append(f"{sequence.name} lacks {count} (first: {missing[0]}.png)")
     if problems:
         raise UserError(f"{results}: masks are missing: {'; '.join(problems)}")
-
-
-def missing_masks(results: Path, sequence: str, frame_names: Sequence[str]) -> list[str]:
-    """The problem of a sequence of which masks are not there; empty if all are."""
-    missing = [n for n in frame_names if not (results / sequence / f"{n}.png").is_file()]
-    if not missing:
-        return []
-    count = f"{len(missing)} of {len(frame_names)}"
-    return [f"{sequence} lacks {count} (first: {missing[0]}.png)"]
 
 
 def score_sequence(results: Path, sequence: DavisSequence) -> list[ObjectScore]:
@@ -147,9 +142,16 @@ def score_masks(sequence: DavisSequence, mask_of: Callable[[int], IndexMask]) ->
         check_size(found, truth, f"frame {sequence.frame_names[index]} of {sequence.name}")
         for number, score in score_frame(found, truth, sequence.scored_ids).items():
             per_object[number].append(score)
+    return object_scores(sequence.name, per_object)
+
+
+def object_scores(
+    sequence: str, per_object: Mapping[int, Sequence[tuple[float, float]]]
+) -> list[ObjectScore]:
+    """The scores of the objects of a sequence from J and F of each frame, by object id."""
     return [
         ObjectScore(
-            sequence=sequence.name,
+            sequence=sequence,
             object_id=number,
             j_frames=tuple(j for j, _ in values),
             f_frames=tuple(f for _, f in values),

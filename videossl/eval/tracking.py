@@ -160,12 +160,27 @@ def _masks(
             mask = mask if later is None else np.where(later > 0, later, mask)
             yield mask
     else:
-        yield from propagate(
-            features,
-            footage.first_mask,
-            row.protocol,
-            object_ids=footage.object_ids,
-            input_size=_input_size(row, footage, extractor),
-            later_masks=footage.later_masks,
-            max_bytes=row.max_bytes,
+        size = _input_size(row, footage, extractor)
+        yield from footage_masks(
+            footage, features, row.protocol, input_size=size, max_bytes=row.max_bytes
         )
+
+
+def footage_masks(
+    footage: Footage,
+    features: Iterable[Tensor],
+    protocol: Protocol,
+    *,
+    input_size: tuple[int, int] | None,
+    max_bytes: int | None = None,
+) -> Iterator[IndexMask]:
+    """The masks of all frames of a footage, carried along by its features; see `propagate`."""
+    return propagate(
+        features,
+        footage.first_mask,
+        protocol,
+        object_ids=footage.object_ids,
+        input_size=input_size,
+        later_masks=footage.later_masks,
+        max_bytes=max_bytes,
+    )

@@ -12,10 +12,10 @@ from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence
 from videossl.eval.features import Extractor, input_size, sequence_features
 from videossl.eval.footage import davis_footage
-from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol
 from videossl.eval.scoring import ObjectScore, score_masks
 from videossl.eval.stored_features import StoredFeatures
+from videossl.eval.tracking import footage_masks
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,9 @@ class Trial:
     def __call__(self, sequence: DavisSequence) -> list[ObjectScore]:
         """The scores of one sequence, tracked from its first mask."""
         footage = davis_footage(sequence)
-        size = footage.source.native_size
-        masks = propagate(
-            sequence_features(footage.source, self.features, self.protocol, name=sequence.name),
-            footage.first_mask,
-            self.protocol,
-            object_ids=footage.object_ids,
-            input_size=input_size(size, self.protocol, self.cell_pixels),
+        features = sequence_features(
+            footage.source, self.features, self.protocol, name=sequence.name
         )
+        size = input_size(footage.source.native_size, self.protocol, self.cell_pixels)
+        masks = footage_masks(footage, features, self.protocol, input_size=size)
         return score_masks(sequence, list(masks).__getitem__)

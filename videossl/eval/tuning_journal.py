@@ -3,13 +3,11 @@
 The first line says what the scores depend on besides the protocol; each other line is one protocol with its scores.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence
 from videossl.eval.protocol import Protocol
 from videossl.eval.tuning import Scores, SequenceScore
 
@@ -56,22 +54,6 @@ class TuningJournal:
             raise UserError(
                 f"{self.path} is of a search with another {', '.join(other)}: choose another --out, or delete that folder"
             )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def tree_digest(sequences: Sequence[DavisSequence]) -> str:
-    """SHA-256 over names, sizes and times of change of all frames and masks, in hex: their bytes are not read."""
-    digest = hashlib.sha256()
-    for sequence in sequences:
-        for path in (*sequence.frame_paths, *sequence.mask_paths):
-            status = path.stat()
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.hexdigest()
 
 
 def _whole_records(lines: Sequence[str]) -> list[dict]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from videossl.errors import UserError
 from videossl.eval.mask_files import read_mask
-from videossl.eval.scoring import ObjectScore, check_size, score_frame
+from videossl.eval.scoring import ObjectScore, check_size, object_scores, score_frame
 from videossl.eval.youtube_vos import YoutubeVosSequence
 
 _log = logging.getLogger("videossl")
@@ -36,16 +36,7 @@ def score_youtube_sequence(results: Path, sequence: YoutubeVosSequence) -> list[
     bare = [str(number) for number, values in per_object.items() if not values]
     if bare:
         _log.info("%s: object %s has no frame to score", sequence.name, ", ".join(bare))
-    return [
-        ObjectScore(
-            sequence=sequence.name,
-            object_id=number,
-            j_frames=tuple(j for j, _ in values),
-            f_frames=tuple(f for _, f in values),
-        )
-        for number, values in per_object.items()
-        if values
-    ]
+    return object_scores(sequence.name, {n: values for n, values in per_object.items() if values})
 
 
 def read_unseen_categories(path: Path) -> frozenset[str]:

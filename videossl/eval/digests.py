@@ -1,0 +1,27 @@
+"""What tells one input from another: that a result may be kept only for the same."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from videossl.eval.davis import DavisSequence
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """SHA-256 over names, sizes and times of change, in hex: the bytes of the files are not read."""
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def tree_digest(sequences: Sequence[DavisSequence]) -> str:
+    """`files_digest` of all frames and masks."""
+    return files_digest(path for s in sequences for path in (*s.frame_paths, *s.mask_paths))
