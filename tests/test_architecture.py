@@ -69,6 +69,8 @@ ALLOWED = {
         "drawing",
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
+    "export": FLOOR_ONE | {"export", "engine", "models"},
+    "probe": FLOOR_ONE | {"probe", "export", "engine", "data", "decode", "models"},
     "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }
 

@@ -17,7 +17,7 @@ from test_train import arguments, assert_same_state, losses
 from videossl.__main__ import main
 from videossl.config import load_config
 from videossl.distributed import World
-from videossl.engine.checkpoint import checkpoints, load_checkpoint, load_encoder
+from videossl.engine.checkpoint import checkpoints, load_checkpoint, restore_encoder
 from videossl.engine.heldout import HeldOut
 from videossl.engine.trainer import Trainer
 from videossl.errors import Preempted, UserError
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     caplog.clear()
-    assert load_encoder(out).track_stage == "res3"
+    assert restore_encoder(out).track_stage == "res3"
     assert main(arguments(config_file, video_folder, out)) == 0
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 2  # of the encoder and of the run

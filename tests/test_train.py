@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from videossl.__main__ import main
-from videossl.engine.checkpoint import checkpoints, find_checkpoint, load_checkpoint, load_encoder
+from videossl.engine.checkpoint import (
+    checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    restore_encoder,
+)
 from videossl.engine.optim import build_optimizer, lr_at
 from videossl.errors import UserError
 
@@ -146,13 +151,13 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(
 
 
 def test_an_encoder_comes_back_from_its_run_alone(whole_run, config_file, video_folder):
-    encoder = load_encoder(whole_run)
+    encoder = restore_encoder(whole_run)
     assert not encoder.training
     assert encoder.track_stage == "res3"
     state = load_checkpoint(find_checkpoint(whole_run))["model"]
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, state[f"encoder.{name}"])
-    fresh = [load_encoder(whole_run, untrained_seed=seed).stem.conv.weight for seed in (0, 0, 1)]
+    fresh = [restore_encoder(whole_run, untrained_seed=seed).stem.conv.weight for seed in (0, 0, 1)]
     assert torch.equal(fresh[0], fresh[1])
     assert not torch.equal(fresh[0], fresh[2])
     assert not torch.equal(fresh[0], encoder.stem.conv.weight)
@@ -160,9 +165,9 @@ def test_an_encoder_comes_back_from_its_run_alone(whole_run, config_file, video_
 
 def test_missing_and_damaged_checkpoints_fail(whole_run, tmp_path):
     with pytest.raises(UserError, match="does not exist: give a run folder"):
-        load_encoder(tmp_path / "none.pt")
+        restore_encoder(tmp_path / "none.pt")
     with pytest.raises(UserError, match="holds no checkpoint"):
-        load_encoder(tmp_path)
+        restore_encoder(tmp_path)
     sound = find_checkpoint(whole_run).read_bytes()
     for name, content in {
         "cut": sound[: len(sound) // 2],
@@ -172,10 +177,10 @@ def test_missing_and_damaged_checkpoints_fail(whole_run, tmp_path):
     }.items():
         (tmp_path / f"{name}.pt").write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}\.pt is damaged or not a checkpoint"):
-            load_encoder(tmp_path / f"{name}.pt")
+            restore_encoder(tmp_path / f"{name}.pt")
     torch.save({"weights": 1}, tmp_path / "foreign.pt")
     with pytest.raises(UserError, match="was not written by this version"):
-        load_encoder(tmp_path / "foreign.pt")
+        restore_encoder(tmp_path / "foreign.pt")
 
 
 def test_torchrun_trains_with_two_processes(config_file, video_folder, tmp_path):

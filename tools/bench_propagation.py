@@ -164,14 +164,14 @@ def window(height: int, width: int, part: Tensor) -> Tensor:
 
 def bench_encoder(checkpoint: Path, device: str, rounds: int) -> None:
     """Frames a second of a whole row: encoding at 480p and stride 8, and reading 20 frames of context."""
-    from videossl.engine.checkpoint import load_encoder
+    from videossl.engine.checkpoint import restore_encoder
     from videossl.eval.features import EncoderFeatures
     from videossl.eval.footage import Footage
     from videossl.eval.pace import measure_pace
     from videossl.eval.protocol import preset
     from videossl.eval.tracking import Row
 
-    encoder = load_encoder(checkpoint)
+    encoder = restore_encoder(checkpoint)
     coarse = [name for name, info in encoder.stages.items() if info.spatial_stride == 8]
     if not coarse:
         sys.exit(f"{checkpoint}: the encoder has no stage of stride 8, whose pace this is about")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from videossl.engine.checkpoint import find_checkpoint, load_encoder
+from videossl.engine.checkpoint import find_checkpoint, restore_encoder
 from videossl.eval.davis import read_tree
 from videossl.eval.digests import file_digest, tree_digest
 from videossl.eval.features import EncoderFeatures
@@ -91,7 +91,7 @@ def variants(args: argparse.Namespace) -> list[Variant]:
             ("res3, strides cut", "res3", {"time": "dense"}),
             ("res3, strides cut, kernels dilated", "res3", {"time": "dilated"}),
         ]
-    stages = list(load_encoder(args.checkpoint).stages)
+    stages = list(restore_encoder(args.checkpoint).stages)
     rows: list[Variant] = [(stage, stage, {}) for stage in stages if stage != "res5"]
     deepest = rows[-1][1]
     if len(rows) > 1:
@@ -109,7 +109,7 @@ def variants(args: argparse.Namespace) -> list[Variant]:
 def extractor(checkpoint: Path | None, untrained: str | None, stage: str) -> EncoderFeatures:
     """The features of one row; untrained encoders are those of seed 0."""
     if checkpoint is not None:
-        return EncoderFeatures(load_encoder(checkpoint), stage=stage)
+        return EncoderFeatures(restore_encoder(checkpoint), stage=stage)
     assert untrained is not None
     torch.manual_seed(0)
     return EncoderFeatures(Encoder(EncoderSpec(untrained, stage, keep_time=False)), stage=stage)

@@ -12,7 +12,7 @@ __all__ = ["__version__", "load_encoder"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_encoder":
-        from videossl.engine.checkpoint import load_encoder
+        from videossl.export.loading import load_encoder
 
         return load_encoder
     raise AttributeError(f"module 'videossl' has no attribute {name!r}")

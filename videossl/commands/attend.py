@@ -7,7 +7,7 @@ from videossl.commands.protocol_arguments import add_protocol_arguments, add_sta
 from videossl.decode.backends import open_video
 from videossl.distributed import choose_device
 from videossl.drawing import Rgb, write_png
-from videossl.engine.checkpoint import load_encoder
+from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
 from videossl.eval.attention_page import write_attention_page
 from videossl.eval.attention_picture import (
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         if path is not None:
             check_writable_file(path, option=option)
     extractor = EncoderFeatures(
-        load_encoder(args.checkpoint), stage=args.stage, device=choose_device(args.device)
+        restore_encoder(args.checkpoint), stage=args.stage, device=choose_device(args.device)
     )
     features = sequence_features(source, extractor, protocol)
     reading = gather_reading(features, args.frame, protocol)

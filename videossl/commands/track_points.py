@@ -187,7 +187,7 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     from functools import partial
 
     from videossl.distributed import choose_device
-    from videossl.engine.checkpoint import load_encoder
+    from videossl.engine.checkpoint import restore_encoder
     from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, LabPatches
     from videossl.eval.point_tracking import track_videos
     from videossl.eval.points import check_protocol
@@ -197,12 +197,12 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     check_protocol(protocol)
     reading = _reading(args)
     device = choose_device(args.device)
-    trained = EncoderFeatures(load_encoder(args.checkpoint), stage=args.stage, device=device)
+    trained = EncoderFeatures(restore_encoder(args.checkpoint), stage=args.stage, device=device)
     extractors: dict[str, Extractor] = {}
     if "lab" in args.baselines:
         extractors["lab"] = LabPatches(device)
     if "untrained" in args.baselines:
-        fresh = load_encoder(args.checkpoint, untrained_seed=0)
+        fresh = restore_encoder(args.checkpoint, untrained_seed=0)
         extractors["untrained"] = EncoderFeatures(fresh, stage=trained.stage, device=device)
     extractors[TRAINED] = trained
     lab_protocol = replace(protocol, temperature=LAB_PATCH_TEMPERATURE, normalize=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from videossl.engine.checkpoint import load_encoder
+from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
 from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, Extractor, LabPatches
 from videossl.eval.flow import flow_masks, require_opencv
@@ -85,7 +85,7 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
     Raises UserError if what is under test cannot be loaded.
     """
     if args.features is None:
-        trained = EncoderFeatures(load_encoder(args.checkpoint), stage=args.stage, device=device)
+        trained = EncoderFeatures(restore_encoder(args.checkpoint), stage=args.stage, device=device)
         main = Row(main_row(args), protocol, partial(_given, trained))
     else:
         from videossl.eval.given_features import load_features
@@ -148,7 +148,7 @@ def _given(extractor: Extractor) -> Extractor:
 
 
 def _untrained(checkpoint: Path, seed: int, stage: str, device: torch.device) -> Extractor:
-    encoder = load_encoder(checkpoint, untrained_seed=seed)
+    encoder = restore_encoder(checkpoint, untrained_seed=seed)
     return EncoderFeatures(encoder, stage=stage, device=device)
 
 

@@ -137,14 +137,14 @@ def _encoder(
 ) -> "tuple[EncoderFeatures, dict[str, object]]":
     """The features under test, and what the scores depend on besides the protocol."""
     from videossl.distributed import choose_device
-    from videossl.engine.checkpoint import find_checkpoint, load_encoder
+    from videossl.engine.checkpoint import find_checkpoint, restore_encoder
     from videossl.eval.digests import file_digest, tree_digest
     from videossl.eval.features import EncoderFeatures
     from videossl.eval.scoring import versions
 
     device = choose_device(args.device)
     path = find_checkpoint(args.checkpoint)
-    extractor = EncoderFeatures(load_encoder(path), stage=args.stage, device=device)
+    extractor = EncoderFeatures(restore_encoder(path), stage=args.stage, device=device)
     return extractor, {
         "checkpoint": file_digest(path),
         "stage": extractor.stage,

@@ -1,6 +1,6 @@
 """Checkpoints: plain types and tensors, written atomically, loaded with `weights_only=True`, checked by their CRC-32s.
 
-A checkpoint carries the run's config and its encoder's description, so that `load_encoder(path)` needs nothing else.
+A checkpoint carries the run's config and its encoder's description, so that `restore_encoder(path)` needs nothing else.
 """
 
 import logging
@@ -156,7 +156,7 @@ def _newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:
     return found, load_checkpoint(found)
 
 
-def load_encoder(path: str | Path, *, untrained_seed: int | None = None) -> Encoder:
+def restore_encoder(path: str | Path, *, untrained_seed: int | None = None) -> Encoder:
     """The encoder of a run folder or checkpoint file, in evaluation mode.
 
     With `untrained_seed` the same architecture with fresh weights of that seed: the row to compare with. Raises UserError

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+
+import videossl
+from videossl.color import encoder_input
+from videossl.errors import UserError
+from videossl.export.clip_form import ClipForm
+from videossl.export.video_encoder import VideoEncoder
+from videossl.models.encoder import Encoder, EncoderSpec
+
+
+@pytest.fixture(scope="module")
+def encoder() -> VideoEncoder:
+    torch.manual_seed(0)
+    clip = ClipForm(num_frames=4, resize=36, crop_size=32)
+    return VideoEncoder(Encoder(EncoderSpec("tiny")), clip).eval()
+
+
+def video(*shape: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((36, 48), [36, 48]), ((90, 60), [54, 36]), ((20, 31), [36, 56])]
+)
+def test_preprocessing_is_resize_centre_crop_and_lab(encoder, size, scaled):
+    clips = video(2, 4, 3, *size)
+    frames = clips.flatten(0, 1).float() / 255
+    cropped = TF.center_crop(TF.resize(frames, scaled, antialias=True).clamp(0, 1), [32])
+    expected = encoder_input(cropped * 255).unflatten(0, (2, 4)).transpose(1, 2)
+    assert encoder.preprocess(clips).shape == (2, 3, 4, 32, 32)
+    torch.testing.assert_close(encoder.preprocess(clips), expected, atol=1e-4, rtol=0)
+
+
+def test_features_are_the_mean_of_the_deepest_stage(encoder):
+    clips = video(2, 4, 3, 40, 50)
+    with torch.no_grad():
+        maps = encoder.encoder(encoder.preprocess(clips))["res5"].data
+        assert encoder(clips).shape == (2, encoder.num_channels) == (2, 128)
+        torch.testing.assert_close(encoder(clips), maps.mean((2, 3, 4)))
+        torch.testing.assert_close(encoder(clips[1]), encoder(clips)[1])
+
+
+@pytest.mark.parametrize(
+    ("clip", "says"),
+    [
+        (torch.zeros(4, 3, 8, 8), "float32"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.uint8), r"movedim\(-1, -3\)"),
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), r"\(3, 8, 8\)"),
+    ],
+)
+def test_what_is_no_video_fails(encoder, clip, says):
+    with pytest.raises(UserError, match=says):
+        encoder(clip)
+
+
+def test_a_stage_that_is_not_there_fails(encoder):
+    with pytest.raises(UserError, match="res2, res3, res4, res5"):
+        VideoEncoder(encoder.encoder, encoder.clip, stage="res9")
+
+
+def test_a_description_builds_the_same_module(encoder):
+    again = VideoEncoder.of_description(encoder.describe()).eval()
+    again.load_state_dict(encoder.state_dict())
+    clips = video(1, 4, 3, 40, 40)
+    with torch.no_grad():
+        assert torch.equal(again(clips), encoder(clips))
+
+
+def test_public_loading_gives_a_module_that_takes_videos(checkpoint):
+    loaded = videossl.load_encoder(checkpoint)
+    assert not loaded.training
+    assert loaded.stage == "res3"
+    assert loaded(video(8, 3, 130, 150)).shape == (64,)
+    assert videossl.load_encoder(checkpoint, stage="res2").num_channels == 48
+    fresh = [videossl.load_encoder(checkpoint, untrained_seed=seed).state_dict() for seed in (1, 1)]
+    assert all(torch.equal(fresh[0][key], fresh[1][key]) for key in fresh[0])
+
+
+def test_the_clip_of_a_run_is_that_of_its_config():
+    from videossl.config import Config
+
+    config = Config(out="x", tasks={"t": {}}).model_dump(mode="json")
+    clip = ClipForm.of_config(config, stride=32)
+    assert (clip.num_frames, clip.crop_size, clip.resize) == (8, 128, 139)
+
+
+@pytest.mark.parametrize("bad", [{"crop_size": 200}, {"num_frames": 0}])
+def test_a_clip_that_cannot_be_fails(bad):
+    with pytest.raises(UserError, match=r"crop_size|num_frames"):
+        ClipForm(**bad)

@@ -1,0 +1,102 @@
+"""An encoder that takes videos as they are decoded: its preprocessing is inside, and moves with it.
+
+encoder = videossl.load_encoder("runs/mine")
+features = encoder(frames)          # (N, T, 3, H, W) uint8 RGB of any size -> (N, C)
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from videossl.color import normalize_lab, rgb_to_lab
+from videossl.errors import UserError
+from videossl.export.clip_form import ClipForm
+from videossl.models.encoder import Encoder, EncoderSpec, pooled
+from videossl.types import FeatureMaps
+
+
+class VideoEncoder(nn.Module):
+    """`encoder(video)` gives (N, C): the mean of stage `stage` over time and space (None: the deepest one).
+
+    A video is (N, T, 3, H, W) uint8 RGB, or (T, 3, H, W) for features (C,). Frames are resized to `clip.resize` pixels at
+    the short side, cut to the centre `clip.crop_size` and turned into normalised Lab, all on the device of the weights'
+    input. `clip` says how many frames, how far apart, the encoder was made for; others are allowed.
+
+    Raises UserError for a stage that the encoder does not have, and for videos of another shape or type.
+    """
+
+    def __init__(self, encoder: Encoder, clip: ClipForm, *, stage: str | None = None) -> None:
+        super().__init__()
+        self.encoder, self.clip = encoder, clip
+        self.stage = next(reversed(encoder.stages)) if stage is None else stage
+        if self.stage not in encoder.stages:
+            raise UserError(
+                f"stage {self.stage!r} is not in this encoder; it has {', '.join(encoder.stages)}"
+            )
+
+    @property
+    def num_channels(self) -> int:
+        """C of the features."""
+        return self.encoder.stages[self.stage].channels
+
+    def forward(self, video: Tensor) -> Tensor:
+        """Features of whole clips."""
+        features = pooled(self.feature_maps(video)[self.stage])
+        return features if video.ndim == 5 else features[0]
+
+    def feature_maps(self, video: Tensor) -> dict[str, FeatureMaps]:
+        """Every stage's maps, (N, C, T, h, w) each."""
+        maps: dict[str, FeatureMaps] = self.encoder(self.preprocess(video))
+        return maps
+
+    def preprocess(self, video: Tensor) -> Tensor:
+        """The encoder's own input: (N, 3, T, crop_size, crop_size) float32, normalised Lab."""
+        _check(video)
+        if video.ndim == 4:
+            video = video[None]
+        frames = video.flatten(0, 1).float() / 255
+        frames = _centre(self._resized(frames), self.clip.crop_size)
+        lab = normalize_lab(rgb_to_lab(frames))
+        return lab.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
+
+    def _resized(self, frames: Tensor) -> Tensor:
+        height, width = frames.shape[-2:]
+        short = min(height, width)
+        if short == self.clip.resize:
+            return frames
+        scale = self.clip.resize / short
+        # To the nearest pixel, as videos are scaled when they are decoded.
+        size = (math.floor(height * scale + 0.5), math.floor(width * scale + 0.5))
+        return F.interpolate(frames, size, mode="bilinear", antialias=True).clamp(0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain types, from which `VideoEncoder.of_description` builds it again, without weights."""
+        return {**self.encoder.describe(), "stage": self.stage, "clip": self.clip.describe()}
+
+    @classmethod
+    def of_description(cls, described: dict[str, Any]) -> "VideoEncoder":
+        """The module that `describe` described, with fresh weights. Raises UserError where the description is none."""
+        try:
+            encoder = Encoder(
+                EncoderSpec(**described["spec"]), track_stage=described["track_stage"]
+            )
+            return cls(encoder, ClipForm(**described["clip"]), stage=described["stage"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"this does not describe an encoder: {error}") from error
+
+
+def _check(video: Tensor) -> None:
+    if video.dtype != torch.uint8 or video.ndim not in (4, 5) or video.shape[-3] != 3:
+        raise UserError(
+            f"a video must be uint8 RGB (N, T, 3, H, W) or (T, 3, H, W), got {video.dtype} {tuple(video.shape)}"
+            + ("; move the channels with video.movedim(-1, -3)" if video.shape[-1:] == (3,) else "")
+        )
+
+
+def _centre(frames: Tensor, size: int) -> Tensor:
+    height, width = frames.shape[-2:]
+    top, left = (height - size) // 2, (width - size) // 2
+    return frames[..., top : top + size, left : left + size]
