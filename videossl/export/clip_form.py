@@ -9,7 +9,7 @@ from videossl.errors import UserError
 
 @dataclass(frozen=True)
 class ClipForm:
-    """`num_frames` frames `seconds_between_frames` apart, scaled to short side `resize`, cut to the centre `crop_size` pixels.
+    """`num_frames` frames `seconds_between_frames` apart, of short side `resize`, cut to the centre `crop_size` pixels.
 
     Raises UserError for counts below 1, a gap that is not above 0, and a crop larger than the frame.
     """
