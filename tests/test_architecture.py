@@ -70,7 +70,15 @@ ALLOWED = {
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
     "export": FLOOR_ONE | {"export", "engine", "models"},
-    "probe": FLOOR_ONE | {"probe", "export", "engine", "data", "decode", "models"},
+    "embedding": FLOOR_ONE | {"embedding", "export", "data", "decode"},
+    "probe": FLOOR_ONE | {"probe", "embedding", "export", "engine", "data", "decode", "models"},
+    "doctor": {
+        "doctor",
+        "decode",
+        "errors",
+        "version",
+        "workers",
+    },  # it must run where much is broken
     "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }
 

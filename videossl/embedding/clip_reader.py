@@ -1,0 +1,124 @@
+"""The evenly spread clips of videos, decoded ahead by worker processes, in the order asked for.
+
+A video that cannot be decoded, hangs or crashes its decoder is not replaced, as it is in training: it comes as a reason.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videossl.data.table import Manifest
+from videossl.decode.backends import Backend, open_video, resolve_backend
+from videossl.decode.reader import indices_shown_at
+from videossl.embedding.clip_times import uniform_clip_times
+from videossl.errors import UserError, VideoDecodeError
+from videossl.export.clip_form import ClipForm
+from videossl.workers import Outcome, WorkerPool, can_fork
+
+log = logging.getLogger("videossl")
+
+AHEAD = 2  # videos decoded per worker before they are asked for; chosen
+
+
+@dataclass(frozen=True)
+class VideoClips:
+    """Of one row of the manifest: `frames` (K, T, 3, H, W) uint8 RGB, or None and the reason in one line."""
+
+    row: int
+    frames: Tensor | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Reads K evenly spread clips of a video of the manifest, whole frames of short side `clip.resize` at most."""
+
+    manifest: Manifest
+    clip: ClipForm
+    num_clips: int = 10
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_clips < 1:
+            raise UserError(f"clips per video must be at least 1, got {self.num_clips}")
+
+    def read(self, row: int) -> Tensor:
+        """(K, T, 3, H, W) uint8 RGB. Raises VideoDecodeError if the video is broken or breaks."""
+        entry = self.manifest[row]
+        if not entry.is_ok:
+            raise VideoDecodeError(str(entry.source), self.backend, entry.reason)
+        index = entry.index()
+        times = uniform_clip_times(
+            entry.begin_seconds,
+            entry.end_seconds,
+            fps=entry.fps,
+            clip=self.clip,
+            num_clips=self.num_clips,
+        )
+        shown = indices_shown_at(
+            torch.from_numpy(index.pts_seconds), times.flatten().tolist(), index.info.end_seconds
+        )
+        union, inverse = shown.unique(return_inverse=True)
+        with open_video(
+            entry.source, backend=self.backend, short_side=self.clip.resize, index=index
+        ) as reader:
+            frames = reader.frames_at(union).data
+        return frames[inverse].unflatten(0, tuple(times.shape))
+
+    def read_all(
+        self, rows: Sequence[int], *, num_workers: int, timeout_seconds: float = 120.0
+    ) -> Iterator[VideoClips]:
+        """The clips of these rows, in their order; 0 workers decode in this process. Close it to end the workers."""
+        resolve_backend(self.backend, "cpu")  # refused here: once, and not by every worker
+        if num_workers == 0 or not can_fork():
+            return map(self._read_here, rows)
+        return self._read_ahead(rows, num_workers, timeout_seconds)
+
+    def _read_here(self, row: int) -> VideoClips:
+        try:
+            return VideoClips(row, self.read(row))
+        except VideoDecodeError as error:
+            return VideoClips(row, None, error.cause)
+
+    def _read_ahead(
+        self, rows: Sequence[int], num_workers: int, timeout_seconds: float
+    ) -> Iterator[VideoClips]:
+        pool = WorkerPool(
+            self.read,
+            num_workers,
+            initialize=_one_thread,
+            timeout_seconds=timeout_seconds,
+            ahead=AHEAD,
+        )
+        waiting = deque(enumerate(rows))
+        ready: dict[int, VideoClips] = {}
+        with closing(pool):
+            for position in range(len(rows)):
+                while waiting and waiting[0][0] < position + num_workers * AHEAD:
+                    key, row = waiting.popleft()
+                    pool.submit((key, row), row)
+                while position not in ready:
+                    for outcome in pool.wait():
+                        ready[outcome.key[0]] = _clips_of(outcome)
+                yield ready.pop(position)
+
+
+def _clips_of(outcome: Outcome) -> VideoClips:
+    _, row = outcome.key
+    if outcome.failure is None:
+        return VideoClips(row, outcome.value)
+    error = outcome.failure.error
+    if isinstance(error, VideoDecodeError):
+        return VideoClips(row, None, error.cause)
+    if isinstance(error, UserError):
+        raise error  # not the video's fault
+    return VideoClips(row, None, outcome.failure.cause)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
