@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from videossl import commands
+from videossl.commands.printing import stdout_for_result
 from videossl.errors import Preempted, RankLost, UserError
 from videossl.version import __version__
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "tune": "search the settings of label propagation on a train list",
     "attend": "show where a pixel looks when labels are propagated",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",
+    "doctor": "say what works on this machine, what does not, and how to mend it",
     "synthesize": "render the embedded synthetic videos and a DAVIS-layout tree",
 }
 
@@ -58,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("videossl").setLevel(logging.INFO)
     try:
-        return namespace.run(namespace) or 0
+        with stdout_for_result(namespace):
+            return namespace.run(namespace) or 0
     except UserError as error:
         print(f"videossl {namespace.command}: {error}", file=sys.stderr)
         return 2

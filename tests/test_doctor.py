@@ -1,0 +1,280 @@
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from videossl.__main__ import main
+from videossl.doctor import examination, machine, tiny_video
+from videossl.doctor.examination import Check, checks, examine
+from videossl.doctor.rows import Place, Row
+from videossl.doctor.table import plain_lines, verdict
+
+PLACE = Place(Path())
+
+
+def by_name(rows: list[Row]) -> dict[str, Row]:
+    return {row.what: row for row in rows}
+
+
+def doctor_with(
+    tmp_path: Path, **modules: str
+) -> tuple[dict[str, dict], subprocess.CompletedProcess]:
+    """`videossl doctor --json` in a process where these modules are found before the real ones."""
+    planted = tmp_path / "planted"
+    for name, code in modules.items():
+        (planted / name).mkdir(parents=True)
+        (planted / name / "__init__.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "videossl", "doctor", "--json"],
+        env={**os.environ, "PYTHONPATH": f"{planted}:{Path(__file__).parents[1]}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "Traceback" not in done.stderr + done.stdout
+    return {row["what"]: row for row in json.loads(done.stdout)}, done
+
+
+@pytest.fixture(scope="module")
+def here() -> dict[str, dict]:
+    """The rows of this machine, by the command."""
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(
+            "videossl.commands.doctor.print_result", lambda args, rows: lines.extend(rows)
+        )
+        assert main(["doctor", "--json"]) == 0
+    return {row["what"]: row for row in lines}
+
+
+def test_a_machine_that_runs_these_tests_is_ready(here):
+    for what in ("torch", "torchvision", "PyAV", "codec h264", "shared memory", "processes"):
+        assert here[what]["state"] == "ok", here[what]
+        assert here[what]["is_required"]
+    assert "decoded 8 frames" in here["PyAV"]["found"]
+
+
+def test_every_row_out_of_order_says_how_to_mend_it(here):
+    assert [row for row in here.values() if row["state"] != "ok" and not row["mend"]] == []
+
+
+def test_torchcodec_works_exactly_where_its_reader_does(here):
+    from videossl.decode.backends import available_backends
+
+    assert (here["torchcodec"]["state"] == "ok") == (not available_backends()["torchcodec"])
+    assert (here["FFmpeg libraries"]["state"] == "ok") == (here["torchcodec"]["state"] == "ok")
+
+
+def test_broken_torch_is_a_row_and_what_needs_no_torch_is_still_tried(tmp_path):
+    rows, done = doctor_with(tmp_path, torch='raise ImportError("libcudart.so.99: cannot open")')
+    assert rows["torch"]["state"] == "broken"
+    assert "libcudart.so.99" in rows["torch"]["found"]
+    assert rows["torchvision"]["state"] == "broken"
+    assert rows["PyAV"]["state"] == rows["codec h264"]["state"] == "ok"
+    assert done.returncode == 1
+
+
+def test_missing_torchcodec_and_a_decord_that_crashes_are_rows_of_a_machine_that_is_ready(tmp_path):
+    absent = "raise ModuleNotFoundError(\"No module named 'torchcodec'\", name='torchcodec')"
+    rows, done = doctor_with(
+        tmp_path,
+        torchcodec=absent,
+        decord="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+    )
+    assert rows["torchcodec"]["state"] == "missing"
+    assert "pip install" in rows["torchcodec"]["mend"]
+    assert rows["decord"]["state"] == "broken"
+    assert "SIGSEGV" in rows["decord"]["found"]
+    assert done.returncode == 0
+
+
+def test_a_torchvision_of_another_torch_is_told(tmp_path):
+    rows, done = doctor_with(
+        tmp_path,
+        torchvision="raise RuntimeError('operator torchvision::nms does not exist\\nmore')",
+    )
+    assert rows["torch"]["state"] == "ok"
+    assert rows["torchvision"]["state"] == "broken"
+    assert rows["torchvision"]["found"].endswith("operator torchvision::nms does not exist")
+    assert done.returncode == 1
+
+
+def test_a_module_in_the_working_folder_is_not_run(tmp_path):
+    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    command = Path(sys.executable).with_name("videossl")
+    done = subprocess.run(
+        [command, "doctor", "--json"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tiny_shared_memory_is_not_enough(monkeypatch):
+    monkeypatch.setattr(machine, "shared_memory_space", lambda: (64 << 20, 4096))
+    (row,) = machine.shared_memory(PLACE)
+    assert row.state == "broken"
+    assert "--shm-size" in row.mend
+
+
+def test_docker_s_shared_memory_does_for_one_gpu_and_not_for_two(monkeypatch):
+    monkeypatch.setattr(machine, "shared_memory_space", lambda: (64 << 20, 64 << 20))
+    monkeypatch.setattr(machine, "num_gpu_devices", lambda: 1)
+    assert machine.shared_memory(PLACE)[0].state == "ok"
+    monkeypatch.setattr(machine, "num_gpu_devices", lambda: 2)
+    (row,) = machine.shared_memory(PLACE)
+    assert row.state == "warning"
+    assert "NCCL on 2 GPUs" in row.found
+
+
+def test_a_low_limit_on_open_files_names_the_number_to_set(monkeypatch):
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 100_000))
+    monkeypatch.setattr(machine, "num_cores", lambda: 10)
+    (row,) = machine.open_files(PLACE)
+    assert row.state == "warning"
+    assert row.mend == f"ulimit -n {machine.BASE_FILES + 10 * machine.FILES_A_WORKER}"
+
+
+def test_a_container_s_share_of_the_processor_is_told(monkeypatch):
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 1.5)
+    monkeypatch.setattr(machine, "num_cores", lambda: 16)
+    (row,) = machine.processor(PLACE)
+    assert row.state == "warning"
+    assert "data.num_workers=1" in row.mend
+
+
+def test_little_memory_is_told(monkeypatch):
+    monkeypatch.setattr(machine, "available_memory", lambda: 2**30)
+    assert machine.memory(PLACE)[0].state == "warning"
+
+
+def test_a_folder_that_cannot_be_written_makes_it_fail(tmp_path, monkeypatch, capsys):
+    def refuse(folder: Path) -> float:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(machine, "write_speed", refuse)  # root may write anywhere
+    monkeypatch.setattr(examination, "checks", lambda: [c for c in checks() if c.name == "folders"])
+    assert main(["doctor", "--out", str(tmp_path / "new" / "runs")]) == 1
+    out = capsys.readouterr().out
+    assert f"folder {tmp_path / 'new' / 'runs'}" in out
+    assert "Permission denied" in out
+    assert "Not ready" in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_in_place_of_the_folder_is_told(tmp_path):
+    (tmp_path / "runs").write_text("")
+    (row,) = machine.writing(Place(tmp_path, (tmp_path / "runs" / "first",)))
+    assert row.state == "broken"
+    assert "is a file" in row.found
+
+
+def test_writing_leaves_nothing_behind(tmp_path):
+    assert machine.write_speed(tmp_path) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def crash(place: Place) -> list[Row]:
+    ctypes.string_at(0)  # reads address 0
+    return []
+
+
+def hang(place: Place) -> list[Row]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    time.sleep(600)
+    return []
+
+
+def leave(place: Place) -> list[Row]:
+    raise SystemExit("no licence found")
+
+
+def raise_it(place: Place) -> list[Row]:
+    raise ZeroDivisionError("of the check itself\nwith more lines")
+
+
+@pytest.mark.parametrize(
+    ("look", "cause"),
+    [
+        (crash, "ended by SIGSEGV"),
+        (hang, "no answer for 3 s"),
+        (leave, "no licence found"),
+        (raise_it, "ZeroDivisionError: of the check itself"),
+    ],
+)
+def test_a_check_that_breaks_is_a_row_and_the_others_go_on(monkeypatch, look, cause):
+    code = "import test_doctor; from videossl.doctor import examination; "
+    monkeypatch.setattr(examination, "CHILD_SECONDS", 3.0)
+    planted = Check("planted", look, is_required=True, mend="take it away")
+    (python,) = [check for check in checks() if check.name == "Python"]
+    real = subprocess.run
+
+    def run(arguments, **options):  # a child knows the real checks only: hand it this one
+        of_test = f"examination.Check('planted', test_doctor.{look.__name__}, mend='take it away')"
+        name = f"examination.checks = lambda: [{of_test}]"
+        started = arguments[2].replace("examination.child()", f"{name}; examination.child()")
+        arguments[2] = started.replace("from videossl.doctor", f"{code}from videossl.doctor", 1)
+        return real(arguments, **options)
+
+    monkeypatch.setattr(examination.subprocess, "run", run)
+    rows = by_name(examine([], [planted, python]))
+    assert rows["planted"].state == "broken"
+    assert rows["planted"].found.startswith("failed: ")
+    assert rows["planted"].found.endswith(cause)
+    assert rows["planted"].stops
+    assert rows["planted"].mend == "take it away"
+    assert rows["Python"].state == "ok"
+
+
+def test_a_check_in_this_process_that_breaks_is_a_row_too():
+    (row,) = examine([], [Check("planted", raise_it, is_apart=False)])
+    assert row.found == "failed: ZeroDivisionError: of the check itself"
+    assert not row.stops
+
+
+def test_wrong_frames_are_told():
+    right = np.stack([tiny_video.picture(number) for number in range(tiny_video.NUM_FRAMES)])
+    assert tiny_video.fault(right) == ""
+    assert "wrong frames: [1, 0, 2" in tiny_video.fault(right[[1, 0, 2, 3, 4, 5, 6, 7]])
+    assert "wrong colours" in tiny_video.fault(right[..., ::-1])
+    assert "in place of (8, 96, 128, 3)" in tiny_video.fault(right[:7])
+
+
+def test_a_decoder_that_gives_wrong_frames_is_broken(monkeypatch, tmp_path):
+    from videossl.doctor import decoders
+
+    def swapped(path: Path):
+        frames, name = tiny_video.read_with_pyav(path)
+        return frames[..., ::-1], name
+
+    monkeypatch.setattr(decoders, "read_with_pyav", swapped)
+    (row,) = decoders.pyav(Place(tmp_path))
+    assert row.state == "broken"
+    assert "wrong colours" in row.found
+
+
+def test_plain_lines_are_aligned_and_the_verdict_names_what_stops():
+    rows = [
+        Row("a", "ok", "fine"),
+        Row("longer", "broken", "not fine", "mend it", is_required=True),
+        Row("b", "missing", "not there", "get it"),
+    ]
+    lines = plain_lines(rows)
+    assert lines[0].index("fine") == lines[1].index("not fine") == lines[2].index("mend it") - 6
+    assert verdict(rows) == "Not ready to scan, train and track: longer."
+    assert verdict(rows[:1]) == "Ready to scan, train and track."
+    assert verdict([rows[0], rows[2]]).startswith("Ready to scan, train and track; 1 ")
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from videossl.__main__ import main\ntry: main(['doctor', '--help'])\nexcept SystemExit: pass\n"
+    code += "sys.exit('torch' in sys.modules or 'av' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
