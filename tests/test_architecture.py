@@ -22,6 +22,7 @@ FLOOR_ONE = {
     "workers",
     "worker_link",
     "worker_process",
+    "whole_file",
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from videossl.errors import UserError
-from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.models.encoder import Encoder
+from videossl.models.encoder_file import is_encoder_file, read_encoder, untrained_encoder
 
 log = logging.getLogger("videossl")
 
@@ -123,7 +124,7 @@ def find_checkpoint(path: str | Path) -> Path:
         return found[-1]
     if not path.exists():
         raise UserError(
-            f"checkpoint {path} does not exist: give a run folder or a checkpoints/step_*.pt file"
+            f"checkpoint {path} does not exist: give a run folder, a checkpoints/step_*.pt file or an exported .safetensors"
         )
     return path
 
@@ -147,7 +148,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def _newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:
+def load_newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest sound checkpoint of a run folder, or the file itself, and its state; raises UserError if there is none."""
     found = find_checkpoint(path)
     if path.is_dir():
         newest = load_newest(found.parent)
@@ -157,31 +159,38 @@ def _newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def restore_encoder(path: str | Path, *, untrained_seed: int | None = None) -> Encoder:
-    """The encoder of a run folder or checkpoint file, in evaluation mode.
+    """The encoder of a run folder, checkpoint file or exported encoder file, in evaluation mode.
 
     With `untrained_seed` the same architecture with fresh weights of that seed: the row to compare with. Raises UserError
     if there is no sound checkpoint.
     """
-    found, state = _newest_or_named(Path(path))
+    path = Path(path)
+    if is_encoder_file(path):
+        find_checkpoint(path)
+        return read_encoder(path, untrained_seed=untrained_seed)
+    return encoder_of_state(*load_newest_or_named(path), untrained_seed=untrained_seed)
+
+
+def encoder_of_state(
+    path: Path, state: Mapping[str, Any], *, untrained_seed: int | None = None
+) -> Encoder:
+    """The encoder of a loaded checkpoint, as `restore_encoder`; `path` is what errors name."""
     try:
         described = state["encoder"]
-        spec, track_stage = EncoderSpec(**described["spec"]), described["track_stage"]
         weights = {
             key.removeprefix("encoder."): value
             for key, value in state["model"].items()
             if key.startswith("encoder.")
         }
-    except (KeyError, TypeError) as error:
-        raise UserError(f"checkpoint {found} does not describe its encoder: {error}") from error
-    if untrained_seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(untrained_seed)
-            return Encoder(spec, track_stage=track_stage).eval()
-    encoder = Encoder(spec, track_stage=track_stage)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"checkpoint {path} does not describe its encoder: {error}") from error
     try:
+        if untrained_seed is not None:
+            return untrained_encoder(described, untrained_seed)
+        encoder = Encoder.of_description(described)
         encoder.load_state_dict(weights)
-    except RuntimeError as error:
+    except (UserError, RuntimeError) as error:
         raise UserError(
-            f"checkpoint {found} does not fit its own encoder: {str(error).splitlines()[0]}"
+            f"checkpoint {path} does not fit its own encoder: {str(error).splitlines()[0]}"
         ) from error
     return encoder.eval()

@@ -1,17 +1,20 @@
 """How an encoder wants a clip shown: so many frames, so far apart, this large. Part of an encoder as its weights are."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from videossl.errors import UserError
 
+MOST = 8192  # frames or pixels, chosen: a file that says more was not made by measuring a video
+
 
 @dataclass(frozen=True)
 class ClipForm:
     """`num_frames` frames `seconds_between_frames` apart, of short side `resize`, cut to the centre `crop_size` pixels.
 
-    Raises UserError for counts below 1, a gap that is not above 0, and a crop larger than the frame.
+    Raises UserError for counts that are none, a gap that is not above 0, and a crop larger than the frame.
     """
 
     num_frames: int = 8
@@ -20,10 +23,13 @@ class ClipForm:
     crop_size: int = 112
 
     def __post_init__(self) -> None:
-        if min(self.num_frames, self.crop_size) < 1 or self.seconds_between_frames <= 0:
+        counts = (self.num_frames, self.resize, self.crop_size)
+        if not all(type(count) is int and 1 <= count <= MOST for count in counts):
             raise UserError(
-                f"a clip needs num_frames and crop_size >= 1 and seconds_between_frames > 0, got {self}"
+                f"num_frames, resize and crop_size of a clip must be whole numbers of 1 to {MOST}, got {self}"
             )
+        if not 0 < self.seconds_between_frames < math.inf:
+            raise UserError(f"seconds_between_frames of a clip must be above 0, got {self}")
         if self.resize < self.crop_size:
             raise UserError(
                 f"crop_size {self.crop_size} is larger than the frame's short side, resize {self.resize}"

@@ -5,6 +5,7 @@ features = encoder(frames)          # (N, T, 3, H, W) uint8 RGB of any size -> (
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from videossl.color import normalize_lab, rgb_to_lab
 from videossl.errors import UserError
 from videossl.export.clip_form import ClipForm
-from videossl.models.encoder import Encoder, EncoderSpec, pooled
+from videossl.models.encoder import Encoder, pooled
 from videossl.types import FeatureMaps
 
 
@@ -77,15 +78,22 @@ class VideoEncoder(nn.Module):
         return {**self.encoder.describe(), "stage": self.stage, "clip": self.clip.describe()}
 
     @classmethod
-    def of_description(cls, described: dict[str, Any]) -> "VideoEncoder":
-        """The module that `describe` described, with fresh weights. Raises UserError where the description is none."""
+    def of_description(
+        cls,
+        described: Mapping[str, Any],
+        encoder: Encoder | None = None,
+        *,
+        stage: str | None = None,
+    ) -> "VideoEncoder":
+        """The module that `describe` described, around `encoder` (None: one with fresh weights), read at `stage` if given.
+
+        Raises UserError where the description is none.
+        """
         try:
-            encoder = Encoder(
-                EncoderSpec(**described["spec"]), track_stage=described["track_stage"]
-            )
-            return cls(encoder, ClipForm(**described["clip"]), stage=described["stage"])
+            clip, own_stage = ClipForm(**described["clip"]), str(described["stage"])
         except (KeyError, TypeError) as error:
-            raise UserError(f"this does not describe an encoder: {error}") from error
+            raise UserError(f"this does not describe a video encoder: {error}") from error
+        return cls(encoder or Encoder.of_description(described), clip, stage=stage or own_stage)
 
 
 def _check(video: Tensor) -> None:

@@ -75,6 +75,10 @@ class Encoder(nn.Module):
             raise UserError(
                 f"stage {spec.deepest_stage!r} is unknown; allowed: {', '.join(STAGES)}"
             )
+        if track_stage not in (None, *STAGES[: STAGES.index(spec.deepest_stage) + 1]):
+            raise UserError(
+                f"track_stage {track_stage!r} is not in an encoder up to {spec.deepest_stage}"
+            )
         build, natural = ENCODERS[spec.name]
         stem, blocks = build()
         names = STAGES[: STAGES.index(spec.deepest_stage) + 1]
@@ -135,9 +139,18 @@ class Encoder(nn.Module):
             features[name] = FeatureMaps(x, info.temporal_stride, info.spatial_stride)
         return features
 
-    def describe(self) -> dict[str, object]:
-        """Plain types for a checkpoint, from which `Encoder(EncoderSpec(**...), track_stage=...)` builds it again."""
+    def describe(self) -> dict[str, Any]:
+        """Plain types for a file, from which `Encoder.of_description` builds it again, without weights."""
         return {"spec": asdict(self.spec), "track_stage": self.track_stage}
+
+    @classmethod
+    def of_description(cls, described: Mapping[str, Any]) -> "Encoder":
+        """The encoder that `describe` described, with fresh weights. Raises UserError where the description is none."""
+        try:
+            spec, track_stage = EncoderSpec(**described["spec"]), described["track_stage"]
+            return cls(spec, track_stage=track_stage)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"this does not describe an encoder: {error}") from error
 
 
 def _regroup(x: Tensor, segments: Sequence[Segment]) -> Tensor:
