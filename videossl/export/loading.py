@@ -1,21 +1,61 @@
-"""`videossl.load_encoder`: from a run's folder or one of its files to a module that takes videos."""
+"""`videossl.load_encoder`: from a run, one of its files, an exported file or a URL to a module that takes videos."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from videossl.engine.checkpoint import find_checkpoint, load_checkpoint, restore_encoder
+from videossl.engine.checkpoint import encoder_of_state, load_newest_or_named
 from videossl.export.clip_form import ClipForm
+from videossl.export.download import check_sha256, fetched, is_url
+from videossl.export.encoder_file import read_encoder_file
 from videossl.export.video_encoder import VideoEncoder
+from videossl.models.encoder_file import is_encoder_file, read_record
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An encoder, the file that it came from, and what else that says: a checkpoint's state or an encoder file's record."""
+
+    encoder: VideoEncoder
+    path: Path
+    contents: Mapping[str, Any]
 
 
 def load_encoder(
-    source: str | Path, *, stage: str | None = None, untrained_seed: int | None = None
+    source: str | Path,
+    *,
+    stage: str | None = None,
+    untrained_seed: int | None = None,
+    sha256: str | None = None,
 ) -> VideoEncoder:
-    """The encoder of a run's folder or checkpoint file with its preprocessing inside, in evaluation mode, on the CPU.
+    """An encoder with its preprocessing inside, in evaluation mode, on the CPU.
 
-    `stage` names the stage whose mean is the feature (None: the deepest). With `untrained_seed` the same architecture has
-    fresh weights of that seed. Raises UserError if there is no sound checkpoint.
+    `source` is a run's folder, a checkpoint file, an exported .safetensors file or the URL of either (fetched once, see
+    `videossl.export.download`). `stage` names the stage whose mean is the feature (None: the deepest, or the exported one).
+    With `untrained_seed` the same architecture has fresh weights of that seed. `sha256` is what the file's digest must be.
+
+    Raises UserError if there is no such file or it is damaged, foreign or another one.
     """
-    encoder = restore_encoder(source, untrained_seed=untrained_seed)
-    config = load_checkpoint(find_checkpoint(Path(source))).get("config", {})
-    stride = encoder.stages[next(reversed(encoder.stages))].spatial_stride
-    return VideoEncoder(encoder, ClipForm.of_config(config, stride), stage=stage).eval()
+    return load(source, stage=stage, untrained_seed=untrained_seed, sha256=sha256).encoder
+
+
+def load(
+    source: str | Path,
+    *,
+    stage: str | None = None,
+    untrained_seed: int | None = None,
+    sha256: str | None = None,
+) -> Loaded:
+    """As `load_encoder`, with the file and what it says."""
+    path = fetched(str(source), sha256=sha256) if is_url(source) else Path(source)
+    if is_encoder_file(path) and not path.is_dir():
+        check_sha256(path, sha256, name=str(source))
+        encoder = read_encoder_file(path, stage=stage, untrained_seed=untrained_seed)
+        return Loaded(encoder, path, read_record(path))
+    found, state = load_newest_or_named(path)
+    check_sha256(found, sha256, name=str(found))
+    bare = encoder_of_state(found, state, untrained_seed=untrained_seed)
+    stride = bare.stages[next(reversed(bare.stages))].spatial_stride
+    clip = ClipForm.of_config(state.get("config", {}), stride)
+    return Loaded(VideoEncoder(bare, clip, stage=stage).eval(), found, state)
