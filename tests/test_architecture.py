@@ -19,6 +19,7 @@ FLOOR_ONE = {
     "masks",
     "video_writer",
     "version",
+    "intervals",
     "workers",
     "worker_link",
     "worker_process",
@@ -39,7 +40,8 @@ ALLOWED = {
         "progress",
         "masks",
         "video_writer",
-        "workers",
+        "intervals",
+    "workers",
         "worker_process",
     },
     "eval": {
@@ -78,7 +80,8 @@ ALLOWED = {
         "decode",
         "errors",
         "version",
-        "workers",
+        "intervals",
+    "workers",
     },  # it must run where much is broken
     "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }

@@ -17,7 +17,7 @@ from videossl.audit.instances import (
     noise_residual,
     pairs_clips,
 )
-from videossl.audit.intervals import Interval
+from videossl.intervals import Interval
 from videossl.audit.subject import Seen, Subject
 from videossl.clip_views import mean_pictures
 from videossl.config import Config, validate

@@ -9,7 +9,7 @@ from videossl.__main__ import main
 from videossl.audit import transcode
 from videossl.audit.battery import Audit, Unknown
 from videossl.audit.findings import TaskAudit
-from videossl.audit.intervals import Interval
+from videossl.intervals import Interval
 from videossl.audit.report import audit_record, audit_text
 from videossl.audit.subject import audited_config
 from videossl.audit.transcode import VARIANTS
@@ -47,6 +47,14 @@ def test_the_command_writes_what_it_prints(tmp_path, config_file, video_folder, 
         for c in task["cheats"]
         if c["probe"] in ("P2", "P3", "P4") and c["form"] == "evaluation"
     )
+
+
+def test_json_is_the_record_and_all_that_is_printed(tmp_path, config_file, video_folder, capsys):
+    arguments = ["--config", str(config_file), "--manifest", str(video_folder), "-o", str(tmp_path)]
+    counts = ["--train-clips", "1", "--heldout-clips", "1"]
+    assert main(["audit", *arguments, *counts, *QUICK, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == json.loads((tmp_path / "audit.json").read_text())
 
 
 def test_nothing_to_audit_fails(tmp_path, capsys):

@@ -16,7 +16,7 @@ from videossl.audit.findings import Cheat, Check, TaskAudit, Verdict
 from videossl.audit.heldout_answers import HeldOutAnswers, collect_answers
 from videossl.audit.hidden import hidden_colour_check, hides_colours
 from videossl.audit.instances import Instances, pairs_clips
-from videossl.audit.intervals import Interval
+from videossl.intervals import Interval
 from videossl.audit.judgement import judge
 from videossl.audit.planned import placement_checks, placements
 from videossl.audit.random_encoder import with_trained_heads

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from videossl.audit.intervals import Interval
+from videossl.intervals import Interval
 from videossl.drawing import as_array
 
 Rows = list[tuple[str, str, Interval]]  # what, of which questions, how much

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from videossl.audit.intervals import Interval, bootstrap_over_videos
+from videossl.intervals import Interval, bootstrap_over_videos
 
 Verdict = Literal["at chance", "leaks", "baseline to beat", "unclear", "too few videos"]
 
