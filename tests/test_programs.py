@@ -1,0 +1,190 @@
+"""torch.export and ONNX files of every encoder, against the module that they were made of."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from videossl.errors import UserError
+from videossl.export import programs
+from videossl.export.clip_form import ClipForm
+from videossl.export.programs import Program, Unequal, check, write_onnx, write_torch_program
+from videossl.export.video_encoder import VideoEncoder
+from videossl.models.encoder import ENCODERS, Encoder, EncoderSpec
+
+
+def make(name="tiny", *, stage=None, keep_time=True, frames=4) -> VideoEncoder:
+    torch.manual_seed(0)
+    bare = Encoder(EncoderSpec(name, keep_time=keep_time))
+    for buffer_name, buffer in bare.named_buffers():  # statistics that are not the fresh ones
+        if buffer_name.endswith("running_mean"):
+            torch.nn.init.normal_(buffer, std=0.1)
+    return VideoEncoder(bare, ClipForm(frames, resize=36, crop_size=32), stage=stage).eval()
+
+
+def run_torch(path, video):
+    return torch.export.load(path).module()(video)
+
+
+def run_onnx(path, video):
+    session = pytest.importorskip("onnxruntime").InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    return torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
+
+
+KINDS = {
+    "torch": (write_torch_program, run_torch, "e.pt2"),
+    "onnx": (write_onnx, run_onnx, "e.onnx"),
+}
+
+
+def assert_same(encoder, path, run, video):
+    """Compared by the test itself, not by the check that is part of writing."""
+    with torch.no_grad():
+        expected = encoder(video)
+    scale = float(expected.square().mean().sqrt())
+    assert scale > 1e-3
+    torch.testing.assert_close(run(path, video), expected, atol=1e-4 * scale, rtol=0)
+
+
+def video(*shape: int) -> torch.Tensor:
+    numbers = np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
+    return torch.from_numpy(numbers)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("tiny", "res5"),
+        ("r3d_18", "res3"),
+        ("x3d_s", "res3"),
+        *(pytest.param(name, "res5", marks=pytest.mark.slow) for name in sorted(ENCODERS)),
+    ],
+)
+def test_a_program_computes_what_the_encoder_does_for_any_batch(name, stage, kind, tmp_path):
+    encoder, (write, run, file) = make(name, stage=stage), KINDS[kind]
+    difference = write(tmp_path / file, Program(encoder), {"a": 1})
+    assert difference.relative <= 1e-4
+    for batch, frames in ((1, 4), (2, 4), (3, 4), (5, 6), (1, 1)):
+        assert_same(encoder, tmp_path / file, run, video(batch, frames, 3, 36, 36))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_published_strides_over_time_are_exported_too(name, kind, tmp_path):
+    encoder, (write, run, file) = make(name, keep_time=False, frames=8), KINDS[kind]
+    write(tmp_path / file, Program(encoder), {})
+    for batch in (1, 2, 3):
+        assert_same(encoder, tmp_path / file, run, video(batch, 8, 3, 36, 36))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frames_are_fixed_behind_a_stride_over_time(kind, tmp_path):
+    encoder, (write, run, file) = make("r3d_18", keep_time=False, stage="res3"), KINDS[kind]
+    assert write(tmp_path / file, Program(encoder), {}).relative <= 1e-4
+    with pytest.raises(Exception, match=r"size\(\)\[1\] == 4|Got: 6 Expected: 4"):
+        run(tmp_path / file, video(2, 6, 3, 36, 36))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(60, 90), (20, 31)], ids=["shrinks", "grows"])
+def test_scaling_and_cropping_are_inside(kind, size, tmp_path):
+    encoder, (write, run, file) = make(stage="res2"), KINDS[kind]
+    write(tmp_path / file, Program(encoder, size=size), {})
+    assert_same(encoder, tmp_path / file, run, video(2, 4, 3, *size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_instead_of_means(kind, tmp_path):
+    encoder, (write, run, file) = make(stage="res3"), KINDS[kind]
+    write(tmp_path / file, Program(encoder, maps=True), {})
+    clips = video(2, 4, 3, 36, 36)
+    with torch.no_grad():
+        expected = encoder.feature_maps(clips)["res3"].data
+    torch.testing.assert_close(run(tmp_path / file, clips), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_says_what_it_is(tmp_path):
+    record = {"version": "1", "facts": {"name": 'a "quoted" <name>'}}
+    write_torch_program(tmp_path / "e.pt2", Program(make(stage="res2")), record)
+    extra = {"videossl.json": ""}
+    torch.export.load(tmp_path / "e.pt2", extra_files=extra)
+    assert json.loads(extra["videossl.json"]) == record
+    onnx = pytest.importorskip("onnx")
+    write_onnx(tmp_path / "e.onnx", Program(make(stage="res2")), record)
+    model = onnx.load(tmp_path / "e.onnx")
+    onnx.checker.check_model(model)
+    assert [json.loads(p.value) for p in model.metadata_props if p.key == "videossl"] == [record]
+    assert [i.name for i in model.graph.input] == ["video"]
+    assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim][:2] == [
+        "batch",
+        "frames",
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_behind_the_stage_stay_out(kind, tmp_path):
+    write, _, file = KINDS[kind]
+    sizes = []
+    for stage in ("res2", "res5"):
+        write(tmp_path / file, Program(make(stage=stage)), {})
+        sizes.append((tmp_path / file).stat().st_size)
+    assert 2 * sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_that_differs_leaves_no_file(kind, tmp_path, monkeypatch):
+    """What is traced is made other than the module: the check must see it, and the old file stay."""
+    write, _, file = KINDS[kind]
+    (tmp_path / file).write_bytes(b"old")
+    program = Program(make(stage="res2"))
+    trace = programs._trace
+
+    def of_other_weights(given, kind):
+        traced = Program(given.encoder)
+        with torch.no_grad():
+            next(traced.parameters()).mul_(1 + 1e-3)
+        return trace(traced, kind)
+
+    monkeypatch.setattr(programs, "_trace", of_other_weights)
+    with pytest.raises(Unequal, match=r"greatest difference from the module .* \(at most 0.0001\)"):
+        write(tmp_path / file, program, {})
+    assert (tmp_path / file).read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda y: y[:1].expand_as(y), "greatest difference"),  # of one batch element only
+        (lambda y: y[:1], r"gives \(1, 48\), not \(2, 48\)"),
+        (lambda y: y * float("nan"), "not finite"),
+        (lambda y: y + 1e-3 * y.square().mean().sqrt(), "greatest difference"),
+    ],
+)
+def test_the_check_sees_what_is_wrong(wrong, says):
+    program = Program(make(stage="res2"))
+    assert check(program, program).absolute == 0
+    with pytest.raises(Unequal, match=says):
+        check(lambda video: wrong(program(video)), program)
+
+
+def test_what_cannot_be_traced_fails_in_one_line(tmp_path):
+    class Branching(Program):
+        def forward(self, video):
+            return super().forward(video) if video.sum() > 0 else video
+
+    with pytest.raises(UserError, match=r"cannot be exported as torch\.export") as caught:
+        write_torch_program(tmp_path / "e.pt2", Branching(make(stage="res2")), {})
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "_ONNX_PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(UserError, match=r"no_such_package: pip install 'videossl\[onnx\]'"):
+        write_onnx(tmp_path / "e.onnx", Program(make(stage="res2")), {})

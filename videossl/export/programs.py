@@ -1,0 +1,211 @@
+"""Programs: an encoder with its preprocessing as one graph in a torch.export or ONNX file, checked against the module.
+
+Input `video` (N, T, 3, H, W) uint8 RGB, output `features` (N, C), or `maps` (N, C, T', h, w). N is free, H and W are fixed.
+T is free where nothing that is read strides over time; behind such a stride a graph has the frames that it was traced with.
+"""
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videossl.errors import UserError
+from videossl.export.video_encoder import VideoEncoder
+from videossl.models.encoder import Encoder
+from videossl.models.encoder_file import RECORD_KEY
+from videossl.whole_file import whole_file
+
+log = logging.getLogger("videossl")
+
+TOLERANCE = 1e-4  # of the features' root mean square
+PT2_RECORD = f"{RECORD_KEY}.json"  # the extra file that holds the record in a .pt2
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Unequal(Exception):
+    """A program does not compute what its module does. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The greatest absolute difference over all elements of all inputs tried, and that over the features' scale.
+
+    The scale is the root mean square of the module's features over the same elements. `videos` are the shapes tried.
+    """
+
+    absolute: float
+    relative: float
+    videos: tuple[tuple[int, ...], ...]
+
+    def __str__(self) -> str:
+        return (
+            f"greatest difference from the module {self.absolute:.2g}, {self.relative:.2g} of the features' root mean square "
+            f"(at most {TOLERANCE:g}), on {len(self.videos)} inputs of {len({v[0] for v in self.videos})} batch sizes"
+        )
+
+
+class Program(nn.Module):
+    """What is exported: `encoder` cut after its stage, for frames of `size` (None: short side scaled, square)."""
+
+    def __init__(
+        self, encoder: VideoEncoder, *, size: tuple[int, int] | None = None, maps: bool = False
+    ) -> None:
+        super().__init__()
+        self.encoder, self.maps = cut_after_stage(encoder), maps
+        self.size = (encoder.clip.resize, encoder.clip.resize) if size is None else size
+        stages = self.encoder.encoder.stages.values()
+        self.has_free_frames = all(info.temporal_stride == 1 for info in stages)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """See the module's docstring."""
+        if not self.maps:
+            features: Tensor = self.encoder(video)
+            return features
+        return self.encoder.feature_maps(video)[self.encoder.stage].data
+
+    def video(self, batch: int, frames: int, fill: int | None = None) -> Tensor:
+        """An input of the program: random pixels, the same at every call, or `fill` everywhere."""
+        shape = (batch, frames, 3, *self.size)
+        if fill is not None:
+            return torch.full(shape, fill, dtype=torch.uint8)
+        generator = torch.Generator().manual_seed(batch)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+    def videos(self) -> Iterator[Tensor]:
+        """What the program is checked on: batches of 1, 2 and 3, black and white, and other lengths where they are free."""
+        frames = self.encoder.clip.num_frames
+        yield self.video(1, frames)
+        yield self.video(2, frames)
+        yield self.video(3, frames)
+        yield self.video(1, frames, fill=0)
+        yield self.video(2, frames, fill=255)
+        if self.has_free_frames:
+            yield self.video(2, frames + 1)
+            yield self.video(1, 1)
+
+
+def cut_after_stage(encoder: VideoEncoder) -> VideoEncoder:
+    """The same function with no weights behind the stage that it reads: graphs would carry them along."""
+    spec = replace(encoder.encoder.spec, deepest_stage=encoder.stage)
+    cut = Encoder(spec)
+    weights = encoder.encoder.state_dict()
+    cut.load_state_dict({name: weights[name] for name in cut.state_dict()})
+    return VideoEncoder(cut, encoder.clip, stage=encoder.stage).eval()
+
+
+def write_torch_program(path: Path, program: Program, record: Mapping[str, Any]) -> Difference:
+    """Writes a .pt2 for `torch.export.load`, with the record as its extra file `videossl.json`.
+
+    Raises UserError if it cannot be traced or written, Unequal if what was written is not what was meant; no file is left.
+    """
+    traced = _trace(program, "torch.export")
+    with whole_file(path) as partial:
+        with _quiet():
+            torch.export.save(traced, partial, extra_files={PT2_RECORD: json.dumps(record)})
+            read = torch.export.load(partial).module()
+        return check(read, program)
+
+
+def write_onnx(path: Path, program: Program, record: Mapping[str, Any]) -> Difference:
+    """Writes an ONNX file, weights inside, with the record in its metadata, and runs it in onnxruntime.
+
+    Raises UserError without the packages, else as `write_torch_program`.
+    """
+    if missing := [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
+        raise UserError(f"onnx needs {', '.join(missing)}: pip install 'videossl[onnx]'")
+    traced = _trace(program, "onnx")
+    with _quiet(), _one_line("onnx"):
+        made = torch.onnx.export(
+            traced,
+            dynamo=True,
+            verbose=False,
+            input_names=["video"],
+            output_names=["maps" if program.maps else "features"],
+            dynamic_shapes=_free_axes(program),
+        )
+    assert made is not None
+    made.model.metadata_props[RECORD_KEY] = json.dumps(record)
+    with whole_file(path) as partial:
+        made.save(partial, external_data=False)
+        return check(_onnx_run(partial), program)
+
+
+def check(run: Run, program: Program) -> Difference:
+    """Compares a program with the module on `program.videos()`. Raises Unequal above TOLERANCE."""
+    greatest, squares, count, shapes = 0.0, 0.0, 0, []
+    for video in program.videos():
+        with torch.no_grad():
+            expected, found = program(video).double(), run(video).double()
+        shapes.append(tuple(video.shape))
+        if found.shape != expected.shape:
+            raise Unequal(
+                f"{tuple(video.shape)} gives {tuple(found.shape)}, not {tuple(expected.shape)}"
+            )
+        difference = float((found - expected).abs().max())
+        if not difference < float("inf"):
+            raise Unequal(f"{tuple(video.shape)} gives features that are not finite")
+        greatest = max(greatest, difference)
+        squares, count = squares + float((expected**2).sum()), count + expected.numel()
+    scale = (squares / count) ** 0.5
+    relative = greatest / scale if greatest else 0.0  # features may be 0 everywhere
+    found_difference = Difference(greatest, relative, tuple(shapes))
+    if not relative <= TOLERANCE:
+        raise Unequal(str(found_difference))
+    return found_difference
+
+
+def _trace(program: Program, kind: str) -> torch.export.ExportedProgram:
+    video = program.video(
+        2, program.encoder.clip.num_frames
+    )  # graphs are specialised to a batch of 1
+    with _quiet(), _one_line(kind), torch.no_grad():
+        return torch.export.export(program, (video,), dynamic_shapes=_free_axes(program))
+
+
+def _free_axes(program: Program) -> tuple[dict[int, Any]]:
+    axes = {0: torch.export.Dim("batch", min=1)}
+    if program.has_free_frames:
+        axes[1] = torch.export.Dim("frames", min=1)
+    return (axes,)
+
+
+def _onnx_run(path: Path) -> Run:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(video: Tensor) -> Tensor:
+        (found,) = session.run(None, {"video": video.numpy()})
+        return torch.from_numpy(found)
+
+    return run
+
+
+@contextmanager
+def _one_line(kind: str) -> Iterator[None]:
+    try:
+        yield
+    # What tracing raises is of no common class, and names an operator or a shape: all mean that there is no such graph.
+    except Exception as error:
+        cause = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"this encoder cannot be exported as {kind} with torch {torch.__version__} ({type(error).__name__}: {cause})"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Tracing warns of torch's own deprecations: nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
