@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from test_train import CONFIG, arguments
@@ -13,7 +12,6 @@ from videossl.engine.evaluation import Evaluations, Measured
 from videossl.engine.logger import RunLogger
 from videossl.engine.preemption import StopAsked
 from videossl.errors import UserError
-from videossl.eval.knn import knn_score
 
 MODEL = torch.nn.Linear(1, 1)
 
@@ -91,46 +89,6 @@ def test_what_was_interrupted_is_still_owed(tmp_path):
 def test_a_best_metric_that_nobody_measures_is_refused_at_once():
     with pytest.raises(UserError, match=r"'c/x' is not measured: it must begin with one of a/, b/"):
         Evaluations([Recorded("a", 1, []), Recorded("b", 1, [])], best_metric="c/x", total_steps=1)
-
-
-def slow_knn(features, labels, groups, neighbours: int, temperature: float) -> float:
-    """One video at a time, from the definition."""
-    right = 0
-    unit = [f / np.linalg.norm(f) for f in features]
-    for i, own in enumerate(unit):
-        others = [j for j in range(len(unit)) if groups[j] != groups[i]]
-        others = sorted(others, key=lambda j: -float(own @ unit[j]))[:neighbours]
-        votes = dict.fromkeys(sorted(set(labels)), 0.0)
-        for j in others:
-            votes[labels[j]] += np.exp(float(own @ unit[j]) / temperature)
-        right += max(votes, key=votes.get) == labels[i]
-    return right / len(unit)
-
-
-@pytest.mark.parametrize("neighbours", [1, 5, 20])
-def test_knn_equals_a_slow_loop(neighbours):
-    random = np.random.default_rng(0)
-    labels = [str(c) for c in random.integers(0, 3, 60)]
-    groups = [str(g) for g in random.integers(0, 12, 60)]
-    features = random.normal(size=(60, 4)) + np.eye(4)[[int(c) for c in labels]]
-    score = knn_score(torch.from_numpy(features), labels, groups, neighbours=neighbours)
-    assert score.accuracy == pytest.approx(slow_knn(features, labels, groups, neighbours, 0.07))
-    assert score.chance == max(labels.count(c) for c in "012") / 60
-    assert (score.count, score.num_classes) == (60, 3)
-
-
-def test_knn_never_asks_a_video_of_the_same_source():
-    """Copies of one clip under one source name each other's label; under it alone they cannot."""
-    features = torch.eye(4).repeat_interleave(2, 0)
-    labels = ["a", "a", "b", "b", "a", "a", "b", "b"]
-    assert knn_score(features, labels, list("01234567"), neighbours=1).accuracy == 1.0
-    assert knn_score(features, labels, list("00112233"), neighbours=1).accuracy < 1.0
-
-
-@pytest.mark.parametrize(("labels", "groups"), [("aaa", "xyz"), ("aba", "xxx")])
-def test_knn_without_a_question_is_refused(labels, groups):
-    with pytest.raises(UserError, match="two classes and two source groups"):
-        knn_score(torch.randn(3, 2), list(labels), list(groups))
 
 
 @pytest.fixture(scope="module")
