@@ -1,0 +1,123 @@
+"""Features on disk, computed once: under a name made of the weights, the videos and how they were shown.
+
+A folder per name, a file per CHUNK videos, each written whole: what a stopped command has done is there for the next one.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from videossl.embedding.clip_reader import ClipReader
+from videossl.embedding.digests import settings_digest, state_digest, videos_digest
+from videossl.embedding.features import TOKEN_GRID, Form, VideoFeatures, video_features
+from videossl.errors import UserError
+from videossl.export.video_encoder import VideoEncoder
+from videossl.progress import track
+
+log = logging.getLogger("videossl")
+
+CHUNK = 64  # videos; chosen: a minute of work on two cores
+FORMAT = 1
+
+
+def cached_features(
+    encoder: VideoEncoder,
+    reader: ClipReader,
+    rows: Sequence[int],
+    *,
+    cache: Path,
+    device: torch.device,
+    form: Form = "pooled",
+    why: str = "features",
+    num_workers: int | None = None,
+) -> dict[int, VideoFeatures]:
+    """Each row's features, from the cache where they are there, else computed and put there.
+
+    Raises UserError where the folder cannot be written.
+    """
+    folder = cache / "features" / _name(encoder, reader, rows, form)
+    chunks = [list(rows[start : start + CHUNK]) for start in range(0, len(rows), CHUNK)]
+    found = {index: _read(folder, index, chunk) for index, chunk in enumerate(chunks)}
+    missing = {index: chunks[index] for index, features in found.items() if features is None}
+    if not missing:
+        log.info("%s: %d videos from the cache, %s", why, len(rows), folder)
+    else:
+        _make(folder)  # before the work, not after it
+        wanted = [row for chunk in missing.values() for row in chunk]
+        computed = video_features(
+            encoder, reader, wanted, device=device, form=form, num_workers=num_workers
+        )
+        following = track(computed, description=why, total=len(wanted))
+        for index, chunk in missing.items():
+            found[index] = _take(following, len(chunk))
+            _write(folder, index, found[index] or [])
+    return {one.row: one for features in found.values() for one in features or []}
+
+
+def _name(encoder: VideoEncoder, reader: ClipReader, rows: Sequence[int], form: Form) -> str:
+    described = {
+        "format": FORMAT,
+        "weights": state_digest(encoder),
+        "encoder": encoder.describe(),
+        "shown": asdict(reader.clip),
+        "clips": reader.num_clips,
+        "videos": videos_digest(reader.manifest, rows),
+        "form": [form, TOKEN_GRID if form == "tokens" else ()],
+    }
+    return settings_digest(described)[:32]
+
+
+def _take(features: Iterator[VideoFeatures], count: int) -> list[VideoFeatures]:
+    return [next(features) for _ in range(count)]
+
+
+def _write(folder: Path, index: int, features: Iterable[VideoFeatures]) -> None:
+    tensors = {str(one.row): one.clips for one in features if one.clips is not None}
+    reasons = {str(one.row): one.reason for one in features if one.clips is None}
+    partial = folder / f"{index}.{os.getpid()}.partial"
+    try:
+        save_file(tensors, partial, {"reasons": json.dumps(reasons)})
+        partial.replace(folder / f"{index}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise _refused(folder, error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(folder, error) from error
+
+
+def _refused(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"features cannot be cached in {folder}: {error}; free space, or name another --cache"
+    )
+
+
+def _read(folder: Path, index: int, rows: Sequence[int]) -> list[VideoFeatures] | None:
+    """The features of a chunk's file; None where there is none or it is damaged."""
+    path = folder / f"{index}.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            reasons = json.loads(file.metadata()["reasons"])
+            return [
+                VideoFeatures(row, None, reasons[str(row)])
+                if str(row) in reasons
+                else VideoFeatures(row, file.get_tensor(str(row)))
+                for row in rows
+            ]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        log.warning("%s is damaged (%s): computed again", path, error)
+        return None

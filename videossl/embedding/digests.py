@@ -1,0 +1,35 @@
+"""Fingerprints of weights and of videos: what cached features belong to, and whether frozen weights stayed frozen."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from videossl.data.table import Manifest
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 of every parameter and buffer, by name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def videos_digest(manifest: Manifest, rows: Sequence[int]) -> str:
+    """SHA-256 of where these videos lie, their sizes and when they were changed: other files give another one."""
+    digest = hashlib.sha256()
+    for row in rows:
+        entry = manifest[row]
+        digest.update(
+            f"{entry.path}\0{entry.offset}\0{entry.bytes}\0{entry.modified}\0{entry.status}\n".encode()
+        )
+    return digest.hexdigest()
+
+
+def settings_digest(settings: Any) -> str:
+    """SHA-256 of plain types."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
