@@ -1,0 +1,202 @@
+"""Each protocol of `videossl probe`: frozen features, or a network, to answers about the test part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videossl.data.table import Manifest
+from videossl.embedding.cache import cached_features
+from videossl.embedding.clip_reader import ClipReader
+from videossl.embedding.digests import state_digest
+from videossl.embedding.features import Form, VideoFeatures
+from videossl.export.video_encoder import VideoEncoder
+from videossl.probe.attentive import attentive_probe
+from videossl.probe.examples import Examples, examples_of
+from videossl.probe.few_shot import NUM_SEEDS, SHOTS, few_shot
+from videossl.probe.judgement import chance_of_classes, judge_classes
+from videossl.probe.linear import join, linear_probe
+from videossl.probe.neighbours import RECALLS, chance_of_hit, hits, similarities, votes
+from videossl.probe.split import LabelledSplit
+
+PROTOCOLS = ("linear", "attentive", "knn", "retrieval", "finetune", "fewshot")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The videos that are asked about, and how they are shown."""
+
+    manifest: Manifest
+    split: LabelledSplit
+    clips_per_video: int
+    device: torch.device
+    cache: Path
+    seed: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.split.classes)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The examples of one encoder: those settings are fitted on, chosen on, and judged on."""
+
+    train: Examples
+    validation: Examples
+    test: Examples
+
+    @property
+    def fitted(self) -> Examples:
+        """Train and validation."""
+        return join(self.train, self.validation)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """`numbers` for the record; `right` (V,) per test video, for paired differences; `probabilities` (V, L) or None."""
+
+    numbers: dict[str, Any]
+    right: Tensor
+    test: Examples
+    probabilities: Tensor | None = None
+    frozen: dict[str, str] = field(default_factory=dict)
+
+
+def features_of(
+    encoder: VideoEncoder,
+    setting: Setting,
+    rows: Sequence[int],
+    *,
+    why: str,
+    form: Form = "pooled",
+) -> dict[int, VideoFeatures]:
+    """The features of these rows, from the cache where they are there."""
+    reader = ClipReader(setting.manifest, encoder.clip, setting.clips_per_video)
+    return cached_features(
+        encoder, reader, rows, cache=setting.cache, device=setting.device, form=form, why=why
+    )
+
+
+def parts_of(features: Mapping[int, VideoFeatures], split: LabelledSplit) -> Parts:
+    """The videos that have features, part by part."""
+    return Parts(
+        examples_of(split.train, split, features, "train"),
+        examples_of(split.validation, split, features, "validation"),
+        examples_of(split.test, split, features, "test"),
+    )
+
+
+def judge_frozen(protocol: str, encoder: VideoEncoder, setting: Setting, *, why: str) -> Judged:
+    """A protocol that learns from frozen features. The weights are compared by SHA-256 before and after.
+
+    Raises RuntimeError if they changed: then no number would mean anything.
+    """
+    before = state_digest(encoder)
+    form: Form = "tokens" if protocol == "attentive" else "pooled"
+    features = features_of(encoder, setting, setting.split.rows, why=why, form=form)
+    judged = _FROZEN[protocol](parts_of(features, setting.split), setting)
+    after = state_digest(encoder)
+    if after != before:
+        raise RuntimeError(f"the frozen encoder changed while it was probed: {before} to {after}")
+    frozen = {"sha256_before": before, "sha256_after": after}
+    return Judged(judged.numbers, judged.right, judged.test, judged.probabilities, frozen)
+
+
+def judge_probabilities(probabilities: Tensor, test: Examples, setting: Setting) -> Judged:
+    """Answers (V, L) about the test part."""
+    numbers = judge_classes(probabilities, test, num_classes=setting.num_classes)
+    right = (probabilities.argmax(1) == test.labels).double()
+    return Judged(numbers, right, test, probabilities)
+
+
+def chance(protocol: str, setting: Setting) -> dict[str, float]:
+    """What is scored without looking."""
+    split = setting.split
+    fitted = torch.from_numpy(split.label[split.fitted])
+    test = torch.from_numpy(split.label[split.test])
+    if protocol == "retrieval":
+        return {f"R@{k}": chance_of_hit(test, fitted, k) for k in RECALLS}
+    return chance_of_classes(fitted, test, setting.num_classes)
+
+
+def _linear(parts: Parts, setting: Setting) -> Judged:
+    probabilities, chosen = linear_probe(
+        parts.train,
+        parts.validation,
+        parts.test,
+        num_classes=setting.num_classes,
+        seed=setting.seed,
+    )
+    judged = judge_probabilities(probabilities, parts.test, setting)
+    judged.numbers["chosen"] = asdict(chosen)
+    return judged
+
+
+def _attentive(parts: Parts, setting: Setting) -> Judged:
+    probabilities, chosen = attentive_probe(
+        parts.train,
+        parts.validation,
+        parts.test,
+        num_classes=setting.num_classes,
+        seed=setting.seed,
+        device=setting.device,
+    )
+    judged = judge_probabilities(probabilities, parts.test, setting)
+    judged.numbers["chosen"] = asdict(chosen)
+    return judged
+
+
+def _knn(parts: Parts, setting: Setting) -> Judged:
+    fitted = parts.fitted
+    similarity = similarities(parts.test.per_video, fitted.per_video)
+    probabilities = votes(similarity, fitted.labels, num_classes=setting.num_classes)
+    return judge_probabilities(probabilities, parts.test, setting)
+
+
+def _retrieval(parts: Parts, setting: Setting) -> Judged:
+    gallery = parts.fitted
+    similarity = similarities(parts.test.per_video, gallery.per_video)
+    found = {k: hits(similarity, parts.test.labels, gallery.labels, k) for k in RECALLS}
+    numbers: dict[str, Any] = {f"R@{k}": float(values.mean()) for k, values in found.items()}
+    numbers |= {"num_queries": len(parts.test), "num_gallery": len(gallery)}
+    return Judged(numbers, found[RECALLS[0]], parts.test)
+
+
+def _few_shot(parts: Parts, setting: Setting) -> Judged:
+    fitted, test = parts.fitted, parts.test
+    numbers: dict[str, Any] = {}
+    shown: Tensor | None = None
+    for shots in SHOTS:
+        answered = [
+            few_shot(fitted, test, shots, seed=setting.seed + seed) for seed in range(NUM_SEEDS)
+        ]
+        known = [probabilities for probabilities in answered if probabilities is not None]
+        if not known:
+            numbers[f"{shots}-shot"] = None  # a class has fewer videos than that
+            continue
+        scores = [float((p.argmax(1) == test.labels).double().mean()) for p in known]
+        numbers[f"{shots}-shot"] = {
+            "mean": float(np.mean(scores)),
+            "std": float(np.std(scores, ddof=1)),
+            "seeds": scores,
+        }
+        shown = torch.stack(known).mean(0)  # of the most shots there are, for the pictures
+        right = torch.stack([(p.argmax(1) == test.labels).double() for p in known]).mean(0)
+    assert shown is not None  # one video a class is there, or the split would have been refused
+    judged = judge_classes(shown, test, num_classes=setting.num_classes)
+    numbers["confusion"] = judged["confusion"]
+    return Judged(numbers, right, test, shown)
+
+
+_FROZEN: dict[str, Callable[[Parts, Setting], Judged]] = {
+    "linear": _linear,
+    "attentive": _attentive,
+    "knn": _knn,
+    "retrieval": _retrieval,
+    "fewshot": _few_shot,
+}

@@ -1,0 +1,109 @@
+"""The record of a probe, and its table for people."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from videossl.data.table import Manifest
+from videossl.probe.judgement import difference
+from videossl.probe.neighbours import RECALLS
+from videossl.probe.protocols import Judged
+
+Rows = Mapping[str, Judged]
+
+
+def records(rows: Rows) -> dict[str, dict[str, Any]]:
+    """Each row's numbers, how much the first row is above it on the same videos, and the digests of frozen weights."""
+    first = next(iter(rows.values()))
+    found: dict[str, dict[str, Any]] = {}
+    for name, row in rows.items():
+        numbers = dict(row.numbers)
+        if row is not first and list(row.test.rows) == list(first.test.rows):
+            numbers["first_row_minus_this"] = list(
+                difference(first.right, row.right, first.test.groups)
+            )
+        if row.frozen:
+            numbers["frozen"] = row.frozen
+        found[name] = numbers
+    return found
+
+
+def write_predictions(path: Path, row: Judged, classes: Sequence[str], manifest: Manifest) -> None:
+    """A CSV of path, class, answer and its probability, a line per test video."""
+    assert row.probabilities is not None
+    best = row.probabilities.max(1)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "answer", "probability"])
+        for place, number in enumerate(row.test.rows.tolist()):
+            entry = manifest[number]
+            answer = classes[int(best.indices[place])]
+            writer.writerow([entry.source, entry.label, answer, f"{float(best.values[place]):.4f}"])
+
+
+def format_table(
+    protocol: str, rows: Mapping[str, Mapping[str, Any]], chance: Mapping[str, float]
+) -> str:
+    """Percent, in a table that a terminal and Markdown show; the first row's lead with its 95 % interval."""
+    head, cells = _COLUMNS[protocol]
+    lines = [f"| row | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(cells(numbers))} |" for name, numbers in rows.items()]
+    return "\n".join([*lines, f"| chance | {' | '.join(_chance(protocol, head, chance))} |"])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(value: list[float]) -> str:
+    estimate, low, high = (100 * v for v in value)
+    return f"{estimate:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _lead(numbers: Mapping[str, Any]) -> str:
+    lead = numbers.get("first_row_minus_this")
+    return "" if lead is None else f"+{_interval(lead)}".replace("+-", "-")
+
+
+def _class_cells(numbers: Mapping[str, Any]) -> list[str]:
+    return [
+        _interval(numbers["top1"]),
+        _percent(numbers["balanced_accuracy"]),
+        _percent(numbers["top5"]) if "top5" in numbers else "",
+        _lead(numbers),
+    ]
+
+
+def _retrieval_cells(numbers: Mapping[str, Any]) -> list[str]:
+    return [*(_percent(numbers[f"R@{k}"]) for k in RECALLS), _lead(numbers)]
+
+
+def _few_shot_cells(numbers: Mapping[str, Any]) -> list[str]:
+    shots = [value for name, value in numbers.items() if name.endswith("-shot")]
+    return [
+        "too few videos" if one is None else f"{100 * one['mean']:.1f} ± {100 * one['std']:.1f}"
+        for one in shots
+    ]
+
+
+def _chance(protocol: str, head: list[str], chance: Mapping[str, float]) -> list[str]:
+    if protocol == "fewshot":
+        return [_percent(chance["balanced_accuracy"])] * len(head)
+    known = {"top-1": "top1", "balanced": "balanced_accuracy"}
+    values = [chance.get(known.get(name, name)) for name in head]
+    return ["" if value is None else _percent(value) for value in values]
+
+
+_CLASS = (["top-1", "balanced", "top-5", "first row's lead in top-1"], _class_cells)
+_COLUMNS = {
+    "linear": _CLASS,
+    "attentive": _CLASS,
+    "knn": _CLASS,
+    "finetune": _CLASS,
+    "retrieval": (
+        [*(f"R@{k}" for k in RECALLS), "first row's lead in R@1"],
+        _retrieval_cells,
+    ),
+    "fewshot": (["1-shot", "5-shot", "10-shot"], _few_shot_cells),
+}
