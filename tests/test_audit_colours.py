@@ -17,11 +17,11 @@ from videossl.audit.instances import (
     noise_residual,
     pairs_clips,
 )
-from videossl.intervals import Interval
 from videossl.audit.subject import Seen, Subject
 from videossl.clip_views import mean_pictures
 from videossl.config import Config, validate
 from videossl.distributed import World
+from videossl.intervals import Interval
 from videossl.pretext import colorization, image_colorization
 from videossl.types import ClipBatch, Views
 

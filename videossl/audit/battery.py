@@ -16,7 +16,6 @@ from videossl.audit.findings import Cheat, Check, TaskAudit, Verdict
 from videossl.audit.heldout_answers import HeldOutAnswers, collect_answers
 from videossl.audit.hidden import hidden_colour_check, hides_colours
 from videossl.audit.instances import Instances, pairs_clips
-from videossl.intervals import Interval
 from videossl.audit.judgement import judge
 from videossl.audit.planned import placement_checks, placements
 from videossl.audit.random_encoder import with_trained_heads
@@ -26,6 +25,7 @@ from videossl.audit.swap import Judged, not_run, swap_check
 from videossl.audit.transcode import MAX_SECONDS, transcoded
 from videossl.data.dataset import ClipDataset
 from videossl.engine.multitask import MultiTask
+from videossl.intervals import Interval
 from videossl.pretext.task import PretextTask
 from videossl.types import Answers
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from videossl.intervals import Interval
 from videossl.drawing import as_array
+from videossl.intervals import Interval
 
 Rows = list[tuple[str, str, Interval]]  # what, of which questions, how much
 
