@@ -47,6 +47,27 @@ def video_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tinted_videos(tmp_path_factory) -> Path:
+    """The manifest of noise in two tints, which are the classes: 12 videos of 12 sources."""
+    import numpy as np
+
+    from videossl.__main__ import main
+    from videossl.video_writer import write_video
+
+    folder = tmp_path_factory.mktemp("tinted")
+    random = np.random.default_rng(0)
+    for label, tint in {"blue": (40, 60, 200), "red": (200, 60, 40)}.items():
+        for number in range(6):
+            noise = random.integers(-40, 40, (10, 40, 48, 1))
+            frames = (np.asarray(tint) + noise).clip(0, 255).astype(np.uint8)
+            write_video(folder / label / f"{number}.mp4", frames, frames_per_second=10)
+    out = folder / "manifest.parquet"
+    arguments = ["scan", str(folder), "-o", str(out), "--labels", "folder", "--workers", "1"]
+    assert main(arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny encoder up to res3 that was never trained, saved as a run saves it."""
     import torch

@@ -2,11 +2,9 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 
-from videossl.__main__ import main
 from videossl.data.table import Manifest, read_manifest
 from videossl.export.clip_form import ClipForm
 from videossl.export.video_encoder import VideoEncoder
@@ -14,31 +12,19 @@ from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.probe import supervised
 from videossl.probe.split import LabelledSplit, split_labelled
 from videossl.probe.supervised import Recipe, train_with_labels
-from videossl.video_writer import write_video
 
 CLIP = ClipForm(num_frames=4, seconds_between_frames=0.1, resize=35, crop_size=32)
 RECIPE = Recipe(epochs=3, batch_size=4, dropout=0.1)
-TINTS = {"blue": (40, 60, 200), "red": (200, 60, 40)}
-
-
-@pytest.fixture(scope="session")
-def tinted_videos(tmp_path_factory) -> Manifest:
-    """Noise in two tints, which are the classes: 12 videos of 12 sources."""
-    folder = tmp_path_factory.mktemp("tinted")
-    random = np.random.default_rng(0)
-    for label, tint in TINTS.items():
-        for number in range(6):
-            noise = random.integers(-40, 40, (10, 40, 48, 1))
-            frames = (np.asarray(tint) + noise).clip(0, 255).astype(np.uint8)
-            write_video(folder / label / f"{number}.mp4", frames, frames_per_second=10)
-    arguments = ["scan", str(folder), "-o", str(folder / "m.parquet"), "--labels", "folder"]
-    assert main([*arguments, "--workers", "1"]) == 0
-    return read_manifest(folder / "m.parquet")
 
 
 @pytest.fixture(scope="module")
-def split(tinted_videos) -> LabelledSplit:
-    return split_labelled(tinted_videos, seed=0)
+def manifest(tinted_videos) -> Manifest:
+    return read_manifest(tinted_videos)
+
+
+@pytest.fixture(scope="module")
+def split(manifest) -> LabelledSplit:
+    return split_labelled(manifest, seed=0)
 
 
 def encoder() -> VideoEncoder:
@@ -52,16 +38,16 @@ def train(manifest: Manifest, split: LabelledSplit, cache, recipe: Recipe = RECI
     )
 
 
-def test_what_labels_tell_is_learned(tinted_videos, split, tmp_path):
+def test_what_labels_tell_is_learned(manifest, split, tmp_path):
     start = encoder().state_dict()
-    model = train(tinted_videos, split, tmp_path, dataclasses.replace(RECIPE, epochs=8))
+    model = train(manifest, split, tmp_path, dataclasses.replace(RECIPE, epochs=8))
     assert not model.training
     assert any(
         not torch.equal(value, start[key]) for key, value in model.encoder.state_dict().items()
     )
     from videossl.embedding.clip_reader import ClipReader
 
-    reader = ClipReader(tinted_videos, CLIP, 1)
+    reader = ClipReader(manifest, CLIP, 1)
     with torch.no_grad():
         answers = [
             int(model.classify(model.encoder(reader.read(row))).argmax()) for row in split.test
@@ -69,8 +55,8 @@ def test_what_labels_tell_is_learned(tinted_videos, split, tmp_path):
     assert answers == split.label[split.test].tolist()
 
 
-def test_a_stopped_training_goes_on_bit_for_bit(tinted_videos, split, tmp_path, monkeypatch):
-    whole = train(tinted_videos, split, tmp_path / "whole").state_dict()
+def test_a_stopped_training_goes_on_bit_for_bit(manifest, split, tmp_path, monkeypatch):
+    whole = train(manifest, split, tmp_path / "whole").state_dict()
     save, saves = supervised.save_checkpoint, []
 
     def interrupted(*args, **options):
@@ -81,16 +67,16 @@ def test_a_stopped_training_goes_on_bit_for_bit(tinted_videos, split, tmp_path, 
 
     monkeypatch.setattr(supervised, "save_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(tinted_videos, split, tmp_path / "cut")
-    parts = train(tinted_videos, split, tmp_path / "cut").state_dict()
+        train(manifest, split, tmp_path / "cut")
+    parts = train(manifest, split, tmp_path / "cut").state_dict()
     assert saves == [1, 2, 3]
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
-    again = train(tinted_videos, split, tmp_path / "cut").state_dict()
+    again = train(manifest, split, tmp_path / "cut").state_dict()
     assert saves == [1, 2, 3]  # it was finished
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
 
 
-def test_only_train_and_validation_videos_are_seen(tinted_videos, split, tmp_path, monkeypatch):
+def test_only_train_and_validation_videos_are_seen(manifest, split, tmp_path, monkeypatch):
     seen: set[int] = set()
     convert = supervised.to_clip_batch
 
@@ -99,6 +85,6 @@ def test_only_train_and_validation_videos_are_seen(tinted_videos, split, tmp_pat
         return convert(raw, *args)
 
     monkeypatch.setattr(supervised, "to_clip_batch", noting)
-    train(tinted_videos, split, tmp_path)
+    train(manifest, split, tmp_path)
     assert seen
     assert not seen & set(split.test.tolist())

@@ -1,0 +1,186 @@
+"""`videossl probe`: what a representation is worth on labelled videos, beside chance, no training, and labels."""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from videossl.probe.protocols import Judged, Setting
+    from videossl.probe.rows import LoadUntrained
+
+EXAMPLE = """examples:
+  videossl scan classes/ -o labelled.parquet --labels folder
+  videossl probe --checkpoint runs/mine --manifest labelled.parquet --protocol linear -o probes/linear
+  videossl probe --checkpoint runs/mine --manifest labelled.parquet --protocol finetune --epochs 50 -o probes/finetune
+"""
+
+log = logging.getLogger("videossl")
+PROTOCOLS = ("linear", "attentive", "knn", "retrieval", "finetune", "fewshot")
+OWNED = ("result.json", "table.md", "predictions.csv", "confusion.png", "neighbours.png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="a run's folder, a file of it, an exported encoder or a URL",
+    )
+    add("--manifest", required=True, type=Path, help="labelled videos, see `scan --labels`")
+    add("--protocol", required=True, choices=PROTOCOLS, help="what is learned on the features")
+    add("-o", "--out", required=True, type=Path, help="folder for result.json, tables and pictures")
+    add(
+        "--split-file",
+        type=Path,
+        metavar="CSV",
+        help="columns path,split (train, validation, test); default: by source group",
+    )
+    add(
+        "--clips-per-video",
+        type=int,
+        default=10,
+        metavar="K",
+        help="spread evenly, answers averaged (default 10)",
+    )
+    add("--stage", help="whose features (default: the deepest)")
+    add(
+        "--untrained-seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="rows of the same encoder untrained (default 1)",
+    )
+    add("--no-supervised", action="store_true", help="no row trained with labels from scratch")
+    group = parser.add_argument_group("training with labels (finetune, and the supervised row)")
+    group.add_argument("--epochs", type=int, default=30, help="default 30")
+    group.add_argument("--batch-size", type=int, default=16, help="videos a step (default 16)")
+    group.add_argument("--lr", type=float, default=1e-3, help="peak, of AdamW (default 1e-3)")
+    add("--cache", type=Path, help="of features (default: $VIDEOSSL_CACHE, or ~/.cache/videossl)")
+    add("--seed", type=int, default=0, help="of the split and of all that is drawn (default 0)")
+    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Splits, encodes, fits, judges, writes, prints."""
+    import json
+
+    from videossl.data.table import read_manifest
+    from videossl.distributed import choose_device
+    from videossl.embedding.digests import videos_digest
+    from videossl.engine.run_folder import environment
+    from videossl.export.download import cache_folder
+    from videossl.export.loading import load_encoder
+    from videossl.probe.protocols import Setting, chance
+    from videossl.probe.report import format_table, records
+    from videossl.probe.split import split_labelled
+
+    _check(args)
+    manifest = read_manifest(args.manifest)
+    split = split_labelled(manifest, seed=args.seed, split_file=args.split_file)
+    encoder = load_encoder(args.checkpoint, stage=args.stage)
+    setting = Setting(
+        manifest,
+        split,
+        args.clips_per_video,
+        choose_device(args.device),
+        args.cache or cache_folder(),
+        args.seed,
+    )
+    _announce(args, setting)
+
+    def untrained(seed: int) -> Any:
+        return load_encoder(args.checkpoint, stage=args.stage, untrained_seed=seed)
+
+    rows = _rows(args, encoder, untrained, setting)
+    numbers, guess = records(rows), chance(args.protocol, setting)
+    table = format_table(args.protocol, numbers, guess)
+    record = {
+        "command": shlex.join(["videossl", *sys.argv[1:]]),
+        "protocol": args.protocol,
+        "checkpoint": str(args.checkpoint),
+        "encoder": encoder.describe(),
+        "manifest": str(args.manifest),
+        "videos_sha256": videos_digest(manifest, split.rows),
+        "split": {**split.describe(), "file": args.split_file and str(args.split_file)},
+        "clips_per_video": args.clips_per_video,
+        "seed": args.seed,
+        "recipe": {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr},
+        "chance": guess,
+        "rows": numbers,
+        "environment": environment(),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "table.md").write_text(table + "\n")
+    _draw(args, next(iter(rows.values())), encoder, setting)
+    (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{table}\n\nwritten to {args.out}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for numbers with which nothing could be judged, and for a folder that cannot be written."""
+    from videossl.errors import UserError
+    from videossl.eval.output_folder import check_writable
+
+    least = {"clips_per_video": 1, "untrained_seeds": 0, "epochs": 1, "batch_size": 2}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is {getattr(args, name)}: it must be at least {value}")
+    if not args.lr > 0:
+        raise UserError(f"--lr is {args.lr}: it must be above 0")
+    check_writable(args.out, option="-o")
+    for name in OWNED:  # no old picture may pass for a new one
+        (args.out / name).unlink(missing_ok=True)
+
+
+def _announce(args: argparse.Namespace, setting: "Setting") -> None:
+    parts = setting.split.describe()
+    counts = ", ".join(
+        f"{part} {parts[part]['videos']} videos of {parts[part]['groups']} sources"  # type: ignore[index]
+        for part in ("train", "validation", "test")
+    )
+    log.info("%d classes; %s", setting.num_classes, counts)
+    if args.no_supervised and args.protocol != "finetune":
+        log.info("no row of an encoder trained with labels from scratch: --no-supervised")
+
+
+def _rows(
+    args: argparse.Namespace, encoder: Any, untrained: "LoadUntrained", setting: "Setting"
+) -> dict[str, "Judged"]:
+    from videossl.probe.rows import finetuned_rows, frozen_rows
+    from videossl.probe.supervised import Recipe
+
+    recipe = Recipe(epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
+    if args.protocol == "finetune":
+        return finetuned_rows(encoder, untrained, setting, recipe)
+    return frozen_rows(
+        args.protocol,
+        encoder,
+        untrained,
+        setting,
+        untrained_seeds=args.untrained_seeds,
+        recipe=None if args.no_supervised else recipe,
+    )
+
+
+def _draw(args: argparse.Namespace, row: "Judged", encoder: Any, setting: "Setting") -> None:
+    """The confusion matrix and the answers of the first row, and its nearest neighbours."""
+    from videossl.probe.pictures import draw_confusion, draw_neighbours, nearest
+    from videossl.probe.protocols import features_of, parts_of
+    from videossl.probe.report import write_predictions
+
+    classes = setting.split.classes
+    if row.probabilities is not None:
+        draw_confusion(args.out / "confusion.png", row.numbers["confusion"], classes)
+        write_predictions(args.out / "predictions.csv", row, classes, setting.manifest)
+    why = "features for the picture of nearest neighbours"
+    parts = parts_of(features_of(encoder, setting, setting.split.rows, why=why), setting.split)
+    found = nearest(parts.test, parts.fitted)
+    draw_neighbours(args.out / "neighbours.png", found, setting.manifest, encoder.clip)
