@@ -72,7 +72,7 @@ ALLOWED = {
         "drawing",
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
-    "export": FLOOR_ONE | {"export", "engine", "models"},
+    "export": FLOOR_ONE | {"export", "engine", "data", "models"},
     "embedding": FLOOR_ONE | {"embedding", "export", "data", "decode"},
     "probe": FLOOR_ONE | {"probe", "embedding", "export", "engine", "data", "decode", "models"},
     "doctor": {
@@ -83,6 +83,7 @@ ALLOWED = {
         "intervals",
     "workers",
     },  # it must run where much is broken
+    "detection": FLOOR_ONE | {"detection", "engine", "models"},
     "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }
 

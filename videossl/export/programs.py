@@ -48,9 +48,10 @@ class Difference:
     videos: tuple[tuple[int, ...], ...]
 
     def __str__(self) -> str:
+        batches = len({shape[0] for shape in self.videos})
         return (
-            f"greatest difference from the module {self.absolute:.2g}, {self.relative:.2g} of the features' root mean square "
-            f"(at most {TOLERANCE:g}), on {len(self.videos)} inputs of {len({v[0] for v in self.videos})} batch sizes"
+            f"greatest difference from the module {self.absolute:.2g}, which is {self.relative:.2g} of the root mean square "
+            f"of its features (at most {TOLERANCE:g}), on {len(self.videos)} inputs of {batches} batch sizes"
         )
 
 

@@ -1,0 +1,276 @@
+"""`videossl export`: files, their cards, and what is refused."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import videossl
+from videossl.__main__ import main
+from videossl.export.model_card import loading_lines, text
+from videossl.models.encoder_file import read_record
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, video_folder):
+    """A run of three steps, with its held-out line at step 3."""
+    folder = tmp_path_factory.mktemp("export")
+    config = folder / "config.yaml"
+    config.write_text(
+        """
+tasks: {arrow_of_time: {stage: res4, num_frames: 4, crop_size: 32}}
+data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0.3}
+train: {steps: 3, evaluate_batches: 1, log_every: 1}
+monitor: {pictures: false}
+"""
+    )
+    arguments = [f"data.manifest={video_folder}", f"out={folder / 'run'}", "device=cpu"]
+    assert main(["train", "--config", str(config), *arguments]) == 0
+    return folder / "run"
+
+
+def card_of(file) -> tuple[dict, str]:
+    content = file.with_name(f"{file.name}.md").read_text()
+    _, front, body = content.split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def loading_block(body: str) -> str:
+    return re.search(r"## Load\n\n```python\n(.*?)```", body, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt2", ".onnx"])
+def test_the_cards_three_lines_give_the_encoders_features(run, tmp_path, monkeypatch, ending):
+    if ending == ".onnx":
+        pytest.importorskip("onnxruntime")
+    file = tmp_path / f"my encoder{ending}"
+    assert main(["export", "--checkpoint", str(run), "-o", str(file)]) == 0
+    encoder = videossl.load_encoder(run)
+    size = encoder.clip.resize
+    video = np.random.default_rng(0).integers(0, 256, (3, 4, 3, size, size), dtype=np.uint8)
+    monkeypatch.chdir(tmp_path)
+    lines = loading_block(card_of(file)[1])
+    assert len(lines.splitlines()) == 3
+    names = {"video": video if ending == ".onnx" else torch.from_numpy(video)}
+    with torch.no_grad():
+        exec(lines, names)
+        expected = encoder(torch.from_numpy(video))
+    torch.testing.assert_close(torch.as_tensor(names["features"]), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_card_says_what_is_known_and_from_where(run, tmp_path, video_folder):
+    file = tmp_path / "e.safetensors"
+    assert (
+        main(["export", "--checkpoint", str(run), "-o", str(file), "--licence", "CC-BY-4.0"]) == 0
+    )
+    front, body = card_of(file)
+    assert front["license"] == "cc-by-4.0"
+    assert front["library_name"] == "videossl"
+    assert {"video", "tiny"} <= set(front["tags"])
+    assert "10 videos that decode, of 10 sources, 0.00694 hours" in body  # 10 of 2.5 s
+    assert "Tasks: arrow\\_of\\_time. 3 of 3 steps, seed 0." in body
+    record = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = [r["heldout"]["arrow_of_time"] for r in record if "heldout" in r][-1]
+    assert f"{measured['loss']:.4g}" in body
+    assert "metrics.jsonl, 20" in body
+    limits = body.split("## Limits")[1]
+    assert "videossl track" in limits
+    assert "held-out" not in limits
+    assert str(video_folder.parent) not in body  # names, and no places of this machine
+    assert str(run.parent) not in body
+    assert videossl.__version__ in body
+    assert torch.__version__ in body
+
+
+def test_facts_travel_with_the_file(run, tmp_path):
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    assert main(["export", "--checkpoint", str(run), "-o", str(first)]) == 0
+    assert main(["export", "--checkpoint", str(first), "-o", str(second), "--stage", "res2"]) == 0
+    facts = read_record(first)["facts"]
+    assert facts == read_record(second)["facts"]
+    assert facts["step"] == 3
+    assert facts["config"]["tasks"].keys() == {"arrow_of_time"}
+    assert read_record(second)["encoder"]["stage"] == "res2"
+    assert card_of(second)[1].split("## Data")[1] == card_of(first)[1].split("## Data")[1]
+
+
+def test_nothing_is_invented_where_nothing_is_known(checkpoint, tmp_path):
+    file = tmp_path / "e.safetensors"
+    assert main(["export", "--checkpoint", str(checkpoint), "-o", str(file)]) == 0
+    front, body = card_of(file)
+    assert front["license"] == "unknown"
+    assert "No licence was stated" in body
+    assert "## Data\n\nNot known" in body
+    assert "## Recipe\n\nNot known" in body
+    assert "Nothing is known to have been measured" in body
+    for command in ("pretext-eval", "probe", "track", "track-points"):
+        assert f"`videossl {command}`" in body.split("## Limits")[1]
+
+
+def result(path, **changes):
+    rows = {"trained": {"top1": [0.5, 0.4, 0.6], "num_videos": 12, "confusion": [[1, 2], [3, 4]]}}
+    record = {"protocol": "linear", "manifest": "/secret/labels.parquet", "rows": rows, **changes}
+    path.write_text(json.dumps(record))
+    return str(path)
+
+
+def test_results_are_taken_as_they_stand(run, tmp_path):
+    file, given = tmp_path / "e.safetensors", result(tmp_path / "result.json")
+    tracked = tmp_path / "tracked.json"
+    rows = {"trained": {"global": {"J&F-Mean": 0.614159, "J-Mean": None}, "seconds_per_frame": 2.0}}
+    tracked.write_text(json.dumps({"command": "videossl track", "split": "val", "rows": rows}))
+    arguments = ["export", "--checkpoint", str(run), "-o", str(file)]
+    assert main([*arguments, "--results", given, str(tracked)]) == 0
+    body = card_of(file)[1]
+    assert "| trained | 0.5 (0.4 to 0.6) | 12 |" in body
+    assert "| | J&amp;F-Mean |" in body
+    assert "| trained | 0.6142 |" in body
+    assert "labels.parquet" in body
+    assert "/secret" not in body
+    assert "carries no digest" in body
+    assert "`videossl probe`" not in body.split("## Limits")[1]
+    assert [m["kind"] for m in read_record(file)["facts"]["measured"]] == [
+        "heldout",
+        "probe",
+        "track",
+    ]
+
+
+def test_a_result_of_another_checkpoint_fails(run, tmp_path, capsys):
+    given = result(tmp_path / "result.json", checkpoint_sha256="0" * 64, checkpoint="runs/other")
+    file = tmp_path / "e.safetensors"
+    assert main(["export", "--checkpoint", str(run), "-o", str(file), "--results", given]) == 2
+    assert "is of another checkpoint (runs/other" in capsys.readouterr().err
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"rows": {}}', '{"rows": 3}'])
+def test_what_is_no_result_fails(run, tmp_path, capsys, content):
+    (tmp_path / "r.json").write_text(content)
+    file = tmp_path / "e.safetensors"
+    arguments = ["export", "--checkpoint", str(run), "-o", str(file)]
+    assert main([*arguments, "--results", str(tmp_path / "r.json")]) == 2
+    assert "r.json" in capsys.readouterr().err
+
+
+def test_names_are_shown_and_not_obeyed(run, tmp_path):
+    name = "<script>alert(1)</script> [x](javascript:1) `**b**` | c"
+    given = result(
+        tmp_path / "result.json", rows={name: {"a<b>|": 1.0}}, manifest=f"/x/{name[:8]}\n# H"
+    )
+    file = tmp_path / "e`<img>.safetensors"
+    arguments = ["export", "--checkpoint", str(run), "-o", str(file), "--results", given]
+    assert main([*arguments, "--licence", "mine: <b>\n---\ntags: [x]"]) == 0
+    front, body = card_of(file)
+    assert front["license"] == "other"
+    assert front["license_name"] == "mine: <b> --- tags: [x]"
+    assert "x" not in front["tags"]
+    prose = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", body)
+    assert "<script" not in prose
+    assert "<img" not in prose
+    assert "\n# H" not in prose
+    assert "](javascript" not in prose.replace("\\]\\(", "")
+    row = next(line for line in prose.splitlines() if "alert" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3
+
+
+def test_text_is_one_line_without_markup():
+    assert text("a_b\n# *c* <d>&") == "a\\_b \\# \\*c\\* &lt;d&gt;&amp;"
+
+
+def test_loading_lines_quote_hostile_names(tmp_path):
+    file = tmp_path / 'a"); import os; ("b.safetensors'
+    compiled = compile(loading_lines(file, "safetensors"), "card", "exec")
+    assert file.name in {c for c in compiled.co_consts if isinstance(c, str)}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"config": 3},
+        {"config": {"tasks": 1}},
+        {"data": {"videos": "x"}},
+        {"measured": [1]},
+        {"kind": "weights"},
+        {"environment": [1]},
+        {"measured": [{"kind": [], "rows": {}}]},
+    ],
+    ids=str,
+)
+def test_facts_that_nobody_wrote_fail_in_one_line(checkpoint, tmp_path, capsys, facts):
+    from videossl.export.encoder_file import write_encoder_file
+
+    write_encoder_file(tmp_path / "a.safetensors", videossl.load_encoder(checkpoint), facts)
+    arguments = ["--checkpoint", str(tmp_path / "a.safetensors")]
+    assert main(["export", *arguments, "-o", str(tmp_path / "b.safetensors")]) == 2
+    error = capsys.readouterr().err
+    assert "facts" in error
+    assert error.count("\n") == 1
+
+
+def test_json_is_the_result_and_nothing_else(checkpoint, tmp_path, capsys):
+    import hashlib
+
+    file = tmp_path / "e.pt2"
+    arguments = ["--checkpoint", str(checkpoint), "-o", str(file), "--input-size", "40x60"]
+    assert main(["export", *arguments, "--stage", "res2", "--maps", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["format"] == "torch.export"
+    assert found["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert found["difference"]["relative"] <= 1e-4
+    assert [3, 8, 3, 40, 60] in found["difference"]["videos"]
+    body = card_of(file)[1]
+    assert "any number of frames, 40 x 60 pixels" in body
+    assert "maps of stage res2" in body
+    assert "greatest difference from the module" in body
+
+
+def test_a_program_that_differs_ends_with_one_line_and_exit_code_1(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    from videossl.export import programs
+
+    monkeypatch.setattr(programs, "TOLERANCE", -1.0)
+    file = tmp_path / "e.pt2"
+    assert main(["export", "--checkpoint", str(checkpoint), "-o", str(file)]) == 1
+    error = capsys.readouterr().err
+    assert "is not written: greatest difference" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-o", "e.bin"], "end it in .safetensors, .pt2, .onnx"),
+        (["-o", "e.onnx", "--format", "safetensors"], "must end in .safetensors"),
+        (["-o", "e.safetensors", "--maps"], "--maps goes with torch.export and onnx only"),
+        (["-o", "e.safetensors", "--input-size", "3x4"], "--input-size goes with"),
+        (["-o", "e.safetensors", "--stage", "res5"], "it has res2, res3"),
+        (["-o", "e.safetensors", "--sha256", "00"], "is not the file asked for"),
+        (["-o", "/proc/e.safetensors"], "cannot be written"),
+    ],
+)
+def test_what_cannot_be_exported_fails_in_one_line(
+    checkpoint, tmp_path, monkeypatch, capsys, arguments, says
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--checkpoint", str(checkpoint), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_take_an_exported_file(checkpoint, tmp_path, video_folder):
+    file = tmp_path / "e.safetensors"
+    assert main(["export", "--checkpoint", str(checkpoint), "-o", str(file)]) == 0
+    pictures = []
+    for source in (checkpoint, file):
+        out = tmp_path / f"{source.suffix}.png"
+        video = ["--video", str(video_folder.parent / "0.mp4"), "--frame", "3", "--pixel", "20,20"]
+        assert main(["attend", "--checkpoint", str(source), *video, "--out", str(out)]) == 0
+        pictures.append(out.read_bytes())
+    assert pictures[0] == pictures[1]

@@ -1,0 +1,160 @@
+"""`videossl export`: an encoder as a file for others, checked, with a model card beside it."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videossl.commands.printing import add_json_argument, print_result
+
+if TYPE_CHECKING:  # torch is imported by those who export, not by --help
+    from videossl.export.loading import Loaded
+    from videossl.export.programs import Difference, Program
+
+log = logging.getLogger("videossl")
+
+# Formats and the endings of their files; without --format the ending chooses.
+ENDINGS = {"safetensors": ".safetensors", "torch.export": ".pt2", "onnx": ".onnx"}
+PROGRAMS = ("torch.export", "onnx")
+EXAMPLE = """examples:
+  videossl export --checkpoint runs/mine -o encoder.safetensors     # for videossl.load_encoder and every --checkpoint
+  videossl export --checkpoint runs/mine -o encoder.onnx --input-size 240x320 --licence cc-by-4.0
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="SOURCE",
+        help="a run's folder, a file of it, an exported encoder or a URL",
+    )
+    add("--sha256", metavar="HEX", help="what the digest of that file must be")
+    add("-o", "--out", type=Path, required=True, metavar="FILE", help="its card will be FILE.md")
+    add("--format", choices=ENDINGS, help="default: by the ending of FILE")
+    add("--stage", help="whose mean over time and space is the feature (default: the deepest)")
+    add("--maps", action="store_true", help="a program that gives the stage's maps, not their mean")
+    add(
+        "--input-size",
+        type=_size,
+        metavar="HxW",
+        help="of a program's frames, scaled inside (default: scaled already, square)",
+    )
+    add(
+        "--results",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="result.json of probe, track or track-points, for the card",
+    )
+    add(
+        "--licence", metavar="TEXT", help="of the weights, such as cc-by-4.0 (default: none stated)"
+    )
+    add_json_argument(parser)
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads, writes, checks, describes."""
+    from videossl.eval.output_folder import check_writable_file
+    from videossl.export.download import file_sha256
+    from videossl.export.facts import facts_of
+    from videossl.export.loading import load
+    from videossl.export.model_card import model_card
+    from videossl.export.programs import Unequal
+    from videossl.export.results import read_results
+    from videossl.whole_file import whole_file
+
+    kind = _format(args)
+    card_path = args.out.with_name(f"{args.out.name}.md")
+    for path in (args.out, card_path):
+        check_writable_file(path, option="-o")
+    loaded = load(args.checkpoint, stage=args.stage, sha256=args.sha256)
+    facts = facts_of(loaded)
+    digests = [file_sha256(loaded.path), str(facts.get("checkpoint_sha256"))]
+    facts["measured"] = [*(facts.get("measured") or []), *read_results(args.results, digests)]
+    try:
+        program, difference = _write(kind, args, loaded, facts)
+    except Unequal as error:
+        print(f"videossl export: {args.out} is not written: {error}", file=sys.stderr)
+        return 1
+    card = model_card(
+        args.out,
+        kind,
+        loaded.encoder,
+        facts,
+        licence=args.licence,
+        program=program,
+        difference=difference,
+    )
+    with whole_file(card_path) as partial:
+        partial.write_text(card)
+    if args.licence is None:
+        log.info("no licence is stated: say --licence, or write it into %s", card_path)
+    print(f"{args.out}: {kind}" + (f"; {difference}" if difference else ""))
+    print(f"{card_path}: its model card")
+    print_result(args, _record(args, kind, loaded, difference))
+    return 0
+
+
+def _write(
+    kind: str, args: argparse.Namespace, loaded: "Loaded", facts: dict[str, Any]
+) -> "tuple[Program | None, Difference | None]":
+    from videossl.export.encoder_file import encoder_record, write_encoder_file
+    from videossl.export.programs import Program, write_onnx, write_torch_program
+
+    if kind == "safetensors":
+        write_encoder_file(args.out, loaded.encoder, facts)
+        return None, None
+    program = Program(loaded.encoder, size=args.input_size, maps=args.maps)
+    write = write_onnx if kind == "onnx" else write_torch_program
+    return program, write(args.out, program, encoder_record(loaded.encoder, facts))
+
+
+def _format(args: argparse.Namespace) -> str:
+    """Raises UserError for an ending that is not the format's, and for options of programs without one."""
+    from videossl.errors import UserError
+
+    by_ending = {ending: name for name, ending in ENDINGS.items()}
+    kind = args.format or by_ending.get(args.out.suffix)
+    if kind is None:
+        raise UserError(
+            f"-o {args.out} does not say the format: end it in {', '.join(by_ending)}, or give --format"
+        )
+    if args.out.suffix != ENDINGS[kind]:
+        raise UserError(f"-o {args.out}: a file of {kind} must end in {ENDINGS[kind]}")
+    for option, value in (("--maps", args.maps), ("--input-size", args.input_size)):
+        if value and kind not in PROGRAMS:
+            raise UserError(f"{option} goes with {' and '.join(PROGRAMS)} only, not with {kind}")
+    return str(kind)
+
+
+def _record(
+    args: argparse.Namespace, kind: str, loaded: "Loaded", difference: "Difference | None"
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from videossl.export.download import file_sha256
+
+    return {
+        "file": str(args.out),
+        "format": kind,
+        "sha256": file_sha256(args.out),
+        "card": f"{args.out}.md",
+        "encoder": loaded.encoder.describe(),
+        "difference": asdict(difference) if difference else None,
+    }
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        height = width = 0
+    if not 1 <= min(height, width) <= max(height, width) <= 8192:
+        raise argparse.ArgumentTypeError(f"must be HxW such as 240x320, got {text!r}")
+    return height, width
