@@ -9,12 +9,12 @@ from videossl.__main__ import main
 from videossl.audit import transcode
 from videossl.audit.battery import Audit, Unknown
 from videossl.audit.findings import TaskAudit
-from videossl.intervals import Interval
 from videossl.audit.report import audit_record, audit_text
 from videossl.audit.subject import audited_config
 from videossl.audit.transcode import VARIANTS
 from videossl.config import Config, validate
 from videossl.errors import UserError
+from videossl.intervals import Interval
 
 QUICK = ["--control-videos", "0", "--head-steps", "0", "--no-swap"]
 

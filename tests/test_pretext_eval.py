@@ -95,6 +95,16 @@ def test_sources_that_were_trained_on_are_left_out(trained, tmp_path):
         unseen_videos(run, only_old)
 
 
+def test_json_is_the_record_and_all_that_is_printed(trained, tmp_path, capsys):
+    arguments = ["--checkpoint", str(trained), "--clips-per-video", "1", "-o", str(tmp_path)]
+    assert main(["pretext-eval", *arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == json.loads(
+        (tmp_path / "result.json").read_text(), parse_constant=lambda _: None
+    )
+    assert set(printed["tasks"]) >= {"order_verification", "colorization"}
+
+
 def test_bad_input_is_one_line(trained, tmp_path, capsys):
     def said(*arguments: str) -> str:
         capsys.readouterr()

@@ -43,6 +43,17 @@ def test_the_record_of_another_command_is_not_written_over(
     assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
 
 
+def test_json_is_the_record_and_all_that_is_printed(
+    davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert score(davis, tmp_path / "out", "--json") == 0
+    captured = capsys.readouterr()
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert json.loads(captured.out, parse_constant=pytest.fail) == record
+    assert record["global"]["J-Mean"] == 1
+    assert "written to" in captured.err
+
+
 def test_its_own_tables_are_written_again(davis: Path, tmp_path: Path) -> None:
     assert score(davis, tmp_path / "out") == 0
     assert score(davis, tmp_path / "out") == 0

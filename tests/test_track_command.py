@@ -118,6 +118,17 @@ def test_a_run_writes_masks_tables_record_and_overlays(
     assert "untrained (mean of 2)" in (out / "index.html").read_text()
 
 
+def test_json_is_the_record_and_all_that_is_printed(
+    checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert track(checkpoint, davis, tmp_path / "out", "--sequences", "ant", "--json") == 0
+    captured = capsys.readouterr()
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert json.loads(captured.out, parse_constant=pytest.fail) == record
+    assert record["complete"] is True
+    assert "J&F-Mean" in captured.err
+
+
 def test_a_run_says_how_far_its_scores_hold(
     checkpoint: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,7 +183,7 @@ def test_help_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "False"
-    assert "videossl track --checkpoint runs/mine" in done.stdout
+    assert "videossl track --checkpoint runs/a" in done.stdout
 
 
 def test_processes_side_by_side_write_the_same_masks(

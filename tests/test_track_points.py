@@ -410,7 +410,9 @@ def test_tapvid_from_the_command_line_and_again_from_its_tracks(
     assert again["identity"]["global"] == rows["identity"]["global"]
 
 
-def test_perfect_tracks_in_pixels_of_any_size_score_one(tapvid: Path, tmp_path: Path) -> None:
+def test_perfect_tracks_in_pixels_of_any_size_score_one(
+    tapvid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     arrays = tapvid_arrays()
@@ -422,8 +424,10 @@ def test_perfect_tracks_in_pixels_of_any_size_score_one(tapvid: Path, tmp_path: 
         if name == "bee":
             found["size"] = np.array(size)
         np.savez(folder / f"{name}.npz", **found)
-    assert run("--tapvid", tapvid, "--tracks", folder, "--out", tmp_path / "out") == 0
-    rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
+    assert run("--tapvid", tapvid, "--tracks", folder, "--out", tmp_path / "out", "--json") == 0
+    record = json.loads((tmp_path / "out/result.json").read_text())
+    assert json.loads(capsys.readouterr().out) == record  # that, and nothing else, is printed
+    rows = record["rows"]
     assert set(rows["tracks"]["global"].values()) == {1.0}
     assert rows["identity"]["global"]["AJ"] < 0.5
 

@@ -4,77 +4,72 @@ Each file in `videossl/commands/` is one command: HELP, add_arguments(parser), r
 is imported, so that `scan` never waits for torch.
 """
 
-import argparse
-import importlib
 import logging
-import pkgutil
 import sys
 from collections.abc import Sequence
 
-from videossl import commands
+from videossl.commands import endings
+from videossl.commands.parsing import parse
 from videossl.commands.printing import stdout_for_result
 from videossl.errors import Preempted, RankLost, UserError
-from videossl.version import __version__
 
 COMMANDS = {
     "scan": "list the videos of folders in a manifest: size, rate, length, sound or broken",
     "pack": "transcode the videos of a manifest into tar shards that decode fast",
     "train": "train an encoder on pretext tasks, on one process or under torchrun",
     "pretext-eval": "judge a run's pretext tasks on videos it never trained on",
+    "probe": "judge frozen or fine-tuned features on labelled videos",
+    "export": "write an encoder for others: safetensors, torch.export or ONNX, with a model card",
     "audit": "try to cheat on each pretext task before believing its accuracy",
     "track": "propagate first-frame masks with an encoder and score J and F",
     "track-points": "propagate points and joints with an encoder: BADJA, JHMDB, TAP-Vid",
     "tune": "search the settings of label propagation on a train list",
     "attend": "show where a pixel looks when labels are propagated",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",
+    "completion": "print what a shell needs to complete commands and options",
     "doctor": "say what works on this machine, what does not, and how to mend it",
     "synthesize": "render the embedded synthetic videos and a DAVIS-layout tree",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 the user's input must change, 75 preempted."""
+    """Runs one command and returns its exit code: 0 done, 2 the input must change, 75 preempted, 70 unexpected."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
-        prog="videossl",
-        description="Learn video representations without labels; score them by tracking.",
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    available = {module.name for module in pkgutil.iter_modules(commands.__path__)}
-    for name, help_text in COMMANDS.items():
-        module_name = name.replace("-", "_")
-        if module_name not in available:
-            continue
-        subparser = subparsers.add_parser(
-            name,
-            help=help_text,
-            description=help_text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        if arguments[:1] == [name]:
-            module = importlib.import_module(f"videossl.commands.{module_name}")
-            module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
-    namespace = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("videossl").setLevel(logging.INFO)
+    command = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     try:
+        return _run(arguments)
+    except UserError as error:
+        return _end(command, str(error), 2)
+    except Preempted as stop:
+        return _end(command, str(stop), Preempted.EXIT_CODE)
+    except RankLost as lost:
+        return _end(command, str(lost), RankLost.EXIT_CODE)
+    except KeyboardInterrupt:
+        return _end(command, "interrupted", endings.INTERRUPTED)
+    except Exception as error:  # nothing is above that could say it better
+        if isinstance(error, BrokenPipeError) and endings.is_reader_gone():
+            endings.drop_output()
+            return endings.READER_GONE
+        endings.report_unexpected(error, command, arguments)
+        return endings.UNEXPECTED
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        namespace = parse(arguments, COMMANDS)
+        logging.basicConfig(format="%(message)s", stream=sys.stderr)
+        logging.getLogger("videossl").setLevel(logging.INFO)
         with stdout_for_result(namespace):
             return namespace.run(namespace) or 0
-    except UserError as error:
-        print(f"videossl {namespace.command}: {error}", file=sys.stderr)
-        return 2
-    except Preempted as stop:
-        print(f"videossl {namespace.command}: {stop}", file=sys.stderr)
-        return Preempted.EXIT_CODE
-    except RankLost as lost:
-        if str(lost):
-            print(f"videossl {namespace.command}: {lost}", file=sys.stderr)
-        return RankLost.EXIT_CODE
-    except KeyboardInterrupt:
-        print(f"videossl {namespace.command}: interrupted", file=sys.stderr)
-        return 130
+    finally:
+        sys.stdout.flush()  # here a reader that has left is noticed, not at Python's exit
+
+
+def _end(command: str, text: str, exit_code: int) -> int:
+    """Prints the one line, none if it has been said elsewhere."""
+    if text:
+        print(f"videossl {command}: {text}", file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -2,25 +2,21 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
-from videossl.decode.backends import open_video
-from videossl.distributed import choose_device
-from videossl.drawing import Rgb, write_png
-from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
-from videossl.eval.attention_page import write_attention_page
-from videossl.eval.attention_picture import (
-    cell_of_pixel,
-    draw_attention,
-    gather_reading,
-    reading_weights,
-)
-from videossl.eval.davis import read_tree
-from videossl.eval.features import EncoderFeatures, sequence_features
-from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
-from videossl.eval.output_folder import check_writable_file
 from videossl.eval.protocol import parse_overrides, preset
+
+if TYPE_CHECKING:  # torch is not waited for before it is needed
+    from videossl.drawing import Rgb
+    from videossl.eval.frames import FrameSource
+
+EXAMPLE = """examples:
+  videossl attend --checkpoint runs/mine --davis /data/DAVIS --sequence bear --frame 5 --pixel 300,200 \\
+      --out bear.png --html bear.html
+  videossl attend --checkpoint runs/mine --video mine.mp4 --frame 12 --pixel 120,64 --out mine.png
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_stage_and_device(parser)
     add("--out", type=Path, required=True, metavar="FILE.png", help="picture to write")
     add("--html", type=Path, metavar="FILE.html", help="also a page on which any pixel can look")
+    parser.epilog = EXAMPLE
 
 
 def run(args: argparse.Namespace) -> int:
     """Encodes up to the frame, weighs, draws."""
+    from videossl.distributed import choose_device
+    from videossl.engine.checkpoint import restore_encoder
+    from videossl.eval.attention_page import write_attention_page
+    from videossl.eval.attention_picture import (
+        cell_of_pixel,
+        draw_attention,
+        gather_reading,
+        reading_weights,
+    )
+    from videossl.eval.features import EncoderFeatures, sequence_features
+    from videossl.eval.output_folder import check_writable_file
+
     protocol = preset(args.preset, parse_overrides(args.overrides))
     name, source = _source(args)
     if source.num_frames < 2:
@@ -76,7 +85,11 @@ def _pixel(text: str) -> tuple[int, int]:
     return x, y
 
 
-def _source(args: argparse.Namespace) -> tuple[str, FrameSource]:
+def _source(args: argparse.Namespace) -> "tuple[str, FrameSource]":
+    from videossl.decode.backends import open_video
+    from videossl.eval.davis import read_tree
+    from videossl.eval.frames import ImageFrames, VideoFrames
+
     if (args.davis is None) == (args.video is None):
         raise UserError("give either --davis ROOT with --sequence NAME or --video FILE")
     if args.video is not None:
@@ -89,7 +102,9 @@ def _source(args: argparse.Namespace) -> tuple[str, FrameSource]:
     return sequence.name, ImageFrames(sequence.frame_paths)
 
 
-def _write_picture(path: Path, picture: Rgb) -> None:
+def _write_picture(path: Path, picture: "Rgb") -> None:
+    from videossl.drawing import write_png
+
     try:
         write_png(path, picture)
     except OSError as error:

@@ -3,10 +3,13 @@
 import argparse
 from pathlib import Path
 
+from videossl.commands.printing import add_json_argument, print_result
+
 EXAMPLE = """examples:
   videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/real_small
   videossl audit --checkpoint runs/real_small -o audits/trained     # config and manifest are the run's
-  videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/ends data.sampling.skip_ends=false
+  videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/ends \\
+      data.sampling.skip_ends=false
 """
 
 
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the config's"
     )
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -98,9 +102,11 @@ def run(args: argparse.Namespace) -> int:
         "config": config.model_dump(mode="json"),
         "environment": environment(),
     }
-    write_json(args.out / "audit.json", audit_record(audit, facts))
+    record = audit_record(audit, facts)
+    write_json(args.out / "audit.json", record)
     text = audit_text(audit)
     (args.out / "audit.md").write_text(text + "\n")
     draw_audit(audit, args.out / "audit.png")
     print(f"{text}\n\nwritten to {args.out}")
+    print_result(args, record)
     return 0

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from videossl.commands.printing import add_json_argument, print_result
 
-EXAMPLE = """examples:
+EXAMPLE = """Decoders and codecs are tried on a small video written for it. Exit code 0: scan, train and track can
+run here; 1: something that they need is missing or broken, and its row says how to mend it.
+
+examples:
   videossl doctor
   videossl doctor --out /data/runs     # can runs be written there, and how fast?
   videossl doctor --json > doctor.json
-
-Decoders and codecs are tried on a small video written for it. Exit code 0: scan, train and track can run here.
-1: something that they need is missing or broken; its row says how to mend it.
 """
 
 

@@ -12,12 +12,12 @@ from videossl.errors import UserError
 
 logger = logging.getLogger("videossl")
 
-EXAMPLE = """example:
-  videossl scan videos/ -o videos.parquet --deep     # finds the cuts and black bars that pack removes
-  videossl pack videos.parquet -o packed/            # packed/shard-*.tar (WebDataset) and packed/manifest.parquet
+EXAMPLE = """Each shot of a sound video becomes an mp4 of constant rate without sound. The same command again goes
+on where it was stopped; run to the end twice, it gives the same bytes.
 
-Each shot of a sound video becomes an mp4 of constant rate without sound. The same command again goes on where it was
-stopped; run to the end twice, it gives the same bytes.
+example:
+  videossl scan videos/ -o videos.parquet --deep  # finds the cuts and black bars that pack removes
+  videossl pack videos.parquet -o packed/         # shard-*.tar (WebDataset) and manifest.parquet
 """
 
 

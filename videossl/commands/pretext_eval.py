@@ -7,9 +7,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from videossl.commands.printing import add_json_argument, print_result
+
 EXAMPLE = """examples:
   videossl pretext-eval --checkpoint runs/mine -o runs/mine/pretext
-  videossl pretext-eval --checkpoint runs/mine --manifest others.parquet --clips-per-video 8 -o runs/mine/others
+  videossl pretext-eval --checkpoint runs/mine --manifest others.parquet --clips-per-video 8 -o others
 """
 
 log = logging.getLogger("videossl")
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for result.json, table.md and pictures",
     )
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -101,4 +104,5 @@ def run(args: argparse.Namespace) -> int:
             draw_task(args.out / f"{name}.png", name, task)
     write_pictures(args.out, found.pictures)
     print(f"{table}\n\nwritten to {args.out}")
+    print_result(args, record)
     return 0

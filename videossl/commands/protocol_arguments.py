@@ -7,8 +7,10 @@ from pathlib import Path
 from videossl.errors import UserError
 from videossl.eval.protocol import PRESETS
 
+Options = argparse.ArgumentParser | argparse._ArgumentGroup
 
-def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_protocol_arguments(parser: Options) -> None:
     """--preset and --set."""
     parser.add_argument(
         "--preset", default="videossl", help=f"protocol: {', '.join(PRESETS)} (default: videossl)"
@@ -23,11 +25,11 @@ def add_protocol_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_stage_and_device(parser: argparse.ArgumentParser) -> None:
+def add_stage_and_device(parser: Options) -> None:
     """--stage and --device."""
     parser.add_argument(
         "--stage",
-        help="encoder stage to read, or several joined by + (default: the one trained to correspond)",
+        help="encoder stage, or several joined by + (default: the one trained to correspond)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
 

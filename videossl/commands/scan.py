@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 
+from videossl.commands.printing import add_json_argument, print_result
 from videossl.data.journal import Journal
 from videossl.data.listing import FoundFiles, find_videos
 from videossl.data.manifest import write_manifest
@@ -12,13 +13,13 @@ from videossl.errors import UserError
 
 logger = logging.getLogger("videossl")
 
-EXAMPLE = """examples:
-  videossl scan videos/ -o manifest.parquet                  # headers and packets: hundreds of files a second
-  videossl scan videos/ -o manifest.parquet --deep           # decodes: damage, motion, cuts, bars, near-duplicates
-  videossl scan classes/ -o m.parquet --labels folder        # classes/run/a.mp4 has the label "run"
-  videossl scan list.csv s3://bucket/clips -o m.parquet      # a list (path[,label][,group]) and a URL
+EXAMPLE = """The same command again reads only what is new or has changed, also after Ctrl-C or a crash.
 
-The same command again reads only what is new or has changed, also after Ctrl-C or a crash.
+examples:
+  videossl scan videos/ -o manifest.parquet              # headers and packets: hundreds of files a second
+  videossl scan videos/ -o manifest.parquet --deep       # decodes: damage, cuts, bars, near-duplicates
+  videossl scan classes/ -o m.parquet --labels folder    # classes/run/a.mp4 has the label "run"
+  videossl scan list.csv s3://bucket/clips -o m.parquet  # a list (path[,label][,group]) and a URL
 """
 
 
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fresh", action="store_true", help="read all videos again, whatever earlier scans found"
     )
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -78,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     for line in summary.lines(found, num_near=num_near):
         print(line)
     print(f"wrote {args.out} ({len(found.videos)} rows)")
+    result = {"manifest": str(args.out), "rows": len(found.videos)}
+    print_result(args, result | summary.record(found, num_near=num_near))
     if not summary.num_ok:
         logger.warning(
             "not one of the %d videos can be decoded: see the reasons above", len(found.videos)

@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from videossl.commands.printing import add_json_argument, print_result
 from videossl.commands.protocol_arguments import names
 from videossl.errors import UserError
 from videossl.eval.davis import read_tree
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, help="folder for the tables and result.json"
     )
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -70,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
         "davis": str(args.davis),
         "split": args.split,
         "versions": versions(),
+        **scores_record(scores),
     }
-    write_json(args.out / RESULT, {**record, **scores_record(scores)})
+    write_json(args.out / RESULT, record)
     print(f"{format_objects(scores)}\n\n{format_table({args.results.name: global_scores(scores)})}")
     print(f"written to {args.out}")
+    print_result(args, record)
     return 0
 
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videossl.commands.printing import add_json_argument, print_result
 from videossl.commands.protocol_arguments import (
     add_protocol_arguments,
     add_stage_and_device,
@@ -25,18 +26,18 @@ if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.scoring import ObjectScore
     from videossl.eval.youtube_vos import YoutubeVosSequence
 
-EXAMPLE = """examples:
-  videossl track --checkpoint runs/mine --davis /data/DAVIS --baselines --untrained-seeds 3 -o results
-  videossl track --checkpoint runs/mine --davis /data/DAVIS --baselines flow,torchvision:resnet18@layer3 -o results
-  videossl track --features mine:encode --davis /data/DAVIS --preset dino --baselines lab -o results
-  videossl track --checkpoint runs/mine --video mine.mp4 --mask first.png -o mine
-  videossl track --checkpoint runs/mine --youtube-vos /data/YouTubeVOS/train --sequences 003234408d -o results
+USAGE = """videossl track (--checkpoint RUN | --features SPEC) -o OUT [options]
+                      (--davis ROOT | --youtube-vos ROOT | --video FILE --mask FIRST.png)"""
+EXAMPLE = """Baselines: identity (the first mask repeated), flow (masks warped by dense optical flow; needs
+OpenCV), lab (4x4 patches of Lab), untrained (the same encoder with fresh weights),
+torchvision:MODEL[@LAYER][:random] (weights of torch's hub folder, or of --weights; none are downloaded).
 
-Baselines: identity (the first mask repeated), flow (masks warped by dense optical flow; needs OpenCV), lab (4x4 patches of
-Lab), untrained (the same encoder with fresh weights), torchvision:MODEL[@LAYER][:random] (an image model with the weights
-in torch's hub folder, or those of --weights; nothing is downloaded).
-
-Open index.html in the folder of results for all of it on one page.
+examples (open index.html in the folder of results for all of it on one page):
+  videossl track --checkpoint runs/a --davis DAVIS --baselines --untrained-seeds 3 -o results
+  videossl track --checkpoint runs/a --davis DAVIS --baselines flow,torchvision:resnet18@layer3 -o more
+  videossl track --features mine:encode --davis DAVIS --preset dino --baselines lab -o theirs
+  videossl track --checkpoint runs/a --youtube-vos YouTubeVOS/train --sequences 003234408d -o ytvos
+  videossl track --checkpoint runs/a --video mine.mp4 --mask first.png -o mine
 """
 log = logging.getLogger("videossl")
 
@@ -49,59 +50,60 @@ OWNED = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `videossl track`."""
-    _add_encoder_arguments(parser)
-    _add_footage_arguments(parser)
-    add_protocol_arguments(parser)
-    _add_baseline_arguments(parser)
-    parser.add_argument(
+    parser.usage = USAGE
+    _add_encoder_arguments(parser.add_argument_group("what is tested"))
+    _add_footage_arguments(parser.add_argument_group("on what"))
+    _add_baseline_arguments(parser.add_argument_group("beside what"))
+    how = parser.add_argument_group("how")
+    add_protocol_arguments(how)
+    how.add_argument(
         "--workers", type=int, metavar="N", help="sequences side by side (default: cores)"
     )
-    add_stage_and_device(parser)
-    parser.add_argument(
+    add_stage_and_device(how)
+    how.add_argument(
         "--max-mib",
         type=int,
         metavar="N",
-        help="memory that similarities may take at a time (default: what is quickest)",
+        help="memory of similarities at a time (default: what is quickest)",
     )
     parser.add_argument(
         "-o", "--out", type=Path, required=True, help="folder for masks, videos, tables, the page"
     )
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
-def _add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="run folder or file of it")
-    parser.add_argument(
-        "--features",
-        metavar="SPEC",
-        help="another encoder instead: module:function, or a folder of .npy",
+def _add_encoder_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--checkpoint", type=Path, metavar="RUN", help="run folder or file of it")
+    group.add_argument(
+        "--features", metavar="SPEC", help="instead: module:function, or a folder of .npy"
     )
 
 
-def _add_footage_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_footage_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--davis", type=Path, metavar="ROOT", help="root of a DAVIS tree, 2016 or 2017"
     )
-    parser.add_argument(
+    group.add_argument(
         "--split", default="val", help="list in ImageSets/2016 or ImageSets/2017 (default: val)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--sequences", type=names, metavar="A,B", help="only these sequences of the split"
     )
-    parser.add_argument(
+    group.add_argument(
         "--youtube-vos",
         type=Path,
         metavar="ROOT",
-        help="tree of JPEGImages/<video> and Annotations/<video> instead; objects may appear later",
+        help="JPEGImages/<video> and Annotations/<video>; objects may appear later",
     )
-    parser.add_argument(
+    group.add_argument(
         "--unseen",
         type=Path,
         metavar="FILE",
-        help="with --youtube-vos: the unseen categories, one a line, to score apart",
+        help="its unseen categories, one a line, scored apart",
     )
-    parser.add_argument("--video", type=Path, metavar="FILE", help="track in this video instead")
-    parser.add_argument(
+    group.add_argument("--video", type=Path, metavar="FILE", help="any video")
+    group.add_argument(
         "--mask",
         type=Path,
         metavar="FIRST.png",
@@ -109,20 +111,20 @@ def _add_footage_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_baseline_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_baseline_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--baselines",
         type=names,
         nargs="?",
         const=["identity", "lab", "untrained"],
         default=[],
         metavar="A,B",
-        help="rows to compare with, see below (identity,lab,untrained without a value)",
+        help="see below (identity,lab,untrained without a value)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--untrained-seeds", type=int, default=1, metavar="N", help="untrained rows (default: 1)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights of the torchvision baseline"
     )
 
@@ -176,6 +178,7 @@ def run(args: argparse.Namespace) -> int:
     write_json(args.out / RESULT, record)
     write_page(args.out, record, main_row=main_row(args))
     print(f"written to {args.out}, to be seen in {args.out / PAGE}")
+    print_result(args, record)
     return 0
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from videossl.commands.printing import add_json_argument, print_result
 from videossl.commands.protocol_arguments import (
     add_protocol_arguments,
     add_stage_and_device,
@@ -17,16 +18,17 @@ if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.point_sets import Benchmark, PointVideo
     from videossl.eval.points import Reading, Tracks
 
-EXAMPLE = """examples:
-  videossl track-points --checkpoint runs/mine --badja /data/DAVIS --baselines lab,untrained --out points
-  videossl track-points --checkpoint runs/mine --jhmdb /data/JHMDB --preset crw --set short_side=320 --out joints
-  videossl track-points --checkpoint runs/mine --tapvid tapvid_davis.pkl --query-mode strided --out tapvid
-  videossl track-points --tracks others/tracks --tapvid tapvid_davis.pkl --out scores
+EXAMPLE = """--tracks takes <video>.npz with tracks (N, T, 2), x and y in pixels, and occluded (N, T), a row per query.
+Pixels are those of a 256x256 frame for TAP-Vid, else of the frames; another frame size can be said by an
+array size = (H, W). The centre of the first pixel is (0.5, 0.5). Queries are, for BADJA, the joints visible
+in the first annotated frame; for JHMDB all joints in the first frame; for TAP-Vid each point where it is
+first visible, or (strided) at every fifth frame.
 
---tracks takes <video>.npz with tracks (N, T, 2), x and y in pixels, and occluded (N, T), a row per query. Pixels are those
-of a 256x256 frame for TAP-Vid, else of the frames; another frame size can be said by an array size = (H, W). The centre
-of the first pixel is (0.5, 0.5). Queries are, for BADJA, the joints visible in the first annotated frame; for JHMDB all
-joints in the first frame; for TAP-Vid each point where it is first visible, or (strided) at every fifth frame.
+examples:
+  videossl track-points --checkpoint runs/a --badja DAVIS --baselines lab,untrained --out points
+  videossl track-points --checkpoint runs/a --jhmdb JHMDB --preset crw --set short_side=320 --out joints
+  videossl track-points --checkpoint runs/a --tapvid davis.pkl --query-mode strided --out tapvid
+  videossl track-points --tracks others/tracks --tapvid davis.pkl --out scores
 """
 BASELINES = ("lab", "untrained")
 IDENTITY, TRAINED, TRACKS = "identity", "trained", "tracks"
@@ -89,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="folder for points, sheets, tables, result.json"
     )
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -119,8 +122,10 @@ def run(args: argparse.Namespace) -> int:
         write_point_sheet(args.out / SHEETS / f"{video.name}.png", video, of_rows)
     table = format_scores(benchmark, scores)
     write_text(args.out / TABLE, table + "\n")
-    write_json(args.out / RESULT, {**record, "complete": True, "rows": results})
+    record |= {"complete": True, "rows": results}
+    write_json(args.out / RESULT, record)
     print(f"{table}\n\nwritten to {args.out}")
+    print_result(args, record)
     return 0
 
 

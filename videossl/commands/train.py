@@ -7,6 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from videossl.errors import UserError
+
 if TYPE_CHECKING:  # torch is imported by those who train, not by --help
     from videossl.config import Config
     from videossl.distributed import World
@@ -14,13 +16,15 @@ if TYPE_CHECKING:  # torch is imported by those who train, not by --help
 
 EXAMPLE = """examples:
   videossl train --config configs/demo.yaml data.manifest=videos.parquet out=runs/first
-  torchrun --nproc_per_node=8 -m videossl train --config configs/real_small.yaml data.manifest=videos.parquet out=runs/a
+  videossl train --settings                      # every key of a config; --settings cpc: of one task
+  torchrun --nproc_per_node=8 -m videossl train --config configs/real_small.yaml \\
+      data.manifest=videos.parquet out=runs/a
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--config", required=True, help="a file of configs/, or your own")
+    parser.add_argument("--config", help="a file of configs/, or your own")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
     )
@@ -29,11 +33,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="build everything, take two steps, say what the run would need, write nothing",
     )
+    parser.add_argument(
+        "--settings",
+        nargs="?",
+        const="",
+        metavar="TASK",
+        help="print every setting with its default and meaning, or those of one task, and leave",
+    )
     parser.epilog = EXAMPLE
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the config's last step; an existing run of the same config is resumed."""
+    if args.settings is not None:
+        return print_settings(args.settings)
+    if args.config is None:
+        raise UserError("--config FILE is needed: a file of configs/, or your own")
     import torch
 
     from videossl.commands.monitors import build_monitors
@@ -58,6 +73,20 @@ def run(args: argparse.Namespace) -> int:
                 print_estimate(config, world, watchdog)
                 return 0
             Trainer(config, world, stop=stop, watchdog=watchdog, evaluations=monitors).run()
+    return 0
+
+
+def print_settings(task: str) -> int:
+    """Of a run, or of the task of this name."""
+    from videossl.commands.settings import setting_lines
+    from videossl.config import Config
+
+    if not task:
+        print("\n".join(setting_lines(Config)))
+        return 0
+    from videossl.pretext import load
+
+    print("\n".join(setting_lines(load(task).Config, f"tasks.{task}.")))
     return 0
 
 

@@ -26,18 +26,18 @@ if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.stored_features import StoredFeatures
     from videossl.eval.tuning import Trial
 
-EXAMPLE = """examples:
+EXAMPLE = """From the preset on, the values of one setting after the other are tried, each time keeping what is best,
+for --passes rounds or until nothing changes; --full tries all combinations instead. Without --grid:
+temperature 0.01 to 0.1, top_k 5 to 20, radius 6 to 18, context_frames 3 to 20, of those the ones that the
+preset uses. A setting must be better to be kept: what is given by --preset and --set wins ties.
+
+Lists named val or test, and lists with a sequence of one, are refused. The same command goes on after a
+stop, if checkpoint, tree, frames, stage, device and versions are the same.
+
+examples:
   videossl tune --checkpoint runs/mine --davis /data/DAVIS --split train --out tuned
   videossl tune --checkpoint runs/mine --davis /data/DAVIS --preset crw --max-frames 30 \\
       --grid temperature=0.02,0.05,0.1 --grid radius=8,12,none --full --out tuned
-
-From the preset on, the values of one setting after the other are tried, each time keeping what is best, for --passes rounds
-or until nothing changes; --full tries all combinations instead. Without --grid: temperature 0.01 to 0.1, top_k 5 to 20,
-radius 6 to 18, context_frames 3 to 20, of those the ones that the preset uses. A setting must be better to be kept: what is
-given by --preset and --set wins ties.
-
-Lists named val or test, and lists with a sequence of one, are refused. The same command goes on after a stop, with what
-journal.jsonl in --out holds, if checkpoint, tree, frames, stage, device and versions are the same.
 """
 RESULT, TABLE, JOURNAL, FEATURES = "result.json", "table.txt", "journal.jsonl", "features"
 OWNED = (RESULT, TABLE, JOURNAL, FEATURES, "*.partial")

@@ -162,6 +162,26 @@ class ScanSummary:
         lines += [f"could not read {folder}" for folder in found.unreadable]
         return lines + found.notes
 
+    def record(self, found: FoundFiles, *, num_near: int | None = None) -> dict[str, object]:
+        """The same for scripts, every reason of failure included; what only --deep knows is null without it."""
+        is_deep = num_near is not None
+        return {
+            "ok": self.num_ok,
+            "broken": self.num_broken,
+            "variable_rate": self.num_variable,
+            "other_files": found.num_others,
+            "seconds": self.seconds,
+            "sources": len(self.groups),
+            "labels": len(self.labels),
+            "codecs": dict(self.codecs.most_common()),
+            "cuts": self.num_cuts if is_deep else None,
+            "with_black_bars": self.num_with_bars if is_deep else None,
+            "near_duplicates": num_near,
+            "reasons": dict(self.reasons.most_common()),
+            "unreadable_folders": [str(folder) for folder in found.unreadable],
+            "notes": list(found.notes),
+        }
+
     def _count(self, entry: VideoEntry) -> None:
         if not entry.is_ok:
             self.num_broken += 1
