@@ -28,6 +28,13 @@ class EncoderSection(Section):
     max_stride: Literal[4, 8, 16, 32] | None = Field(
         None, description="pixels per cell at most; null: as published"
     )
+    init: str | None = Field(
+        None,
+        description="encoder file, checkpoint or run whose weights a new run begins with; null: random",
+    )
+    colours: Literal["rgb_pytorchvideo", "rgb_torchvision"] | None = Field(
+        None, description="that the weights of init read; null: Lab, as all that was trained here"
+    )
 
 
 class DecodeSection(Section):
@@ -204,7 +211,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
             raise UserError(
                 f"override {override!r} must be key.path=value, for example train.steps=100"
             )
-        *parents, leaf = path.split(".")
+        *parents, leaf = _keys(path, result)
         section = result
         for parent in parents:
             if section.get(parent) is None:
@@ -212,11 +219,29 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
             section = section[parent]
             if not isinstance(section, dict):
                 raise UserError(f"override {override!r}: {parent} is a value, not a section")
-        if parents == ["tasks"] and yaml.safe_load(text) is None:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            cause = " ".join(str(error).split())
+            raise UserError(
+                f"override {override!r} has a value that is not YAML: {cause}"
+            ) from None
+        if parents == ["tasks"] and value is None:
             section.pop(leaf, None)
         else:
-            section[leaf] = yaml.safe_load(text)
+            section[leaf] = value
     return result
+
+
+def _keys(path: str, values: Mapping[str, Any]) -> list[str]:
+    """The parts of a path; the dotted name of a task that is there already is one of them."""
+    section, _, rest = path.partition(".")
+    tasks = values.get("tasks")
+    if section == "tasks" and isinstance(tasks, dict):
+        for name in filter(lambda name: "." in str(name), tasks):
+            if rest == name or rest.startswith(f"{name}."):
+                return [section, name, *filter(None, rest.removeprefix(name).split("."))]
+    return path.split(".")
 
 
 def validate(model: type[Model], values: Mapping[str, Any], path: str = "") -> Model:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from videossl.commands.permission import add_import_argument, take_permission
 from videossl.commands.printing import add_json_argument, print_result
 
 EXAMPLE = """examples:
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the config's"
     )
+    add_import_argument(parser)
     add_json_argument(parser)
     parser.epilog = EXAMPLE
 
@@ -79,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.engine.run_folder import environment
 
     _check(args)
+    take_permission(args)
     state = load_checkpoint(find_checkpoint(args.checkpoint)) if args.checkpoint else None
     config = audited_config(
         args.config, args.overrides, state=state, manifest=args.manifest, out=args.out

@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from videossl.commands.permission import add_import_argument, take_permission
 from videossl.commands.printing import add_json_argument, print_result
 
 EXAMPLE = """examples:
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder for result.json, table.md and pictures",
     )
+    add_import_argument(parser)
     add_json_argument(parser)
     parser.epilog = EXAMPLE
 
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--clips-per-video is {args.clips_per_video}: it must be at least 1")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file: -o takes a folder")
+    take_permission(args)
     trained = load_run(args.checkpoint)
     manifest, rows = unseen_videos(trained, args.manifest)
     data = clip_dataset(trained.config, trained.model, manifest, rows, shuffle=False)

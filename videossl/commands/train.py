@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from videossl.commands.permission import add_import_argument, take_permission
 from videossl.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported by those who train, not by --help
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # torch is imported by those who train, not by --help
 EXAMPLE = """examples:
   videossl train --config configs/demo.yaml data.manifest=videos.parquet out=runs/first
   videossl train --settings                      # every key of a config; --settings cpc: of one task
+  videossl train --config mine.yaml --allow-import   # with tasks: {my_package.my_task: {...}}
   torchrun --nproc_per_node=8 -m videossl train --config configs/real_small.yaml \\
       data.manifest=videos.parquet out=runs/a
 """
@@ -40,11 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="print every setting with its default and meaning, or those of one task, and leave",
     )
+    add_import_argument(parser)
     parser.epilog = EXAMPLE
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains to the config's last step; an existing run of the same config is resumed."""
+    take_permission(args)
     if args.settings is not None:
         return print_settings(args.settings)
     if args.config is None:

@@ -36,6 +36,7 @@ class ShardWriter:
     def __init__(self, folder: Path, number: int) -> None:
         self._folder, self._number = folder, number
         self._partial = folder / f".shard-{number:06d}.tar.partial"
+        self._partial.unlink(missing_ok=True)  # through a link, another file would be written
         self._file = self._partial.open("wb")
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self._entries: list[dict[str, Any]] = []
@@ -124,6 +125,7 @@ def write_packed_manifest(folder: Path, numbers: Iterable[int]) -> None:
     write_manifest(_entries(folder, numbers), folder / "manifest.parquet")
     partial = folder / ".skipped.jsonl.partial"
     try:
+        partial.unlink(missing_ok=True)
         with partial.open("w", encoding="utf-8") as file:
             for number in numbers:
                 for skipped in (read_rows(folder, number) or {}).get("skipped", ()):
@@ -159,6 +161,7 @@ def _description(source: VideoEntry, packed: PackedShot) -> bytes:
 def _write_json(path: Path, value: Any) -> None:
     partial = path.with_name(f".{path.name}.partial")
     try:
+        partial.unlink(missing_ok=True)
         with partial.open("wb") as file:
             file.write(json.dumps(value).encode())
             _sync_and_close(file)

@@ -32,10 +32,13 @@ class MultiTask(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.tasks = nn.ModuleDict(tasks)
+        self._task_names = list(tasks)
+        self.tasks = nn.ModuleDict({_key(name): task for name, task in tasks.items()})
         self.weights = dict(weights)
         self.log_variances = (
-            nn.ParameterDict({name: torch.zeros(()) for name in tasks}) if learn_weights else None
+            nn.ParameterDict({_key(name): torch.zeros(()) for name in tasks})
+            if learn_weights
+            else None
         )
 
         momenta = {task.momentum for task in tasks.values() if task.momentum is not None}
@@ -65,14 +68,16 @@ class MultiTask(nn.Module):
             return {name: self.weights[name] * result.loss for name, result in results.items()}
         terms = {}
         for name, result in results.items():  # in the order of fixed weights: the same sum
-            s = self.log_variances[name]
+            s = self.log_variances[_key(name)]
             terms[name] = self.weights[name] * (torch.exp(-s) * result.loss + s / 2)
         return terms
 
     def learned_weights(self) -> dict[str, float]:
         """The factors that learned weights have come to; empty where they are fixed."""
-        learned = self.log_variances.items() if self.log_variances is not None else ()
-        return {name: self.weights[name] * float(torch.exp(-s.detach())) for name, s in learned}
+        if self.log_variances is None:
+            return {}
+        learned = {name: self.log_variances[_key(name)].detach() for name in self._task_names}
+        return {name: self.weights[name] * float(torch.exp(-s)) for name, s in learned.items()}
 
     def draw(self, views: Mapping[str, Views]) -> dict[str, Tensor]:
         """Pictures (3, H, W) uint8 of what the tasks see and answer, by `task/name`; call `eval` before."""
@@ -116,4 +121,10 @@ class MultiTask(nn.Module):
             task.after_step(skipped)
 
     def named_tasks(self) -> list[tuple[str, PretextTask]]:
-        return list(self.tasks.items())  # type: ignore[arg-type]
+        """The tasks by the names that the config gives them."""
+        return [(name, self.tasks[_key(name)]) for name in self._task_names]  # type: ignore[misc]
+
+
+def _key(name: str) -> str:
+    """Of a task among modules: those of torch may hold no dots."""
+    return name.replace(".", "/")

@@ -238,6 +238,7 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # through a link, another file would be written
     partial.write_text(text)
     partial.replace(path)
 
