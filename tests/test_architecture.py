@@ -27,7 +27,7 @@ FLOOR_ONE = {
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},
-    "models": {"models", "types", "errors"},
+    "models": {"models", "types", "errors", "color"},
     "losses": {"losses", "distributed"},
     "data": {
         "data",

@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train an encoder on pretext tasks, on one process or under torchrun",
     "pretext-eval": "judge a run's pretext tasks on videos it never trained on",
     "probe": "judge frozen or fine-tuned features on labelled videos",
+    "detect": "train Faster R-CNN on an encoder's frames: pretrained against random",
     "export": "write an encoder for others: safetensors, torch.export or ONNX, with a model card",
     "audit": "try to cheat on each pretext task before believing its accuracy",
     "track": "propagate first-frame masks with an encoder and score J and F",

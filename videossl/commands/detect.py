@@ -1,0 +1,123 @@
+"""`videossl detect`: the encoder's frames under Faster R-CNN on a VOC folder, pretrained against random."""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = """example:
+  videossl detect --checkpoint runs/mine --voc VOCdevkit/VOC2007 -o detection
+"""
+OWNED = ("result.json", "table.md", "boxes.png", "trained", "random")
+
+log = logging.getLogger("videossl")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="RUN", help="a run, an exported encoder or a URL")
+    add("--voc", required=True, type=Path, help="JPEGImages, Annotations, ImageSets/Main in it")
+    add("--train-split", default="trainval", help="list to train on (default trainval)")
+    add("--test-split", default="test", help="list to judge on (default test)")
+    add("--steps", type=int, default=2000, help="of training, for each row (default 2000)")
+    add("--batch-size", type=int, default=4, help="images a step (default 4)")
+    add("--lr", type=float, default=0.01, help="peak, of SGD (default 0.01)")
+    add("--min-size", type=int, default=480, help="short side in pixels (default 480)")
+    add("--seed", type=int, default=0, help="of fresh layers and of the order (default 0)")
+    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add("-o", "--out", required=True, type=Path, help="folder for result.json, table and boxes")
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains and judges both rows, writes, prints."""
+    import json
+    from importlib.util import find_spec
+
+    from videossl.detection.detector import (
+        DetectionRecipe,
+        average_precision,
+        detections,
+        train_detector,
+    )
+    from videossl.detection.pictures import draw_boxes
+    from videossl.detection.voc import VocImages
+    from videossl.distributed import choose_device
+    from videossl.engine.checkpoint import restore_encoder
+    from videossl.engine.run_folder import environment
+    from videossl.errors import UserError
+    from videossl.eval.output_folder import check_writable
+
+    if find_spec("pycocotools") is None:
+        raise UserError(
+            "average precision needs pycocotools, which is not here: pip install 'videossl[detection]'"
+        )
+    for name in ("steps", "batch_size", "min_size"):
+        if getattr(args, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is {getattr(args, name)}: it must be at least 1")
+    check_writable(args.out, option="-o")
+    train = VocImages(args.voc, args.train_split)
+    test = VocImages(args.voc, args.test_split, train.classes)
+    recipe = DetectionRecipe(
+        args.steps, args.batch_size, args.lr, min_size=args.min_size, seed=args.seed
+    )
+    device = choose_device(args.device)
+    encoders = {
+        "trained": restore_encoder(args.checkpoint),
+        "random": restore_encoder(args.checkpoint, untrained_seed=args.seed),
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    shown = {}
+    for name, encoder in encoders.items():
+        folder = args.out / name
+        _keep_apart(
+            folder, vars(recipe) | {"checkpoint": str(args.checkpoint), "voc": str(args.voc)}
+        )
+        detector = train_detector(encoder, train, recipe, device=device, folder=folder, why=name)
+        pairs = list(detections(detector, test, device=device, why=name))
+        rows[name] = average_precision(pairs, train.classes)
+        shown[name] = [found for found, _ in pairs[:4]]
+    record = {
+        "command": shlex.join(["videossl", *sys.argv[1:]]),
+        "checkpoint": str(args.checkpoint),
+        "voc": str(args.voc),
+        "splits": {args.train_split: len(train), args.test_split: len(test)},
+        "classes": list(train.classes),
+        "recipe": vars(recipe),
+        "rows": rows,
+        "environment": environment(),
+    }
+    table = _table(rows)
+    draw_boxes(args.out / "boxes.png", test, shown)
+    (args.out / "table.md").write_text(table + "\n")
+    (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{table}\n\nwritten to {args.out}")
+    return 0
+
+
+def _keep_apart(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises UserError where the folder holds a training of other settings."""
+    import json
+
+    from videossl.errors import UserError
+
+    path = folder / "settings.json"
+    text = json.dumps(settings, indent=1)
+    if path.exists() and path.read_text() != text:
+        raise UserError(
+            f"{folder} holds a detector of other settings: name another -o, or delete that folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def _table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = ["| backbone | AP50 | AP75 | AP |", "|---|---|---|---|"]
+    for name, row in rows.items():
+        values = " | ".join(f"{100 * row[key]:.1f}" for key in ("AP50", "AP75", "AP"))
+        lines.append(f"| {name} | {values} |")
+    return "\n".join(lines)
