@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from videossl.commands.printing import add_json_argument, print_result
+
 EXAMPLE = """example:
   videossl detect --checkpoint runs/mine --voc VOCdevkit/VOC2007 -o detection
 """
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of fresh layers and of the order (default 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default auto)")
     add("-o", "--out", required=True, type=Path, help="folder for result.json, table and boxes")
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -96,6 +99,7 @@ def run(args: argparse.Namespace) -> int:
     (args.out / "table.md").write_text(table + "\n")
     (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{table}\n\nwritten to {args.out}")
+    print_result(args, record)
     return 0
 
 

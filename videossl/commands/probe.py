@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from videossl.commands.printing import add_json_argument, print_result
+
 if TYPE_CHECKING:
     from videossl.probe.protocols import Judged, Setting
     from videossl.probe.rows import LoadUntrained
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, help="of features (default: $VIDEOSSL_CACHE, or ~/.cache/videossl)")
     add("--seed", type=int, default=0, help="of the split and of all that is drawn (default 0)")
     add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add_json_argument(parser)
     parser.epilog = EXAMPLE
 
 
@@ -72,8 +75,6 @@ def run(args: argparse.Namespace) -> int:
 
     from videossl.data.table import read_manifest
     from videossl.distributed import choose_device
-    from videossl.embedding.digests import videos_digest
-    from videossl.engine.run_folder import environment
     from videossl.export.download import cache_folder
     from videossl.export.loading import load_encoder
     from videossl.probe.protocols import Setting, chance
@@ -100,27 +101,35 @@ def run(args: argparse.Namespace) -> int:
     rows = _rows(args, encoder, untrained, setting)
     numbers, guess = records(rows), chance(args.protocol, setting)
     table = format_table(args.protocol, numbers, guess)
-    record = {
-        "command": shlex.join(["videossl", *sys.argv[1:]]),
-        "protocol": args.protocol,
-        "checkpoint": str(args.checkpoint),
-        "encoder": encoder.describe(),
-        "manifest": str(args.manifest),
-        "videos_sha256": videos_digest(manifest, split.rows),
-        "split": {**split.describe(), "file": args.split_file and str(args.split_file)},
-        "clips_per_video": args.clips_per_video,
-        "seed": args.seed,
-        "recipe": {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr},
-        "chance": guess,
-        "rows": numbers,
-        "environment": environment(),
-    }
+    record = {**_facts(args, encoder, setting), "chance": guess, "rows": numbers}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "table.md").write_text(table + "\n")
     _draw(args, next(iter(rows.values())), encoder, setting)
     (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{table}\n\nwritten to {args.out}")
+    print_result(args, record)
     return 0
+
+
+def _facts(args: argparse.Namespace, encoder: Any, setting: "Setting") -> dict[str, Any]:
+    """What the numbers are of, and how to get them again."""
+    from videossl.embedding.digests import videos_digest
+    from videossl.engine.run_folder import environment
+
+    split = setting.split
+    return {
+        "command": shlex.join(["videossl", *sys.argv[1:]]),
+        "protocol": args.protocol,
+        "checkpoint": str(args.checkpoint),
+        "encoder": encoder.describe(),
+        "manifest": str(args.manifest),
+        "videos_sha256": videos_digest(setting.manifest, split.rows),
+        "split": {**split.describe(), "file": args.split_file and str(args.split_file)},
+        "clips_per_video": args.clips_per_video,
+        "seed": args.seed,
+        "recipe": {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr},
+        "environment": environment(),
+    }
 
 
 def _check(args: argparse.Namespace) -> None:
