@@ -15,11 +15,20 @@ if TYPE_CHECKING:  # torch is imported by those who export, not by --help
 log = logging.getLogger("videossl")
 
 # Formats and the endings of their files; without --format the ending chooses.
-ENDINGS = {"safetensors": ".safetensors", "torch.export": ".pt2", "onnx": ".onnx"}
+ENDINGS = {
+    "safetensors": ".safetensors",
+    "torch.export": ".pt2",
+    "onnx": ".onnx",
+    "pytorchvideo": ".pth",
+    "torchvision": ".pth",
+}
+LIBRARIES = ("pytorchvideo", "torchvision")
 PROGRAMS = ("torch.export", "onnx")
 EXAMPLE = """examples:
   videossl export --checkpoint runs/mine -o encoder.safetensors     # for videossl.load_encoder and every --checkpoint
   videossl export --checkpoint runs/mine -o encoder.onnx --input-size 240x320 --licence cc-by-4.0
+  videossl export --checkpoint runs/mine --format torchvision -o r3d_18.pth        # into another library's model
+  videossl export --weights kinetics.pth --encoder slow_r50 -o kinetics.safetensors   # and out of one
 """
 
 
@@ -28,13 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--checkpoint",
-        required=True,
         metavar="SOURCE",
         help="a run's folder, a file of it, an exported encoder or a URL",
     )
+    add("--weights", metavar="FILE", help="instead: a state dict of pytorchvideo or torchvision")
+    add("--encoder", metavar="NAME", help="whose these weights are: slow_r50, r3d_18, ...")
     add("--sha256", metavar="HEX", help="what the digest of that file must be")
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="its card will be FILE.md")
-    add("--format", choices=ENDINGS, help="default: by the ending of FILE")
+    add("--format", choices=ENDINGS, help="default: by the ending of FILE; those of .pth as named")
     add("--stage", help="whose mean over time and space is the feature (default: the deepest)")
     add("--maps", action="store_true", help="a program that gives the stage's maps, not their mean")
     add(
@@ -63,17 +73,17 @@ def run(args: argparse.Namespace) -> int:
     from videossl.eval.output_folder import check_writable_file
     from videossl.export.download import file_sha256
     from videossl.export.facts import facts_of
-    from videossl.export.loading import load
     from videossl.export.model_card import model_card
     from videossl.export.programs import Unequal
     from videossl.export.results import read_results
     from videossl.whole_file import whole_file
 
+    _check_source(args)
     kind = _format(args)
     card_path = args.out.with_name(f"{args.out.name}.md")
     for path in (args.out, card_path):
         check_writable_file(path, option="-o")
-    loaded = load(args.checkpoint, stage=args.stage, sha256=args.sha256)
+    loaded = _load(args)
     facts = facts_of(loaded)
     digests = [file_sha256(loaded.path), str(facts.get("checkpoint_sha256"))]
     facts["measured"] = [*(facts.get("measured") or []), *read_results(args.results, digests)]
@@ -101,14 +111,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_source(args: argparse.Namespace) -> None:
+    from videossl.errors import UserError
+
+    if (args.checkpoint is None) == (args.weights is None):
+        raise UserError("give either --checkpoint SOURCE or --weights FILE with --encoder NAME")
+    if (args.weights is None) != (args.encoder is None):
+        raise UserError("--weights FILE and --encoder NAME go together: a state dict has no name")
+
+
+def _load(args: argparse.Namespace) -> "Loaded":
+    from videossl.export.loading import load
+    from videossl.export.state_dicts import load_weights
+
+    if args.checkpoint is not None:
+        return load(args.checkpoint, stage=args.stage, sha256=args.sha256)
+    loaded = load_weights(args.weights, args.encoder, stage=args.stage, sha256=args.sha256)
+    if dropped := loaded.contents["facts"]["dropped"]:
+        log.info("left out, the head of the model: %s", ", ".join(dropped))
+    return loaded
+
+
 def _write(
     kind: str, args: argparse.Namespace, loaded: "Loaded", facts: dict[str, Any]
 ) -> "tuple[Program | None, Difference | None]":
     from videossl.export.encoder_file import encoder_record, write_encoder_file
     from videossl.export.programs import Program, write_onnx, write_torch_program
+    from videossl.export.state_dicts import write_weights
 
     if kind == "safetensors":
         write_encoder_file(args.out, loaded.encoder, facts)
+        return None, None
+    if kind in LIBRARIES:
+        write_weights(args.out, loaded.encoder.encoder, library=kind)
         return None, None
     program = Program(loaded.encoder, size=args.input_size, maps=args.maps)
     write = write_onnx if kind == "onnx" else write_torch_program
@@ -119,7 +154,7 @@ def _format(args: argparse.Namespace) -> str:
     """Raises UserError for an ending that is not the format's, and for options of programs without one."""
     from videossl.errors import UserError
 
-    by_ending = {ending: name for name, ending in ENDINGS.items()}
+    by_ending = {ending: name for name, ending in ENDINGS.items() if name not in LIBRARIES}
     kind = args.format or by_ending.get(args.out.suffix)
     if kind is None:
         raise UserError(

@@ -42,9 +42,9 @@ def build_model(config: Config) -> MultiTask:
     """The encoder, up to the deepest stage that a task reads, and the tasks; torch's global seed must be set before."""
     configs = task_configs(config.tasks)
     deepest = max((c.stage for c in configs.values()), key=STAGES.index)
-    spec = EncoderSpec(
-        config.encoder.name, deepest, config.encoder.keep_time, config.encoder.max_stride
-    )
+    section = config.encoder
+    colours = section.colours or "lab"
+    spec = EncoderSpec(section.name, deepest, section.keep_time, section.max_stride, colours)
     tracking = [configs[name].stage for name in configs if load(name).wants_tracking]
     encoder = Encoder(spec, track_stage=tracking[0] if tracking else None)
     tasks: dict[str, PretextTask] = {}

@@ -24,7 +24,7 @@ log = logging.getLogger("videossl")
 FORMAT = 1
 BEST_NAME = "best.pt"
 # What torch.load was seen to raise for a cut, overwritten or foreign file.
-_DAMAGE = (
+DAMAGE = (
     RuntimeError,
     pickle.UnpicklingError,
     EOFError,
@@ -136,7 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             if (record := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"checksum of {record} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         cause = str(error).split("\n")[0][:120]
         raise UserError(
             f"checkpoint {path} is damaged or not a checkpoint ({type(error).__name__}: {cause})"

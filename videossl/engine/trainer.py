@@ -22,6 +22,7 @@ from videossl.engine.evaluation import Details, Evaluation, Evaluations
 from videossl.engine.feed import Feed
 from videossl.engine.finite import FiniteGuard, refuse_non_finite
 from videossl.engine.heldout import HeldOut
+from videossl.engine.initial_weights import begin_with
 from videossl.engine.interval import Interval
 from videossl.engine.logger import RunLogger
 from videossl.engine.optim import build_optimizer, lr_at
@@ -99,6 +100,7 @@ class Trainer:
             betas=config.optim.betas,
         )
         if not self._resume():
+            begin_with(self.model, config.encoder.init)
             self._prepare_tasks()
         self.ddp = distribute(self.model, config, world)
         self.guard = FiniteGuard(

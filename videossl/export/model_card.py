@@ -124,6 +124,14 @@ def _what_it_is(
         f"- Feature: mean of stage {encoder.stage}, {encoder.num_channels} numbers",
         f"- Made for {clip.num_frames} frames {clip.seconds_between_frames:.4g} s apart, {shown}",
     ]
+    if kind in ("pytorchvideo", "torchvision") and spec.colours == "lab":
+        lines.append(
+            "- These weights read normalised Lab, not RGB: give the model `videossl.color.encoder_input(frames)`"
+        )
+    elif spec.colours != "lab":
+        lines.append(
+            f"- The weights read RGB normalised as by {spec.colours.removeprefix('rgb_')}, and are given that"
+        )
     if program is not None:
         frames = "any number of" if program.has_free_frames else str(clip.num_frames)
         what = f"maps of stage {encoder.stage}" if program.maps else "features"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from videossl.errors import UserError
 from videossl.models import zoo
+from videossl.models.colours import check_colours, colours_of_lab
 from videossl.types import FeatureMaps
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -33,13 +34,15 @@ class EncoderSpec:
     """All that is needed to build an encoder again: stored in every checkpoint.
 
     `keep_time` sets every temporal stride to 1, so that each frame has its own features. `max_stride` caps the spatial
-    stride (in pixels per cell) by setting later strides to 1; None keeps the published ones.
+    stride (in pixels per cell) by setting later strides to 1; None keeps the published ones. `colours` are those that the
+    weights read, see `videossl.models.colours`.
     """
 
     name: str
     deepest_stage: str = "res5"
     keep_time: bool = True
     max_stride: int | None = None
+    colours: str = "lab"
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Encoder(nn.Module):
     `encoder(x)` takes (N, 3, T, H, W) and returns a FeatureMaps per stage; H and W should be multiples of the deepest
     stage's spatial stride. `track_stage` is the stage whose features correspond best, if a task was trained for that.
 
-    Raises UserError for an unknown name or stage and for a `max_stride` the architecture cannot meet.
+    Raises UserError for an unknown name, stage or colours and for a `max_stride` the architecture cannot meet.
     """
 
     def __init__(self, spec: EncoderSpec, *, track_stage: str | None = None) -> None:
@@ -79,6 +82,7 @@ class Encoder(nn.Module):
             raise UserError(
                 f"track_stage {track_stage!r} is not in an encoder up to {spec.deepest_stage}"
             )
+        check_colours(spec.colours)
         build, natural = ENCODERS[spec.name]
         stem, blocks = build()
         names = STAGES[: STAGES.index(spec.deepest_stage) + 1]
@@ -117,12 +121,13 @@ class Encoder(nn.Module):
         rows_per_stage: Mapping[str, int] | None = None,
         segments: Sequence[Segment] | None = None,
     ) -> dict[str, FeatureMaps]:
-        """(N, 3, T, H, W) to {stage: FeatureMaps}.
+        """(N, 3, T, H, W) of normalised Lab to {stage: FeatureMaps}.
 
         `rows_per_stage[stage]` keeps only the leading rows from that stage on, so rows ordered by the deepest stage that
         reads them do no work that nobody looks at. A stage with 0 rows ends the pass. `segments` are the rows that go on
         behind the frame-wise stages, in this order: what a clip shows backward in time needs no work of its own before.
         """
+        x = colours_of_lab(x, self.spec.colours)
         features: dict[str, FeatureMaps] = {}
         for index, (name, block) in enumerate([("", self.stem), *self.blocks.items()]):
             if segments is not None and index == self._num_frame_wise:
