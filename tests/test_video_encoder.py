@@ -43,6 +43,23 @@ def test_features_are_the_mean_of_the_deepest_stage(encoder):
         torch.testing.assert_close(encoder(clips[1]), encoder(clips)[1])
 
 
+def test_stages_behind_the_one_that_is_read_do_no_work(encoder):
+    early = VideoEncoder(encoder.encoder, encoder.clip, stage="res3")
+    called = []
+    hooks = [
+        block.register_forward_hook(lambda *_, name=name: called.append(name))
+        for name, block in encoder.encoder.blocks.items()
+    ]
+    clips = video(2, 4, 3, 40, 50)
+    with torch.no_grad():
+        features = early(clips)
+        for hook in hooks:
+            hook.remove()
+        maps = encoder.feature_maps(clips)["res3"].data
+    assert called == ["res2", "res3"]
+    torch.testing.assert_close(features, maps.mean((2, 3, 4)))
+
+
 @pytest.mark.parametrize(
     ("clip", "says"),
     [

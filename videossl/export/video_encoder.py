@@ -44,8 +44,12 @@ class VideoEncoder(nn.Module):
         return self.encoder.stages[self.stage].channels
 
     def forward(self, video: Tensor) -> Tensor:
-        """Features of whole clips."""
-        features = pooled(self.feature_maps(video)[self.stage])
+        """Features of whole clips; stages behind `stage` are not computed."""
+        own_input = self.preprocess(video)
+        stages = list(self.encoder.stages)
+        deeper = stages[stages.index(self.stage) + 1 :]
+        rows = {name: 0 if name in deeper else len(own_input) for name in stages}
+        features = pooled(self.encoder(own_input, rows if deeper else None)[self.stage])
         return features if video.ndim == 5 else features[0]
 
     def feature_maps(self, video: Tensor) -> dict[str, FeatureMaps]:
