@@ -20,7 +20,8 @@ from videossl.__main__ import main
 from videossl.data import pack, pack_shard
 from videossl.data.listing import FoundVideo
 from videossl.data.manifest import VideoEntry, write_manifest
-from videossl.data.pack_plan import PackSettings, output_size, plan_shots
+from videossl.data.pack_plan import output_size, plan_shots
+from videossl.data.pack_settings import PackSettings
 from videossl.data.pack_video import pack_video
 from videossl.data.scan import scan_video
 from videossl.data.table import read_manifest

@@ -5,9 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from videossl.data.pack import pack_videos
-from videossl.data.pack_plan import PackSettings
-from videossl.data.table import read_manifest
+from videossl.data.pack_settings import PackSettings
 from videossl.errors import UserError
 
 logger = logging.getLogger("videossl")
@@ -75,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Packs and returns 0, or 1 if not one video could be packed."""
+    from videossl.data.pack import pack_videos
+    from videossl.data.table import read_manifest
+
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
     settings = PackSettings(

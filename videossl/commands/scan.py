@@ -3,13 +3,15 @@
 import argparse
 import logging
 import os
+from typing import TYPE_CHECKING
 
 from videossl.commands.printing import add_json_argument, print_result
-from videossl.data.journal import Journal
-from videossl.data.listing import FoundFiles, find_videos
-from videossl.data.manifest import write_manifest
-from videossl.data.scan import ScanSummary, merge_near_duplicates, scan_videos, scanned_entries
 from videossl.errors import UserError
+
+if TYPE_CHECKING:  # what reads videos is not waited for before it is needed
+    from videossl.data.journal import Journal
+    from videossl.data.listing import FoundFiles
+    from videossl.data.scan import ScanSummary
 
 logger = logging.getLogger("videossl")
 
@@ -66,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scans, writes the manifest and returns 0, or 1 if not one video is sound."""
+    from videossl.data.journal import Journal
+    from videossl.data.listing import find_videos
+
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
     found = find_videos(args.sources, labels=args.labels, group_pattern=args.group_regex)
@@ -90,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(found: FoundFiles, journal: Journal, args: argparse.Namespace) -> None:
+def _read(found: "FoundFiles", journal: "Journal", args: argparse.Namespace) -> None:
+    from videossl.data.scan import scan_videos
+
     try:
         num_read = scan_videos(found.videos, journal, num_workers=args.workers, deep=args.deep)
     except KeyboardInterrupt:
@@ -110,8 +117,11 @@ def _read(found: FoundFiles, journal: Journal, args: argparse.Namespace) -> None
 
 
 def _write(
-    found: FoundFiles, journal: Journal, args: argparse.Namespace
-) -> tuple[ScanSummary, int | None]:
+    found: "FoundFiles", journal: "Journal", args: argparse.Namespace
+) -> "tuple[ScanSummary, int | None]":
+    from videossl.data.manifest import write_manifest
+    from videossl.data.scan import ScanSummary, merge_near_duplicates, scanned_entries
+
     groups, num_near = None, None
     if args.deep:
         groups, num_near = merge_near_duplicates(found.videos, journal)

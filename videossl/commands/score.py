@@ -7,19 +7,6 @@ from pathlib import Path
 from videossl.commands.printing import add_json_argument, print_result
 from videossl.commands.protocol_arguments import names
 from videossl.errors import UserError
-from videossl.eval.davis import read_tree
-from videossl.eval.output_folder import check_writable
-from videossl.eval.scoring import (
-    check_results,
-    format_objects,
-    format_table,
-    global_scores,
-    score_results,
-    scores_record,
-    versions,
-    write_json,
-    write_tables,
-)
 from videossl.workers import num_cores
 
 COMMAND, RESULT = "videossl score", "result.json"
@@ -50,6 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores, writes and prints; old tables of the same set go first, so that none can pass for this run's."""
+    from videossl.eval.davis import read_tree
+    from videossl.eval.output_folder import check_writable
+    from videossl.eval.scoring import (
+        check_results,
+        format_objects,
+        format_table,
+        global_scores,
+        score_results,
+        scores_record,
+        versions,
+        write_json,
+        write_tables,
+    )
+
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")
     check_writable(args.out)

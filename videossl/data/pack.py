@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from videossl.data.manifest import VideoEntry
-from videossl.data.pack_plan import PackSettings
+from videossl.data.pack_settings import PackSettings
 from videossl.data.pack_shard import ShardWriter, is_finished, read_rows, write_packed_manifest
 from videossl.data.pack_video import PackedVideo, pack_video
 from videossl.data.table import Manifest

@@ -15,7 +15,8 @@ from av.video.reformatter import ColorRange
 
 from videossl.data.inspect import DecodedFrames, deepened, inspect_video
 from videossl.data.manifest import VideoEntry, sound_entry
-from videossl.data.pack_plan import PackSettings, Shot, output_size, plan_shots
+from videossl.data.pack_plan import Shot, output_size, plan_shots
+from videossl.data.pack_settings import PackSettings
 from videossl.data.picture import FilterChain
 from videossl.decode.container import as_decode_error, open_container, video_stream
 from videossl.decode.info import VideoIndex, current_index, read_index

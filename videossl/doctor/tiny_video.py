@@ -6,9 +6,11 @@ channels and a wrong colour range are all told.
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # where it is missing, that too must be said
+    import numpy as np
+    from numpy.typing import NDArray
 
 NUM_FRAMES = 8
 NUM_BITS = 3
@@ -27,8 +29,10 @@ ENCODERS = {
 _QUIET = {"libx265": {"x265-params": "log-level=error"}, "libsvtav1": {"preset": "12"}}
 
 
-def picture(number: int) -> NDArray[np.uint8]:
+def picture(number: int) -> "NDArray[np.uint8]":
     """Frame `number`, (H, W, 3) uint8 RGB."""
+    import numpy as np
+
     pixels = np.empty((HEIGHT, WIDTH, 3), dtype=np.uint8)
     bits = np.array([(number >> bit) & 1 for bit in range(NUM_BITS)])
     block_of = np.arange(WIDTH) * NUM_BITS // WIDTH
@@ -66,17 +70,20 @@ def write_with_any(path: Path, codec: str) -> str:
     return ""
 
 
-def read_with_pyav(path: Path) -> tuple[NDArray[np.uint8], str]:
+def read_with_pyav(path: Path) -> "tuple[NDArray[np.uint8], str]":
     """All frames, (N, H, W, 3) uint8 RGB, and the decoder's name. Raises PyAV's errors."""
     import av
+    import numpy as np
 
     with av.open(str(path)) as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         return np.stack(frames), container.streams.video[0].codec_context.codec.name
 
 
-def fault(frames: NDArray[np.uint8]) -> str:
+def fault(frames: "NDArray[np.uint8]") -> str:
     """What is wrong with the frames of the file, (N, H, W, 3) in order, or "" for the right ones."""
+    import numpy as np
+
     if frames.shape != (NUM_FRAMES, HEIGHT, WIDTH, 3):
         return f"it gave frames {frames.shape} in place of {(NUM_FRAMES, HEIGHT, WIDTH, 3)}"
     centres = [int((bit + 0.5) * WIDTH / NUM_BITS) for bit in range(NUM_BITS)]
