@@ -83,6 +83,7 @@ ALLOWED = {
         "intervals",
     "workers",
     },  # it must run where much is broken
+    "report": FLOOR_ONE | {"report", "eval"},
     "detection": FLOOR_ONE | {"detection", "engine", "models"},
     "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }

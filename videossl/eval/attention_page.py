@@ -20,7 +20,7 @@ from torch import Tensor
 from videossl.drawing import as_array
 from videossl.eval.attention_picture import Reading
 from videossl.eval.frames import FrameSource
-from videossl.eval.page_template import jpeg_uri, render_page
+from videossl.eval.page_template import asset, jpeg_uri, render_page
 from videossl.eval.protocol import Protocol
 from videossl.eval.scoring import write_text
 
@@ -96,8 +96,8 @@ def write_attention_page(
     page = render_page(
         title=title,
         body="\n".join(body),
-        scripts=["attention.js"],
-        styles=["page.css", "attention.css"],
+        scripts=[asset("attention.js")],
+        styles=[asset("page.css"), asset("attention.css")],
     )
     write_text(path, page)
 

@@ -23,7 +23,7 @@ from videossl.eval.page_tables import (
     rows_table,
     sort_key,
 )
-from videossl.eval.page_template import data_uri, jpeg_uri, render_page
+from videossl.eval.page_template import asset, data_uri, definitions, jpeg_uri, render_page
 from videossl.eval.score_plot import ScoreLine, score_plot
 from videossl.eval.scoring import write_text
 
@@ -80,7 +80,10 @@ def write_page(
         *(_section(sequence, scored, main_row, out, is_embedded) for sequence in sequences),
     ]
     text = render_page(
-        title=_title(record), body="\n".join(body), scripts=["page.js"], styles=["page.css"]
+        title=_title(record),
+        body="\n".join(body),
+        scripts=[asset("page.js")],
+        styles=[asset("page.css")],
     )
     write_text(out / PAGE, text)
     return out / PAGE
@@ -144,25 +147,8 @@ def _header(record: Mapping[str, Any], main: Mapping[str, Any], date: datetime) 
             for key, name in shown
         )
         parts.append(f'<div class="headline">{stats}</div>')
-    details = _definitions({**run, **settings})
+    details = definitions({**run, **settings})
     return "\n".join([*parts, f"<details><summary>What was run</summary>{details}</details>"])
-
-
-def _definitions(values: Mapping[str, Any]) -> str:
-    """A `<dl>` of all values that are given, those of nested mappings under dotted names."""
-    items = _flat(values, "")
-    rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in items)
-    return f"<dl>{rows}</dl>"
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
-    items: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            items += _flat(value, f"{prefix}{key}.")
-        elif value is not None or prefix:
-            items.append((f"{prefix}{key}", "none" if value is None else str(value)))
-    return items
 
 
 def _score_tables(

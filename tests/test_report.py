@@ -1,0 +1,166 @@
+"""`videossl report`: what stands on the page is what the run wrote, and the page works in a browser."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from browser import assert_fits, assert_silent, browser, open_page, wait_for
+
+from videossl.__main__ import main
+from videossl.engine.logger import RunLogger
+from videossl.report.comparison import differing_settings
+from videossl.report.curves import Curve, curve_plot, nice_ticks
+from videossl.report.run_record import read_run
+from videossl.video_writer import write_video
+
+NASTY = "a\"><img src=x onerror=document.title='hit'>"
+
+
+def task(accuracy: float) -> dict:
+    return {"order": {"loss": 1 - accuracy, "accuracy": accuracy, "chance": 0.5, "cheat": 0.8125}}
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    return make_run(tmp_path / "one", lr=0.001)
+
+
+def make_run(out: Path, *, lr: float) -> Path:
+    out.mkdir()
+    config = {"out": str(out), "tasks": {"order": {"stage": "res5"}}, "optim": {"lr": lr}}
+    (out / "config.yaml").write_text(yaml.safe_dump({**config, "train": {"steps": 40}}))
+    environment = {"videossl": "9.9.9", "gpus": ["NVIDIA Z"], "packages": {"torch": "7.7"}}
+    (out / "env.json").write_text(json.dumps(environment))
+    picture = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    with RunLogger(out, is_main=True, first_step=0, total_steps=40) as logger:
+        for step in (10, 20, 30):
+            logger.write(step, "line", {"tasks": task(step / 100), "lr": lr}, "train/")
+        logger.write(20, "line", {"heldout": task(0.625)}, "heldout/")
+        logger.draw(20, "heldout/order", {"older": picture})
+        logger.draw(30, "heldout/order", {"older": picture + 255})
+    return out
+
+
+def add_tracking(run: Path) -> None:
+    folder = run / "tracking"
+    frames = np.zeros((8, 32, 48, 3), dtype=np.uint8)
+    write_video(folder / "overlay" / "dog.mp4", frames, frames_per_second=8)
+    scores = {"global": {"J&F-Mean": 0.5678, "J-Mean": 0.5, "F-Mean": 0.6}}
+    record = {"davis": "/data/DAVIS", "split": "val", "rows": {"trained": scores}}
+    (folder / "result.json").write_text(json.dumps({**record, "checkpoint": str(run)}))
+
+
+def add_probe(folder: Path, run: Path) -> None:
+    folder.mkdir(parents=True)
+    rows = {
+        "trained": {"top1": [0.4321, 0.3, 0.5]},
+        "untrained, seed 0": {"top1": [0.2, 0.1, 0.3], "first_row_minus_this": [0.2321, 0.1, 0.3]},
+    }
+    record = {"protocol": "linear", "chance": {"top1": 0.1667}, "rows": rows}
+    (folder / "result.json").write_text(json.dumps({**record, "checkpoint": str(run)}))
+
+
+def test_a_run_is_read_as_it_was_written(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "tas')  # cut off by a kill
+    record = read_run(run)
+    assert record.last_step == 30
+    assert [line["step"] for line in record.metrics] == [10, 20, 30, 20]
+    (picture,) = record.pictures
+    assert (picture.tag, picture.step) == ("heldout/order/older", 30)
+    assert picture.png.startswith(b"\x89PNG")
+    assert record.training_seconds is not None
+
+
+def test_the_page_holds_what_the_runs_wrote(run, tmp_path):
+    other = make_run(tmp_path / NASTY, lr=0.25)
+    add_tracking(run)
+    add_probe(tmp_path / "probes" / "linear", run)
+    page = tmp_path / "report.html"
+    results = ["--results", str(tmp_path / "probes")]
+    assert main(["report", str(run), str(other), *results, "-o", str(page)]) == 0
+    text = page.read_text()
+    for said in ("30 of 40", "NVIDIA Z", "9.9.9", "56.8", "43.2", "30.0 to 50.0", "+23.2", "16.7"):
+        assert said in text
+    assert "<img src=x" not in text
+    assert re.search(r"optim\.lr</td><td>0.001</td><td>0.25", text)
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_page_works_in_a_browser(run, tmp_path):
+    add_tracking(run)
+    other = make_run(tmp_path / NASTY, lr=0.25)
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), str(other), "-o", str(page)]) == 0
+    with browser() as driver:
+        for width in (1200, 400):
+            open_page(driver, page, width=width)
+            assert_fits(driver)
+            drawn = "return document.querySelectorAll('svg.plot polyline, svg.plot circle').length"
+            assert driver.execute_script(drawn) >= 8
+            driver.execute_script("[...document.images].forEach(i => i.loading = 'eager')")
+            assert wait_for(
+                driver, "[...document.images].every(i => i.complete && i.naturalWidth > 0)"
+            )
+            assert driver.title.startswith("2 runs: one, a")
+        assert_silent(driver)
+
+
+def test_a_curve_lies_where_its_values_are():
+    svg = curve_plot("t", [Curve("c", [(0, 0.0), (50, 0.5), (100, 1.0)], 0)])
+    points = re.search(r'polyline points="([^"]+)"', svg)[1].split()
+    (x0, y0), (x1, y1), (x2, y2) = (map(float, point.split(",")) for point in points)
+    assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
+    assert y1 == pytest.approx((y0 + y2) / 2, abs=0.1)
+    assert y0 > y2  # up is more
+    assert curve_plot("nothing", [Curve("c", [], 0)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 1), (0.47, 0.83), (0, 37), (-3, 900), (5, 5), (1e-5, 1e-3)]
+)
+def test_ticks_are_round_few_and_hold_both_ends(low, high):
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low + 1e-12
+    assert ticks[-1] >= high - 1e-12
+    assert 2 <= len(ticks) <= 8
+    steps = np.diff(ticks)
+    np.testing.assert_allclose(steps, steps[0])
+    mantissa = steps[0] / 10 ** np.floor(np.log10(steps[0]) + 1e-9)
+    assert any(mantissa == pytest.approx(f) for f in (1, 2, 2.5, 5, 10))
+
+
+def test_only_differing_settings_are_rows():
+    rows = differing_settings([{"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"b": 2, "c": [1, 2]}}])
+    assert rows == {"a.b": ["1", "2"], "d": ["3", "not set"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "nowhere holds no run: it has no config.yaml"),
+        (["RUN", "--results", "empty"], "empty holds no result.json"),
+        (["RUN", "--results", "foreign"], "is none of the runs: give that run too"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(run, tmp_path, monkeypatch, arguments, says, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    add_probe(Path("foreign"), Path("elsewhere"))
+    given = [str(run) if argument == "RUN" else argument for argument in arguments]
+    assert main(["report", *given, "-o", "page.html"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not Path("page.html").exists()
+
+
+def test_a_damaged_result_is_left_out_and_said(run, tmp_path, caplog):
+    (run / "broken").mkdir()
+    (run / "broken" / "result.json").write_text("{")
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    assert "broken/result.json is left out" in caplog.text
