@@ -1,0 +1,125 @@
+"""`videossl embed`: one feature for each video of a manifest, in a Parquet file; alone or under torchrun."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videossl.commands.printing import add_json_argument, print_result
+
+if TYPE_CHECKING:  # torch is imported by those who embed, not by --help
+    from videossl.distributed import World
+    from videossl.export.loading import Loaded
+
+log = logging.getLogger("videossl")
+
+EXAMPLE = """A stopped command goes on when it is given again. A video that fails has a row with the reason and no feature.
+
+examples:
+  videossl embed videos.parquet --checkpoint runs/mine -o features.parquet
+  torchrun --nproc_per_node=8 -m videossl embed videos.parquet --checkpoint encoder.safetensors -o features.parquet
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add = parser.add_argument
+    add("manifest", type=Path, help="of `videossl scan` or `pack`; labels are handed on")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="SOURCE",
+        help="a run's folder, a file of it, an exported encoder or a URL",
+    )
+    add("-o", "--out", type=Path, required=True, metavar="FILE.parquet", help="file to write")
+    add(
+        "--clips-per-video",
+        type=int,
+        default=10,
+        metavar="K",
+        help="spread evenly over the video; the feature is their mean (default 10)",
+    )
+    add("--stage", help="whose mean over time and space is taken (default: the deepest)")
+    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add_json_argument(parser)
+    parser.epilog = EXAMPLE
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads, embeds what is missing, says how many videos failed."""
+    import torch
+
+    from videossl.data.table import read_manifest
+    from videossl.distributed import launched_world
+    from videossl.embedding.clip_reader import ClipReader
+    from videossl.embedding.feature_table import FeatureTable
+    from videossl.eval.output_folder import check_writable_file
+    from videossl.workers import num_cores
+
+    check_writable_file(args.out, option="-o")
+    manifest = read_manifest(args.manifest)
+    with launched_world(args.device) as world:
+        if not world.is_main:
+            logging.getLogger("videossl").setLevel(logging.WARNING)
+        cores = max(1, num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        if world.device.type == "cpu":
+            torch.set_num_threads(cores)
+        loaded = _load(args, world)
+        reader = ClipReader(manifest, loaded.encoder.clip, args.clips_per_video)
+        settings = _settings(args, loaded, world)
+        table = FeatureTable(args.out, loaded.encoder, reader, settings)
+        if table.is_finished():
+            log.info("%s is there already, of these settings: nothing to do", args.out)
+            if world.is_main:
+                table.drop_parts()  # of a run that was stopped at its very end
+        else:
+            table.make(world, num_workers=max(1, cores - 1))
+        if world.is_main:
+            _report(args, table.encoder.num_channels, settings)
+    return 0
+
+
+def _load(args: argparse.Namespace, world: "World") -> "Loaded":
+    """The encoder on every rank; a URL is fetched by one."""
+    from videossl.distributed import from_main
+    from videossl.errors import UserError
+    from videossl.export.loading import load
+
+    loaded, refusal = None, ""
+    if world.is_main:
+        try:
+            loaded = load(args.checkpoint, stage=args.stage)
+        except UserError as error:
+            refusal = str(error)
+    if refusal := from_main(refusal):
+        raise UserError(refusal)
+    return loaded or load(args.checkpoint, stage=args.stage)
+
+
+def _settings(args: argparse.Namespace, loaded: "Loaded", world: "World") -> dict[str, Any]:
+    """All that a feature depends on, and what made it."""
+    from videossl.export.download import file_sha256
+    from videossl.models.encoder_file import weights_digest
+    from videossl.version import __version__
+
+    return {
+        "format": 1,
+        "version": __version__,
+        "encoder": loaded.encoder.describe(),
+        "weights_sha256": weights_digest(loaded.encoder.encoder.state_dict()),
+        "manifest": args.manifest.name,
+        "manifest_sha256": file_sha256(args.manifest),
+        "clips_per_video": args.clips_per_video,
+        "feature": "mean over clips of the mean over time and space of the stage",
+        "device": world.device.type,
+    }
+
+
+def _report(args: argparse.Namespace, channels: int, settings: dict[str, Any]) -> None:
+    from videossl.embedding.feature_table import count_status
+
+    counts = count_status(args.out)
+    failed = f"; {counts['broken']} failed, each with its reason" if counts["broken"] else ""
+    print(f"{args.out}: {counts['ok']} features of {channels} numbers{failed}")
+    print_result(args, {"file": str(args.out), **counts, "channels": channels, **settings})

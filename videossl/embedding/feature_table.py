@@ -1,0 +1,234 @@
+"""A Parquet file of one feature per video of a manifest, made in parts: by several processes, over several attempts.
+
+While the file is being made a folder of parts lies beside it, each of CHUNK rows and written whole. The last step puts them
+together in the manifest's order, so that neither the number of processes nor stops change the file.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from videossl.data.manifest import VideoEntry
+from videossl.distributed import World
+from videossl.embedding.clip_reader import ClipReader
+from videossl.embedding.features import VideoFeatures, video_features
+from videossl.errors import UserError
+from videossl.export.video_encoder import VideoEncoder
+from videossl.progress import track
+from videossl.whole_file import whole_file
+
+log = logging.getLogger("videossl")
+
+CHUNK = 64  # videos of a part, which a stop costs at most; chosen: a minute of work on two cores
+METADATA_KEY = b"videossl"
+_SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """The file `out` of features of `encoder` for every row of `reader.manifest`.
+
+    `settings` are plain types that say all that the features depend on; they stand in the file's metadata, and in the folder
+    of parts, which a run of other settings does not go on from.
+    """
+
+    out: Path
+    encoder: VideoEncoder
+    reader: ClipReader
+    settings: Mapping[str, Any]
+
+    @property
+    def parts(self) -> Path:
+        """The folder of parts."""
+        return self.out.with_name(f"{self.out.name}.parts")
+
+    @property
+    def schema(self) -> pa.Schema:
+        """path, offset, group, label, feature (fixed-size list of float32, null without one), status, reason."""
+        feature = pa.list_(pa.float32(), self.encoder.num_channels)
+        fields = [("path", pa.string()), ("offset", pa.int64()), ("group", pa.string())]
+        fields += [("label", pa.string()), ("feature", feature)]
+        fields += [("status", pa.string()), ("reason", pa.string())]
+        return pa.schema(fields, {METADATA_KEY: json.dumps(self.settings, sort_keys=True)})
+
+    def is_finished(self) -> bool:
+        """Whether the file is there with these settings. Raises UserError if it, or parts of it, are of other ones."""
+        if (self.parts / _SETTINGS).exists():
+            _check_same(self.parts, _read_settings(self.parts / _SETTINGS), self.settings)
+        elif self.parts.exists() and any(self.parts.iterdir()):
+            raise UserError(f"{self.parts} holds files of something else: name another -o")
+        if not self.out.exists():
+            return False
+        _check_same(self.out, _settings_of(self.out), self.settings)
+        return True
+
+    def make(self, world: World, *, num_workers: int) -> None:
+        """Embeds what is still missing and writes the file; every rank must call it, each does a share of the parts."""
+        starts = range(0, len(self.reader.manifest), CHUNK)
+        if world.is_main:
+            self._begin()
+        _meet(world, "begun")  # no rank writes a part before the settings stand beside it
+        missing = [start for start in starts if not self._is_sound(start)]
+        _meet(world, "looked")  # no rank writes before all have seen the same parts
+        if len(missing) < len(starts):
+            log.info("%s: going on, %d of %d parts are left", self.out, len(missing), len(starts))
+        self._embed(missing[world.rank :: world.size], world, num_workers)
+        _meet(world, "embedded")
+        if world.is_main:
+            self._join(starts)
+            self.drop_parts()
+        _meet(world, "joined")
+
+    def drop_parts(self) -> None:
+        """Removes the folder of parts, whose settings `is_finished` has seen; nothing where there is none."""
+        if self.parts.exists():
+            shutil.rmtree(self.parts)
+
+    def _begin(self) -> None:
+        with whole_file(self.parts / _SETTINGS) as partial:
+            partial.write_text(json.dumps(self.settings, sort_keys=True, indent=1))
+
+    def _embed(self, starts: Sequence[int], world: World, num_workers: int) -> None:
+        rows = [row for start in starts for row in self._rows(start)]
+        found: Iterable[VideoFeatures] = video_features(
+            self.encoder, self.reader, rows, device=world.device, num_workers=num_workers
+        )
+        if world.is_main:
+            share = "" if world.size == 1 else f" (1/{world.size} of all)"
+            found = track(found, description=f"videos{share}", total=len(rows))
+        following = iter(found)
+        for start in starts:
+            self._write(start, [next(following) for _ in self._rows(start)])
+        for _ in following:  # there are none: this lets the bar come to its end
+            pass
+
+    def _rows(self, start: int) -> range:
+        return range(start, min(start + CHUNK, len(self.reader.manifest)))
+
+    def _part(self, start: int) -> Path:
+        return self.parts / f"{start:09d}.parquet"
+
+    def _is_sound(self, start: int) -> bool:
+        path = self._part(start)
+        if not path.exists():
+            return False
+        try:
+            with pq.ParquetFile(path) as file:
+                return file.metadata.num_rows == len(self._rows(start))
+        except (pa.ArrowException, OSError) as error:
+            log.warning("%s is damaged (%s): made again", path, error)
+            return False
+
+    def _write(self, start: int, found: Sequence[VideoFeatures]) -> None:
+        entries = self.reader.manifest[start : start + CHUNK]
+        batch = _batch(self.schema, entries, found)
+        with whole_file(self._part(start)) as partial, pq.ParquetWriter(partial, self.schema) as w:
+            w.write_batch(batch)
+
+    def _join(self, starts: Iterable[int]) -> None:
+        lacking = [self._part(start) for start in starts if not self._part(start).exists()]
+        if lacking:
+            raise UserError(
+                f"{lacking[0]} is not there: -o must lie on storage that all hosts share"
+            )
+        with whole_file(self.out) as partial, pq.ParquetWriter(partial, self.schema) as writer:
+            for start in starts:
+                writer.write_table(pq.read_table(self._part(start), schema=self.schema))
+
+
+def _meet(world: World, point: str) -> None:
+    """Waits for all ranks as long as it takes: shares differ by hours, and a barrier of torch gives up after minutes.
+
+    Where one of them dies, torchrun ends the others.
+    """
+    if world.store is None:
+        return
+    world.store.set(f"embedding/{point}/{world.rank}", "")
+    arrived = [f"embedding/{point}/{rank}" for rank in range(world.size)]
+    while not world.store.check(arrived):
+        time.sleep(0.1)
+
+
+def count_status(path: Path) -> dict[str, int]:
+    """How many rows of a table have a feature, and how many have a reason instead."""
+    status = pq.read_table(path, columns=["status"])["status"].to_pylist()
+    return {"ok": status.count("ok"), "broken": len(status) - status.count("ok")}
+
+
+def _batch(
+    schema: pa.Schema, entries: Sequence[VideoEntry], found: Sequence[VideoFeatures]
+) -> pa.RecordBatch:
+    means, reasons = zip(*(_mean(one) for one in found), strict=True)
+    size = schema.field("feature").type.list_size
+    values = np.zeros((len(found), size), dtype=np.float32)
+    for place, mean in enumerate(means):
+        if mean is not None:
+            values[place] = mean
+    mask = pa.array([mean is None for mean in means])
+    columns = {
+        "path": [entry.path for entry in entries],
+        "offset": [entry.offset for entry in entries],
+        "group": [entry.group for entry in entries],
+        "label": [entry.label for entry in entries],
+        "feature": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), size, mask=mask),
+        "status": ["ok" if mean is not None else "broken" for mean in means],
+        "reason": list(reasons),
+    }
+    arrays = [
+        columns[field.name]
+        if field.name == "feature"
+        else pa.array(columns[field.name], type=field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _mean(found: VideoFeatures) -> tuple[np.ndarray | None, str]:
+    """The mean over a video's clips, or None and the reason."""
+    if found.clips is None:
+        return None, found.reason
+    mean = found.clips.mean(0)
+    if not torch.isfinite(mean).all():
+        return None, "the encoder's features of it are not finite"
+    return mean.numpy(), ""
+
+
+def _read_settings(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}; delete {path.parent}") from error
+
+
+def _settings_of(path: Path) -> Any:
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata[METADATA_KEY])
+    except (pa.ArrowException, OSError, KeyError, ValueError):
+        raise UserError(f"{path} is no file of features: name another -o, or delete it") from None
+
+
+def _check_same(place: Path, found: Any, wanted: Mapping[str, Any]) -> None:
+    differing = list(_differences(found, json.loads(json.dumps(wanted))))
+    if differing:
+        raise UserError(
+            f"{place} is of other settings ({'; '.join(differing[:3])}): name another -o, or delete it"
+        )
+
+
+def _differences(found: Any, wanted: Any, path: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted({*found, *wanted}):
+            yield from _differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+    elif found != wanted:
+        yield f"{path} was {found!r}, is {wanted!r}"
