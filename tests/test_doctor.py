@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from videossl.__main__ import main
-from videossl.doctor import examination, machine, tiny_video
+from videossl.doctor import examination, machine, software, tiny_video
 from videossl.doctor.examination import Check, checks, examine
 from videossl.doctor.rows import Place, Row
 from videossl.doctor.table import plain_lines, verdict
@@ -272,6 +272,71 @@ def test_plain_lines_are_aligned_and_the_verdict_names_what_stops():
     assert verdict(rows) == "Not ready to scan, train and track: longer."
     assert verdict(rows[:1]) == "Ready to scan, train and track."
     assert verdict([rows[0], rows[2]]).startswith("Ready to scan, train and track; 1 ")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Two GPUs as torch would show them, of which the second adds wrongly."""
+    import torch
+
+    real = torch.ones
+    answers = iter([1.0, 1023 / 1024])
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(software, "_driver_version", lambda: "580.65 for CUDA up to 13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"H{index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (70 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch, "ones", lambda count, device: real(count) * next(answers))
+
+
+def test_each_gpu_is_a_row_with_its_memory_and_one_that_adds_wrongly_is_broken(gpus):
+    cuda, first, second = software.cuda(PLACE)
+    assert (cuda.state, first.state, second.state) == ("ok", "ok", "broken")
+    assert cuda.found == "torch is built for CUDA 13.0; driver 580.65 for CUDA up to 13.0"
+    assert first.found == "H0, 70.0 GiB free of 80.0 GiB"
+    assert "1024 ones add up to 1023" in second.found
+
+
+def test_a_driver_that_is_too_old_for_torch_is_told(gpus, monkeypatch):
+    import torch
+
+    def refuse() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old\nPlease update")
+
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    (row,) = software.cuda(PLACE)
+    assert row.state == "broken"
+    assert row.found.endswith("RuntimeError: The NVIDIA driver on your system is too old")
+    assert "update the driver" in row.mend
+
+
+def test_nvdec_is_tried_on_every_gpu_and_needs_torchcodec(gpus, monkeypatch, tmp_path):
+    from videossl.decode import backends
+    from videossl.doctor import decoders
+
+    tried = []
+
+    def by_reader(name: str, version: str, path: Path, device: str) -> Row:
+        tried.append((name, device, path.is_file()))
+        return Row(name, "ok", version)
+
+    monkeypatch.setattr(decoders, "_by_reader", by_reader)
+    monkeypatch.setattr(backends, "available_backends", lambda: {"torchcodec": ""})
+    assert len(decoders.nvdec(Place(tmp_path))) == 2
+    assert tried == [("NVDEC 0", "cuda:0", True), ("NVDEC 1", "cuda:1", True)]
+    monkeypatch.setattr(backends, "available_backends", lambda: {"torchcodec": "no FFmpeg"})
+    (row,) = decoders.nvdec(Place(tmp_path))
+    assert (row.state, row.found) == ("missing", "it needs torchcodec: no FFmpeg")
+
+
+def test_a_torch_without_cuda_is_told(gpus, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    (row,) = software.cuda(PLACE)
+    assert (row.state, row.found) == ("missing", "torch is built without CUDA")
 
 
 def test_help_does_not_wait_for_torch():
