@@ -202,3 +202,10 @@ def test_a_name_with_another_ending_fails(encoder, tmp_path):
 def test_a_file_that_is_not_there_fails(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         restore_encoder(tmp_path / "none.safetensors")
+
+
+def test_what_needs_a_whole_checkpoint_says_that_this_is_none(file, tmp_path, capsys):
+    from videossl.__main__ import main
+
+    assert main(["audit", "--checkpoint", str(file), "-o", str(tmp_path / "audit")]) == 2
+    assert "is an exported encoder, without its tasks" in capsys.readouterr().err

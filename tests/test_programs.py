@@ -59,8 +59,8 @@ def video(*shape: int) -> torch.Tensor:
     ("name", "stage"),
     [
         ("tiny", "res5"),
-        ("r3d_18", "res3"),
-        ("x3d_s", "res3"),
+        ("r3d_18", "res2"),
+        ("x3d_s", "res2"),
         *(pytest.param(name, "res5", marks=pytest.mark.slow) for name in sorted(ENCODERS)),
     ],
 )

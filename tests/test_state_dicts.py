@@ -246,7 +246,7 @@ def test_the_head_is_left_out_and_said_so(kinetics, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "videossl"):
         arguments = ["--weights", str(kinetics[0]), "--encoder", "r3d_18"]
         assert main(["export", *arguments, "-o", str(file)]) == 0
-    assert "the head of the model: fc.weight, fc.bias" in caplog.text
+    assert "the head of the model: 2 tensors (fc.weight, fc.bias)" in caplog.text
     card = file.with_name("k.safetensors.md").read_text()
     assert "the weights come from the file kinetics.pth" in card
     assert "normalised as by torchvision" in card

@@ -128,7 +128,8 @@ def _load(args: argparse.Namespace) -> "Loaded":
         return load(args.checkpoint, stage=args.stage, sha256=args.sha256)
     loaded = load_weights(args.weights, args.encoder, stage=args.stage, sha256=args.sha256)
     if dropped := loaded.contents["facts"]["dropped"]:
-        log.info("left out, the head of the model: %s", ", ".join(dropped))
+        named = ", ".join(dropped[:2]) + (", ..." if len(dropped) > 2 else "")
+        log.info("left out, the head of the model: %d tensors (%s)", len(dropped), named)
     return loaded
 
 

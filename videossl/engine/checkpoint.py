@@ -131,6 +131,10 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state of a checkpoint file on the CPU; raises UserError if it is damaged or of another kind."""
+    if is_encoder_file(path):
+        raise UserError(
+            f"{path} is an exported encoder, without its tasks and their training: give the run or a checkpoint of it"
+        )
     try:
         with zipfile.ZipFile(path) as archive:  # torch writes the checksums, and does not look
             if (record := archive.testzip()) is not None:

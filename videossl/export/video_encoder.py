@@ -48,7 +48,7 @@ class VideoEncoder(nn.Module):
         own_input = self.preprocess(video)
         stages = list(self.encoder.stages)
         deeper = stages[stages.index(self.stage) + 1 :]
-        rows = {name: 0 if name in deeper else len(own_input) for name in stages}
+        rows = {name: 0 if name in deeper else own_input.shape[0] for name in stages}
         features = pooled(self.encoder(own_input, rows if deeper else None)[self.stage])
         return features if video.ndim == 5 else features[0]
 
