@@ -174,6 +174,21 @@ def test_damaged_weights_fail_in_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_a_flipped_bit_fails_and_files_of_old_torch_are_read(tmp_path):
+    state = torchvision_video.r3d_18(weights=None).state_dict()
+    path = tmp_path / "w.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(
+        load_weights(path, "r3d_18").encoder.encoder.stem[0].weight, state["stem.0.weight"]
+    )
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum of"):
+        load_weights(path, "r3d_18")
+
+
 def test_hostile_weights_are_not_executed(tmp_path):
     class Hostile:
         def __reduce__(self):

@@ -136,9 +136,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is an exported encoder, without its tasks and their training: give the run or a checkpoint of it"
         )
     try:
-        with zipfile.ZipFile(path) as archive:  # torch writes the checksums, and does not look
-            if (record := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"checksum of {record} is wrong")
+        check_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         cause = str(error).split("\n")[0][:120]
@@ -150,6 +148,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} was not written by this version of videossl (format {FORMAT} expected)"
         )
     return state
+
+
+def check_checksums(path: Path) -> None:
+    """Raises BadZipFile unless each record has its CRC-32: torch writes the checksums, and does not look."""
+    with zipfile.ZipFile(path) as archive:
+        if (record := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"checksum of {record} is wrong")
 
 
 def load_newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -4,6 +4,7 @@ Their weights read normalised RGB, which is part of the encoder that is made of 
 that were trained here read Lab, and do so in their models too: give those `videossl.color.encoder_input` of the frames.
 """
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from videossl.engine.checkpoint import DAMAGE
+from videossl.engine.checkpoint import DAMAGE, check_checksums
 from videossl.errors import UserError
 from videossl.export.clip_form import ClipForm
 from videossl.export.download import check_sha256, fetched, file_sha256, is_url
@@ -173,6 +174,8 @@ def write_weights(path: Path, encoder: Encoder, *, library: str) -> None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
+        if zipfile.is_zipfile(path):  # files from before torch 1.6 have no checksums
+            check_checksums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         cause = str(error).strip().split("\n")[0][:120]
