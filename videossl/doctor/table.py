@@ -29,11 +29,11 @@ def plain_lines(rows: Sequence[Row]) -> list[str]:
 def verdict(rows: Sequence[Row]) -> str:
     """Whether videossl can run here."""
     stopping = [row.what for row in rows if row.stops]
-    others = sum(row.state != "ok" for row in rows) - len(stopping)
+    others = [row.what for row in rows if row.state != "ok" and not row.stops]
     if stopping:
         return f"Not ready to scan, train and track: {', '.join(stopping)}."
-    note = f"; {others} things that can be done without are not in order" if others else ""
-    return f"Ready to scan, train and track{note}."
+    note = f" Not in order, but not needed for it: {', '.join(others)}." if others else ""
+    return f"Ready to scan, train and track.{note}"
 
 
 def _write_rich(rows: Sequence[Row], stream: TextIO) -> bool:
