@@ -58,7 +58,7 @@ def tinted_videos(tmp_path_factory) -> Path:
     random = np.random.default_rng(0)
     for label, tint in {"blue": (40, 60, 200), "red": (200, 60, 40)}.items():
         for number in range(6):
-            noise = random.integers(-40, 40, (10, 40, 48, 1))
+            noise = random.integers(-40, 40, (16, 40, 48, 1))
             frames = (np.asarray(tint) + noise).clip(0, 255).astype(np.uint8)
             write_video(folder / label / f"{number}.mp4", frames, frames_per_second=10)
     out = folder / "manifest.parquet"

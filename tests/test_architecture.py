@@ -1,6 +1,7 @@
 """Who may import whom: read from the source, so that a wall cannot be moved by accident."""
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "videossl"
@@ -142,3 +143,19 @@ def test_no_module_is_named_after_nothing():
     assert not {"utils", "helpers", "common", "misc", "base"} & {
         m.split(".")[-1] for m in modules()
     }
+
+
+def test_the_picture_of_the_architecture_shows_every_folder_above_what_it_imports():
+    svg = (PACKAGE.parent / "docs" / "architecture.svg").read_text()
+    floors = {
+        name: int(floor) for floor, name in re.findall(r'data-floor="(\d+)" data-name="(\w+)"', svg)
+    }
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
+    assert folders == floors.keys()
+    for module, path in modules().items():
+        area = module.split(".")[0]
+        if area not in folders:
+            continue
+        for other in imported_from(path):
+            below = other.split(".")[0]
+            assert below == area or floors.get(below, 1) < floors[area], f"{module} imports {other}"

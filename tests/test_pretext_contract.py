@@ -145,14 +145,14 @@ def test_task_keeps_the_contract(name, settings):
     check_contract(name, settings)
 
 
-def readme_task() -> str:
-    """The task that the README shows whole: what a reader copies is what is tested."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    return readme.split("```python\n")[1].split("```")[0]
+def documented_task() -> str:
+    """The task that the documentation shows whole: what a reader copies is what is tested."""
+    page = (Path(__file__).parents[1] / "docs" / "add_a_task.md").read_text()
+    return page.split("```python\n")[1].split("```")[0]
 
 
 def test_a_fourth_task_is_one_file_and_one_config(tmp_path, monkeypatch, video_folder):
-    (tmp_path / "brightness.py").write_text(readme_task())
+    (tmp_path / "brightness.py").write_text(documented_task())
     monkeypatch.setattr(videossl.pretext, "__path__", [*videossl.pretext.__path__, str(tmp_path)])
     assert "brightness" in available()
     check_contract("brightness", {})
