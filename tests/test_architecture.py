@@ -74,7 +74,7 @@ ALLOWED = {
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
     "export": FLOOR_ONE | {"export", "engine", "data", "models"},
-    "embedding": FLOOR_ONE | {"embedding", "export", "data", "decode"},
+    "embedding": FLOOR_ONE | {"embedding", "export", "data", "decode", "models"},
     "probe": FLOOR_ONE | {"probe", "embedding", "export", "engine", "data", "decode", "models"},
     "doctor": {
         "doctor",

@@ -164,6 +164,7 @@ def world(tmp_path_factory, tinted_videos) -> Path:
     with standing_in(folder):
         for command in (
             "videossl scan /data/videos -o videos.parquet",
+            "videossl pack videos.parquet -o packed --short-side 48 --fps 15",
             "videossl scan /data/classes -o labelled.parquet --labels folder",
             "videossl train --config configs/real_small.yaml data.manifest=videos.parquet out=runs/mine",
         ):
@@ -203,11 +204,10 @@ def shortened_training(words: list[str]) -> list[str]:
     if "--settings" in words:
         return words
     out = next(word.removeprefix("out=") for word in words if word.startswith("out="))
-    if "--dry-run" not in words:
-        shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out, ignore_errors=True)
     given = {word.split("=")[0] for word in words}
     extra = [word for word in SHORT_TRAINING if word.split("=")[0] not in given]
-    if "tasks=null" not in words:
+    if "tasks" not in given:
         extra += SMALL_TASKS
     flags = [word for word in words if word in ("--dry-run", "--allow-import")]
     return [word for word in words if word not in flags] + extra + flags

@@ -1,6 +1,7 @@
 """`videossl probe` from the command line: every protocol, what stands beside it, and what a user can get wrong."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_a_frozen_protocol_stands_beside_chance_no_training_and_labels(
     result = json.loads((out / "result.json").read_text())
     assert set(result["rows"]) == ROWS
     assert result["split"]["classes"] == ["blue", "red"]
+    assert result["checkpoint_sha256"] == hashlib.sha256(run_file.read_bytes()).hexdigest()
     for row in result["rows"].values():
         frozen = row["frozen"]
         assert frozen["sha256_before"] == frozen["sha256_after"]

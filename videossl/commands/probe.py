@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from videossl.commands.printing import add_json_argument, print_result
 
 if TYPE_CHECKING:
+    from videossl.export.loading import Loaded
     from videossl.probe.protocols import Judged, Setting
     from videossl.probe.rows import LoadUntrained
 
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.data.table import read_manifest
     from videossl.distributed import choose_device
     from videossl.export.download import cache_folder
-    from videossl.export.loading import load_encoder
+    from videossl.export.loading import load, load_encoder
     from videossl.probe.protocols import Setting, chance
     from videossl.probe.report import format_table, records
     from videossl.probe.split import split_labelled
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     manifest = read_manifest(args.manifest)
     split = split_labelled(manifest, seed=args.seed, split_file=args.split_file)
-    encoder = load_encoder(args.checkpoint, stage=args.stage)
+    loaded = load(args.checkpoint, stage=args.stage)
+    encoder = loaded.encoder
     setting = Setting(
         manifest,
         split,
@@ -101,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     rows = _rows(args, encoder, untrained, setting)
     numbers, guess = records(rows), chance(args.protocol, setting)
     table = format_table(args.protocol, numbers, guess)
-    record = {**_facts(args, encoder, setting), "chance": guess, "rows": numbers}
+    record = {**_facts(args, loaded, setting), "chance": guess, "rows": numbers}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "table.md").write_text(table + "\n")
     _draw(args, next(iter(rows.values())), encoder, setting)
@@ -111,17 +113,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _facts(args: argparse.Namespace, encoder: Any, setting: "Setting") -> dict[str, Any]:
+def _facts(args: argparse.Namespace, loaded: "Loaded", setting: "Setting") -> dict[str, Any]:
     """What the numbers are of, and how to get them again."""
     from videossl.embedding.digests import videos_digest
     from videossl.engine.run_folder import environment
+    from videossl.export.download import file_sha256
 
     split = setting.split
     return {
         "command": shlex.join(["videossl", *sys.argv[1:]]),
         "protocol": args.protocol,
         "checkpoint": str(args.checkpoint),
-        "encoder": encoder.describe(),
+        "checkpoint_sha256": file_sha256(loaded.path),
+        "encoder": loaded.encoder.describe(),
         "manifest": str(args.manifest),
         "videos_sha256": videos_digest(setting.manifest, split.rows),
         "split": {**split.describe(), "file": args.split_file and str(args.split_file)},

@@ -8,15 +8,12 @@ from typing import Any
 from torch import nn
 
 from videossl.data.table import Manifest
+from videossl.models.encoder_file import weights_digest
 
 
 def state_digest(module: nn.Module) -> str:
     """SHA-256 of every parameter and buffer, by name, type, shape and bytes."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return weights_digest({name: value.cpu() for name, value in module.state_dict().items()})
 
 
 def videos_digest(manifest: Manifest, rows: Sequence[int]) -> str:
