@@ -41,8 +41,7 @@ ALLOWED = {
         "progress",
         "masks",
         "video_writer",
-        "intervals",
-    "workers",
+        "workers",
         "worker_process",
     },
     "eval": {
@@ -81,8 +80,7 @@ ALLOWED = {
         "decode",
         "errors",
         "version",
-        "intervals",
-    "workers",
+        "workers",
     },  # it must run where much is broken
     "report": FLOOR_ONE | {"report", "eval"},
     "detection": FLOOR_ONE | {"detection", "engine", "models"},

@@ -164,7 +164,7 @@ def world(tmp_path_factory, tinted_videos) -> Path:
     with standing_in(folder):
         for command in (
             "videossl scan /data/videos -o videos.parquet",
-            "videossl pack videos.parquet -o packed --short-side 48 --fps 15",
+            "videossl pack videos.parquet -o packed --short-side 144 --fps 15",
             "videossl scan /data/classes -o labelled.parquet --labels folder",
             "videossl train --config configs/real_small.yaml data.manifest=videos.parquet out=runs/mine",
         ):

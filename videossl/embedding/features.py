@@ -58,6 +58,11 @@ def _tokens_of(encoder: VideoEncoder) -> Callable[[Tensor], Tensor]:
         """(K, T, 3, H, W) to (K, P, C)."""
         maps = encoder.feature_maps(video)[encoder.stage].data
         time, height, width = map(min, maps.shape[2:], TOKEN_GRID)
-        return F.adaptive_avg_pool3d(maps, (time, height, width)).flatten(2).transpose(1, 2).contiguous()
+        return (
+            F.adaptive_avg_pool3d(maps, (time, height, width))
+            .flatten(2)
+            .transpose(1, 2)
+            .contiguous()
+        )
 
     return tokens

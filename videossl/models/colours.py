@@ -28,7 +28,7 @@ def check_colours(name: str) -> None:
 
 
 def colours_of_lab(lab: Tensor, name: str) -> Tensor:
-    """Normalised Lab (N, 3, T, H, W) in the colours of that name, same shape; what sRGB lacks is clipped; `lab` is itself."""
+    """Normalised Lab (N, 3, T, H, W) in the colours of that name, same shape. What sRGB lacks is clipped; `lab` stays."""
     normalisation = COLOURS[name]
     if normalisation is None:
         return lab
