@@ -6,7 +6,7 @@
 #     --entrypoint torchrun videossl --nproc_per_node=8 -m videossl train --config configs/real_small.yaml \
 #     data.manifest=runs/videos.parquet out=runs/first
 #
-# --ipc=host: data workers hand frames over in shared memory, and Docker's default of 64 MB is too little.
+# --ipc=host: the processes of several GPUs talk through shared memory, of which Docker gives 64 MB.
 # Another base must be bookworm too: the names of FFmpeg's libraries below are its own.
 ARG BASE_IMAGE=debian:bookworm-slim
 

@@ -19,11 +19,9 @@ from videossl.probe.attentive import attentive_probe
 from videossl.probe.examples import Examples, examples_of
 from videossl.probe.few_shot import NUM_SEEDS, SHOTS, few_shot
 from videossl.probe.judgement import chance_of_classes, judge_classes
-from videossl.probe.linear import join, linear_probe
+from videossl.probe.linear import Chosen, join, linear_probe
 from videossl.probe.neighbours import RECALLS, chance_of_hit, hits, similarities, votes
 from videossl.probe.split import LabelledSplit
-
-PROTOCOLS = ("linear", "attentive", "knn", "retrieval", "finetune", "fewshot")
 
 
 @dataclass(frozen=True)
@@ -125,20 +123,18 @@ def chance(protocol: str, setting: Setting) -> dict[str, float]:
 
 
 def _linear(parts: Parts, setting: Setting) -> Judged:
-    probabilities, chosen = linear_probe(
+    answered = linear_probe(
         parts.train,
         parts.validation,
         parts.test,
         num_classes=setting.num_classes,
         seed=setting.seed,
     )
-    judged = judge_probabilities(probabilities, parts.test, setting)
-    judged.numbers["chosen"] = asdict(chosen)
-    return judged
+    return _judge_chosen(*answered, parts.test, setting)
 
 
 def _attentive(parts: Parts, setting: Setting) -> Judged:
-    probabilities, chosen = attentive_probe(
+    answered = attentive_probe(
         parts.train,
         parts.validation,
         parts.test,
@@ -146,7 +142,13 @@ def _attentive(parts: Parts, setting: Setting) -> Judged:
         seed=setting.seed,
         device=setting.device,
     )
-    judged = judge_probabilities(probabilities, parts.test, setting)
+    return _judge_chosen(*answered, parts.test, setting)
+
+
+def _judge_chosen(
+    probabilities: Tensor, chosen: Chosen, test: Examples, setting: Setting
+) -> Judged:
+    judged = judge_probabilities(probabilities, test, setting)
     judged.numbers["chosen"] = asdict(chosen)
     return judged
 
