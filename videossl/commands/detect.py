@@ -5,14 +5,19 @@ import logging
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videossl.commands.printing import add_json_argument, print_result
+
+if TYPE_CHECKING:
+    from videossl.detection.detector import DetectionRecipe
+    from videossl.detection.voc import VocImages
 
 EXAMPLE = """example:
   videossl detect --checkpoint runs/mine --voc VOCdevkit/VOC2007 -o detection
 """
-OWNED = ("result.json", "table.md", "boxes.png", "trained", "random")
+RESULTS = ("result.json", "table.md", "boxes.png")
+NUM_SHOWN = 4  # images
 
 log = logging.getLogger("videossl")
 
@@ -38,52 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains and judges both rows, writes, prints."""
     import json
-    from importlib.util import find_spec
 
-    from videossl.detection.detector import (
-        DetectionRecipe,
-        average_precision,
-        detections,
-        train_detector,
-    )
+    from videossl.detection.detector import DetectionRecipe
     from videossl.detection.pictures import draw_boxes
     from videossl.detection.voc import VocImages
-    from videossl.distributed import choose_device
-    from videossl.engine.checkpoint import restore_encoder
     from videossl.engine.run_folder import environment
-    from videossl.errors import UserError
-    from videossl.eval.output_folder import check_writable
 
-    if find_spec("pycocotools") is None:
-        raise UserError(
-            "average precision needs pycocotools, which is not here: pip install 'videossl[detection]'"
-        )
-    for name in ("steps", "batch_size", "min_size"):
-        if getattr(args, name) < 1:
-            option = "--" + name.replace("_", "-")
-            raise UserError(f"{option} is {getattr(args, name)}: it must be at least 1")
-    check_writable(args.out, option="-o")
+    _check(args)
     train = VocImages(args.voc, args.train_split)
     test = VocImages(args.voc, args.test_split, train.classes)
     recipe = DetectionRecipe(
         args.steps, args.batch_size, args.lr, min_size=args.min_size, seed=args.seed
     )
-    device = choose_device(args.device)
-    encoders = {
-        "trained": restore_encoder(args.checkpoint),
-        "random": restore_encoder(args.checkpoint, untrained_seed=args.seed),
-    }
-    rows: dict[str, dict[str, Any]] = {}
-    shown = {}
-    for name, encoder in encoders.items():
-        folder = args.out / name
-        _keep_apart(
-            folder, vars(recipe) | {"checkpoint": str(args.checkpoint), "voc": str(args.voc)}
-        )
-        detector = train_detector(encoder, train, recipe, device=device, folder=folder, why=name)
-        pairs = list(detections(detector, test, device=device, why=name))
-        rows[name] = average_precision(pairs, train.classes)
-        shown[name] = [found for found, _ in pairs[:4]]
+    rows, shown = _rows(args, train, test, recipe)
     record = {
         "command": shlex.join(["videossl", *sys.argv[1:]]),
         "checkpoint": str(args.checkpoint),
@@ -101,6 +73,54 @@ def run(args: argparse.Namespace) -> int:
     print(f"{table}\n\nwritten to {args.out}")
     print_result(args, record)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UserError for what is missing, for numbers that train nothing, and for a folder that cannot be written."""
+    from importlib.util import find_spec
+
+    from videossl.errors import UserError
+    from videossl.eval.output_folder import check_writable
+
+    if find_spec("pycocotools") is None:
+        raise UserError(
+            "average precision needs pycocotools, which is not here: pip install 'videossl[detection]'"
+        )
+    for name in ("steps", "batch_size", "min_size"):
+        if getattr(args, name) < 1:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"{option} is {getattr(args, name)}: it must be at least 1")
+    if not args.lr > 0:
+        raise UserError(f"--lr is {args.lr}: it must be above 0")
+    check_writable(args.out, option="-o")
+    for name in RESULTS:  # no old picture may pass for a new one
+        (args.out / name).unlink(missing_ok=True)
+
+
+def _rows(
+    args: argparse.Namespace, train: "VocImages", test: "VocImages", recipe: "DetectionRecipe"
+) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]]]:
+    """The numbers of each row, and what it found on the first images."""
+    from videossl.detection.detector import average_precision, detections, train_detector
+    from videossl.distributed import choose_device
+    from videossl.embedding.digests import state_digest
+    from videossl.engine.checkpoint import restore_encoder
+
+    device = choose_device(args.device)
+    encoders = {
+        "trained": restore_encoder(args.checkpoint),
+        "random": restore_encoder(args.checkpoint, untrained_seed=args.seed),
+    }
+    facts = {"checkpoint": str(args.checkpoint), "voc": str(args.voc), "split": args.train_split}
+    rows, shown = {}, {}
+    for name, encoder in encoders.items():
+        folder = args.out / name
+        _keep_apart(folder, vars(recipe) | facts | {"weights": state_digest(encoder)})
+        detector = train_detector(encoder, train, recipe, device=device, folder=folder, why=name)
+        pairs = list(detections(detector, test, device=device, why=name))
+        rows[name] = average_precision(pairs, train.classes)
+        shown[name] = [found for found, _ in pairs[:NUM_SHOWN]]
+    return rows, shown
 
 
 def _keep_apart(folder: Path, settings: dict[str, Any]) -> None:
