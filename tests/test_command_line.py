@@ -120,7 +120,12 @@ def test_ctrl_c_is_one_line(tmp_path):
     code += "def wait(args): print('up', flush=True); time.sleep(60)\n"
     code += "doctor.run = wait; sys.exit(__main__.main(['doctor']))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a shell runs in the background inherit a Ctrl-C that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
