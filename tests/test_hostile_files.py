@@ -173,6 +173,66 @@ def test_features_that_are_objects_are_not_unpickled(tmp_path, davis, canary, ca
     assert "no array of numbers can be read" in line
 
 
+POSTSCRIPT = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 64 48
+%%EndComments
+showpage
+"""
+
+
+@pytest.fixture
+def ghostscript(tmp_path, monkeypatch, canary) -> None:
+    """A `gs` that leaves the canary, first on the path; Pillow has not looked for one yet."""
+    from PIL import EpsImagePlugin
+
+    program = tmp_path / "bin/gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {canary}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+
+
+def test_the_planted_ghostscript_does_run_where_the_format_is_told_by_content(
+    tmp_path, monkeypatch, ghostscript, canary
+):
+    (tmp_path / "a.jpg").write_text(POSTSCRIPT)
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(OSError):
+        image.load()
+    assert canary.exists()
+    canary.unlink()
+
+
+@pytest.mark.parametrize(
+    "place", ["JPEGImages/480p/ant/00001.jpg", "Annotations/480p/ant/00000.png", "first.png"]
+)
+def test_postscript_in_place_of_a_picture_starts_no_program(
+    tmp_path, video_folder, checkpoint, davis, ghostscript, capsys, place
+):
+    (davis / place).write_text(POSTSCRIPT)
+    given = ["--checkpoint", checkpoint, "--device", "cpu", "--workers", "1"]
+    data = ["--davis", davis]
+    if place == "first.png":
+        data = ["--video", video_folder.parent / "0.mp4", "--mask", davis / place]
+    assert place in refused(capsys, "track", *given, *data, "-o", tmp_path / "out")
+    if place.startswith("Annotations"):
+        assert place in refused(
+            capsys, "score", davis / "Annotations/480p", *data, "-o", tmp_path / "out"
+        )
+
+
+@pytest.mark.parametrize(
+    "place", ["JPEGImages/480p/ant/00001.jpg", "Annotations/480p/ant/00000.png"]
+)
+def test_a_picture_of_too_many_pixels_is_refused(
+    tmp_path, checkpoint, davis, monkeypatch, capsys, place
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", H * W)
+    Image.new("L", (2 * W, 2 * H)).save(davis / place)
+    given = ["--checkpoint", checkpoint, "--device", "cpu", "--workers", "1", "--davis", davis]
+    assert place in refused(capsys, "track", *given, "-o", tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["pkl", "npz"])
 def test_a_point_benchmark_that_is_a_program_is_not_run(tmp_path, checkpoint, canary, capsys, kind):
     path = tmp_path / f"set.{kind}"
@@ -387,6 +447,8 @@ def dangers(path: Path, tree: ast.AST) -> Iterator[str]:
         unpickles = re.fullmatch(r"(pickle|cPickle|_pickle)\.(loads?|Unpickler)", name)
         if unpickles and str(path.relative_to(ROOT)) not in PICKLE_READERS:
             yield f"calls {name}"
+        if name.endswith("Image.open") and "formats" not in keywords:
+            yield f"calls {name} without formats"
         if name.endswith(".extractall") and keywords.get("filter") != "data":
             yield f"calls {name} without filter='data'"
         if name.endswith("import_module") and str(path.relative_to(ROOT)) not in IMPORTERS:
@@ -424,6 +486,8 @@ def test_no_source_runs_what_a_file_holds():
         "np.load(x)",
         "tar.extractall(x)",
         "importlib.import_module(x)",
+        "Image.open(x)",
+        "PIL.Image.open(x)",
     ],
 )
 def test_the_check_of_sources_finds_each_danger(code):

@@ -1,15 +1,17 @@
 """Where the frames of a sequence come from: a folder of images, or a video that is decoded as it is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from videossl.decode.reader import VideoReader
+from videossl.drawing import PICTURE_FORMATS, UNREADABLE
 from videossl.errors import UserError
 
 
@@ -30,19 +32,26 @@ class ImageFrames:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
         self.num_frames = len(self.paths)
-        with Image.open(self.paths[0]) as image:
+        with _opened(self.paths[0]) as image:
             self.native_size = (image.height, image.width)
 
     def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
         """See FrameSource. Raises UserError for a damaged image."""
         frames = []
         for index in indices:
-            try:
-                with Image.open(self.paths[index]) as image:
-                    frames.append(resize_rgb(image.convert("RGB"), size))
-            except (UnidentifiedImageError, OSError) as error:
-                raise UserError(f"{self.paths[index]}: damaged image ({error})") from None
+            with _opened(self.paths[index]) as image:
+                frames.append(resize_rgb(image.convert("RGB"), size))
         return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file to work on; what it raises on the way is a UserError."""
+    try:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
+            yield image
+    except UNREADABLE as error:
+        raise UserError(f"{path}: damaged image ({error})") from None
 
 
 class VideoFrames:

@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from videossl.drawing import PICTURE_FORMATS, UNREADABLE
 from videossl.errors import UserError
 from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
 
@@ -22,7 +23,7 @@ IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
 VOID = 255
 _INDEX_MODES = ("1", "L", "P")
 _COLOUR_MODES = ("RGB", "RGBA", "LA", "PA")
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+_LOSSY = ("JPEG", "MPO", "WEBP")
 
 _log = logging.getLogger("videossl")
 
@@ -131,7 +132,7 @@ def _form(values: IndexMask, mode: str) -> Form:
 def _values(path: Path) -> tuple[IndexMask, str]:
     """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4)."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             if image.format in _LOSSY:
                 raise UserError(
                     f"{path}: {image.format} changes values where it saves space, so they are no object ids: give a PNG"
@@ -146,7 +147,7 @@ def _values(path: Path) -> tuple[IndexMask, str]:
             return (values * np.uint8(255) if image.mode == "1" else values), image.mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such mask") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: damaged mask ({error})") from None
 
 
@@ -156,7 +157,7 @@ def image_size(path: Path, *, to_its_end: bool = False) -> tuple[int, int]:
     Raises UserError if it is damaged.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PICTURE_FORMATS) as image:
             size = image.size
             if to_its_end and image.format == "JPEG":
                 image.draft("L", (size[0] // 8, size[1] // 8))  # an eighth of the work
@@ -164,5 +165,5 @@ def image_size(path: Path, *, to_its_end: bool = False) -> tuple[int, int]:
             elif to_its_end:
                 image.verify()
             return size
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: damaged image ({error})") from None

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from PIL import Image
 
+from videossl.drawing import PICTURE_FORMATS
 from videossl.eval.overlay import COLOURS
 from videossl.eval.page_tables import (
     differences_table,
@@ -250,7 +251,7 @@ def _plots(sequence: _Sequence, scored: Mapping[str, Mapping[str, Any]], main_ro
 
 
 def _figure(path: Path, caption: str, name: str) -> str:
-    with Image.open(path) as image:
+    with Image.open(path, formats=PICTURE_FORMATS) as image:
         picture = image.convert("RGB")
     picture.thumbnail((_PICTURE_WIDTH, _PICTURE_WIDTH * 4))
     source = jpeg_uri(picture)

@@ -13,9 +13,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import io as matlab
 
+from videossl.drawing import PICTURE_FORMATS, UNREADABLE
 from videossl.errors import UserError
 from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frames import FrameSource, ImageFrames
@@ -235,7 +236,7 @@ def _check_images(name: str, paths: Sequence[Path]) -> None:
             f"{name}: {len(missing)} of {len(paths)} frames are missing (first: {missing[0]})"
         )
     try:
-        with Image.open(paths[0]) as image:
+        with Image.open(paths[0], formats=PICTURE_FORMATS) as image:
             image.verify()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{name}: {paths[0]} is damaged ({error})") from None
