@@ -73,6 +73,14 @@ def test_a_file_that_was_changed_is_read_again(manifest, tmp_path):
     assert len(seen(reader)) == 8
 
 
+def test_the_same_videos_in_other_rows_are_not_computed_again(manifest, tmp_path):
+    computed = features(ClipReader(manifest, CLIP, 1), tmp_path)
+    shifted = Counting(Manifest.from_entries([manifest[9], *manifest]), CLIP, 1)
+    found = features(shifted, tmp_path, rows=range(1, 9))
+    assert seen(shifted) == []
+    assert all(torch.equal(found[row + 1].clips, computed[row].clips) for row in range(8))
+
+
 def test_a_stopped_command_goes_on_where_it_was(manifest, tmp_path):
     class Stopped(Counting):
         def read_all(self, rows, **options):

@@ -111,10 +111,10 @@ def test_shots_are_so_many_of_each_class_and_more_shots_add_to_fewer():
 
 
 def test_few_shots_give_probabilities_of_all_classes():
-    found = few_shot(clouds(30, 0), clouds(90, 1), 5, seed=0)
+    found = few_shot(clouds(30, 0), clouds(90, 1), 5, num_classes=3, seed=0)
     assert found.shape == (90, 3)
     assert float((found.argmax(1) == clouds(90, 1).labels).double().mean()) > 0.7
-    assert few_shot(clouds(30, 0), clouds(90, 1), 11, seed=0) is None
+    assert few_shot(clouds(30, 0), clouds(90, 1), 11, num_classes=3, seed=0) is None
 
 
 def test_judged_numbers_equal_slow_loops():
@@ -148,3 +148,29 @@ def test_a_difference_on_the_same_videos_is_surer_than_two_intervals():
 def test_chance_answers_the_class_that_is_most_frequent_in_training():
     fitted, test = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1, 0])
     assert chance_of_classes(fitted, test, 2) == {"top1": 0.25, "balanced_accuracy": 0.5}
+
+
+def test_a_class_without_training_videos_has_no_column_but_its_place():
+    """Answers are compared by class number: those of other classes must not move up."""
+    train = clouds(30, 0)
+    train = train.select(np.flatnonzero(train.labels.numpy() != 1))
+    found = few_shot(train, clouds(90, 1), 5, num_classes=3, seed=0)
+    assert found.shape == (90, 3)
+    assert float(found[:, 1].max()) == 0
+    last = clouds(90, 1).labels == 2
+    assert float((found[last].argmax(1) == 2).double().mean()) > 0.8
+
+
+def test_a_class_that_cannot_be_decoded_for_training_is_refused():
+    from videossl.embedding.features import VideoFeatures
+    from videossl.errors import UserError
+    from videossl.probe.examples import examples_of
+    from videossl.probe.split import LabelledSplit
+
+    label, rows = np.array([0, 1, 1]), np.arange(3)
+    split = LabelledSplit(rows, rows, rows, label, np.array(list("abc")), ("run", "walk"))
+    features = {row: VideoFeatures(row, torch.zeros(1, 2)) for row in (1, 2)}
+    features[0] = VideoFeatures(0, None, "cut off")
+    with pytest.raises(UserError, match=r"no video of class 'run' is left.*cut off"):
+        examples_of(rows, split, features, "train")
+    assert len(examples_of(rows, split, features, "test")) == 2

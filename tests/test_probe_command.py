@@ -44,7 +44,7 @@ def arguments(run_file: Path, manifest: Path, cache: Path, *more: object) -> lis
     return [str(part) for part in [*given, "--clips-per-video", 2, *more]]
 
 
-ROWS = {"trained", "untrained, seed 0", "supervised from scratch"}
+SUPERVISED = "supervised from scratch"
 
 
 @pytest.mark.parametrize("protocol", ["linear", "attentive", "knn", "retrieval", "fewshot"])
@@ -55,12 +55,13 @@ def test_a_frozen_protocol_stands_beside_chance_no_training_and_labels(
     more = ("--protocol", protocol, "--epochs", 2, "-o", out)
     assert main(arguments(run_file, tinted_videos, cache, *more)) == 0
     result = json.loads((out / "result.json").read_text())
-    assert set(result["rows"]) == ROWS
+    supervised = SUPERVISED + (", all labels" if protocol == "fewshot" else "")
+    assert list(result["rows"]) == ["trained", "untrained, seed 0", supervised]
     assert result["split"]["classes"] == ["blue", "red"]
     assert result["checkpoint_sha256"] == hashlib.sha256(run_file.read_bytes()).hexdigest()
-    for row in result["rows"].values():
-        frozen = row["frozen"]
-        assert frozen["sha256_before"] == frozen["sha256_after"]
+    frozen = [row["frozen"] for row in result["rows"].values() if "frozen" in row]
+    assert len(frozen) == (3 if protocol == "retrieval" else 2)
+    assert all(one["sha256_before"] == one["sha256_after"] for one in frozen)
     # Any features of two tints tell them apart, and the same videos are asked of every row.
     trained = result["rows"]["trained"]
     if protocol == "retrieval":
@@ -75,7 +76,7 @@ def test_a_frozen_protocol_stands_beside_chance_no_training_and_labels(
     assert result["chance"].keys() & {"R@50", "balanced_accuracy"}
     table = (out / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert len(table.splitlines()) == 2 + len(ROWS) + 1
+    assert len(table.splitlines()) == 2 + 3 + 1
     with Image.open(out / "neighbours.png") as picture:
         assert picture.height > 6 * 72
     assert (out / "confusion.png").exists() == (protocol != "retrieval")
@@ -149,6 +150,71 @@ def test_what_a_user_gets_wrong_is_one_line(
     assert main([*given, *map(str, more)]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "videossl probe:" in line]
     assert says in line
+
+
+def test_a_mistake_costs_no_result_that_is_there(run_file, tinted_videos, cache, tmp_path):
+    given = arguments(run_file, tinted_videos, cache, "--protocol", "knn", "--no-supervised")
+    out = tmp_path / "out"
+    assert main([*given, "-o", str(out)]) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert main([*given, "-o", str(out), "--stage", "res9"]) == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_what_cannot_be_drawn_costs_the_picture_alone(
+    run_file, tinted_videos, cache, tmp_path, monkeypatch, caplog
+):
+    from videossl.errors import VideoDecodeError
+    from videossl.probe import pictures
+
+    def gone(*args):
+        raise VideoDecodeError("a.mp4", "pyav", "no such file")
+
+    monkeypatch.setattr(pictures, "draw_neighbours", gone)
+    given = arguments(run_file, tinted_videos, cache, "--protocol", "knn", "--no-supervised")
+    assert main([*given, "-o", str(tmp_path)]) == 0
+    assert "neighbours.png is left out: a.mp4" in caplog.text
+    assert json.loads((tmp_path / "result.json").read_text())["rows"]["trained"]["top1"][0] == 1.0
+    assert (tmp_path / "confusion.png").is_file()
+
+
+@pytest.mark.parametrize("classes", [["$\\foo$", "b"], [f"class {i}" for i in range(400)]])
+def test_any_classes_can_be_drawn(tmp_path, classes):
+    from videossl.probe.pictures import draw_confusion
+
+    draw_confusion(tmp_path / "c.png", torch.eye(len(classes)).long().tolist(), classes)
+    with Image.open(tmp_path / "c.png") as picture:
+        assert max(picture.size) <= 3100
+
+
+def test_a_checkpoint_that_goes_meanwhile_is_not_missed(
+    run_file, tinted_videos, cache, tmp_path, monkeypatch
+):
+    from videossl.probe import rows
+
+    copied = tmp_path / "step_00000001.pt"
+    copied.write_bytes(run_file.read_bytes())
+    judge = rows.frozen_rows
+
+    def judged(*args, **options):
+        copied.unlink()  # as a run that still trains does
+        return judge(*args, **options)
+
+    monkeypatch.setattr(rows, "frozen_rows", judged)
+    given = arguments(copied, tinted_videos, cache, "--protocol", "knn", "--no-supervised")
+    assert main([*given, "-o", str(tmp_path / "out")]) == 0
+
+
+def test_an_encoder_of_broken_weights_is_refused(tinted_videos, tmp_path, capsys):
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderSpec("tiny", "res2"))
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    weights["encoder.stem.conv.weight"] = weights["encoder.stem.conv.weight"] * float("nan")
+    state = {"encoder": encoder.describe(), "model": weights}
+    path = save_checkpoint(tmp_path / "checkpoints", state, step=1, keep=1)
+    given = arguments(path, tinted_videos, tmp_path / "cache", "--protocol", "retrieval")
+    assert main([*given, "-o", str(tmp_path / "out")]) == 2
+    assert "features of it are not finite" in capsys.readouterr().err
 
 
 def test_videos_without_labels_are_refused(run_file, video_folder, cache, tmp_path, capsys):

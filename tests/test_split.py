@@ -63,12 +63,31 @@ def write(path, text: str):
         ("path,split\nx.mp4,train\ny.mp4,test\n", "0 training and 0 test videos"),
         ("path,split\na/a0_0.mp4,often\n", "line 2: needs the columns"),
         ("name,part\na,b\n", "line 2: needs the columns"),
+        ("path,split\na/a0_0.mp4,train\na/a0_0.mp4,test\n", "was train before, is test"),
     ],
 )
 def test_a_split_file_that_cannot_be_used_fails(tmp_path, text, says):
     path = write(tmp_path / "s.csv", text)
     with pytest.raises(UserError, match=says):
         split_labelled(manifest(MANY), seed=0, split_file=path)
+
+
+def test_a_name_that_may_be_two_videos_fails(tmp_path):
+    entries = [
+        VideoEntry(f"/data/{label}/x.mp4", f"{label}g", "ok", "", 1, label=label) for label in "ab"
+    ]
+    path = write(tmp_path / "s.csv", "path,split\nx.mp4,train\n")
+    with pytest.raises(UserError, match=r"x\.mp4 may be /data/a/x\.mp4 or /data/b/x\.mp4"):
+        split_labelled(Manifest.from_entries(entries), seed=0, split_file=path)
+
+
+def test_a_split_file_of_a_spreadsheet_is_read(tmp_path):
+    parts = ["train" if int(group[1]) < 6 else "test" for _, group in MANY]
+    names = [f"{label}/{group}_{row}.mp4" for row, (label, group) in enumerate(MANY)]
+    text = "path,split\n" + "\n".join(map(",".join, zip(names, parts, strict=True)))
+    (tmp_path / "s.csv").write_text(text, encoding="utf-8-sig")
+    split = split_labelled(manifest(MANY), seed=0, split_file=tmp_path / "s.csv")
+    assert len(split.test) == parts.count("test")
 
 
 def test_a_split_file_that_is_not_there_fails(tmp_path):

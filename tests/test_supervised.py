@@ -1,6 +1,7 @@
 """Training with labels: what it learns, and that a stopped one goes on bit for bit."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -88,3 +89,19 @@ def test_only_train_and_validation_videos_are_seen(manifest, split, tmp_path, mo
     train(manifest, split, tmp_path)
     assert seen
     assert not seen & set(split.test.tolist())
+
+
+def test_two_that_train_the_same_take_turns(tmp_path):
+    order = []
+
+    def second() -> None:
+        with supervised._alone(tmp_path / "x", "second"):
+            order.append("second")
+
+    with supervised._alone(tmp_path / "x", "first"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]

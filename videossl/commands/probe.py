@@ -1,9 +1,12 @@
 """`videossl probe`: what a representation is worth on labelled videos, beside chance, no training, and labels."""
 
 import argparse
+import json
 import logging
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Splits, encodes, fits, judges, writes, prints."""
-    import json
-
     from videossl.data.table import read_manifest
     from videossl.distributed import choose_device
+    from videossl.embedding.digests import videos_digest
     from videossl.export.download import cache_folder
-    from videossl.export.loading import load, load_encoder
+    from videossl.export.loading import load
+    from videossl.export.video_encoder import VideoEncoder
+    from videossl.models.encoder_file import untrained_encoder
     from videossl.probe.protocols import Setting, chance
     from videossl.probe.report import format_table, records
     from videossl.probe.split import split_labelled
@@ -86,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = read_manifest(args.manifest)
     split = split_labelled(manifest, seed=args.seed, split_file=args.split_file)
     loaded = load(args.checkpoint, stage=args.stage)
+    facts = _facts(args, loaded)  # a run that still trains drops its checkpoints
     encoder = loaded.encoder
     setting = Setting(
         manifest,
@@ -98,28 +103,42 @@ def run(args: argparse.Namespace) -> int:
     _announce(args, setting)
 
     def untrained(seed: int) -> Any:
-        return load_encoder(args.checkpoint, stage=args.stage, untrained_seed=seed)
+        described = encoder.describe()
+        return VideoEncoder.of_description(described, untrained_encoder(described, seed)).eval()
 
     rows = _rows(args, encoder, untrained, setting)
-    numbers, guess = records(rows), chance(args.protocol, setting)
+    first = next(iter(rows.values()))
+    numbers, guess = records(rows), chance(args.protocol, first, setting)
     table = format_table(args.protocol, numbers, guess)
-    record = {**_facts(args, loaded, setting), "chance": guess, "rows": numbers}
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "table.md").write_text(table + "\n")
-    _draw(args, next(iter(rows.values())), encoder, setting)
-    (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    record = {
+        **facts,
+        "videos_sha256": videos_digest(manifest, split.rows),
+        "split": {**split.describe(), "file": args.split_file and str(args.split_file)},
+        "chance": guess,
+        "rows": numbers,
+    }
+    for name in OWNED:  # no old picture may pass for a new one
+        (args.out / name).unlink(missing_ok=True)
+    _write(args.out / "result.json", json.dumps(record, indent=1))
+    _write(args.out / "table.md", table)
+    _draw(args, first, encoder, setting)
     print(f"{table}\n\nwritten to {args.out}")
     print_result(args, record)
     return 0
 
 
-def _facts(args: argparse.Namespace, loaded: "Loaded", setting: "Setting") -> dict[str, Any]:
+def _write(path: Path, text: str) -> None:
+    from videossl.whole_file import whole_file
+
+    with whole_file(path) as partial:
+        partial.write_text(text + "\n")
+
+
+def _facts(args: argparse.Namespace, loaded: "Loaded") -> dict[str, Any]:
     """What the numbers are of, and how to get them again."""
-    from videossl.embedding.digests import videos_digest
     from videossl.engine.run_folder import environment
     from videossl.export.download import file_sha256
 
-    split = setting.split
     return {
         "command": shlex.join(["videossl", *sys.argv[1:]]),
         "protocol": args.protocol,
@@ -127,8 +146,6 @@ def _facts(args: argparse.Namespace, loaded: "Loaded", setting: "Setting") -> di
         "checkpoint_sha256": file_sha256(loaded.path),
         "encoder": loaded.encoder.describe(),
         "manifest": str(args.manifest),
-        "videos_sha256": videos_digest(setting.manifest, split.rows),
-        "split": {**split.describe(), "file": args.split_file and str(args.split_file)},
         "clips_per_video": args.clips_per_video,
         "seed": args.seed,
         "recipe": {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr},
@@ -149,8 +166,6 @@ def _check(args: argparse.Namespace) -> None:
     if not args.lr > 0:
         raise UserError(f"--lr is {args.lr}: it must be above 0")
     check_writable(args.out, option="-o")
-    for name in OWNED:  # no old picture may pass for a new one
-        (args.out / name).unlink(missing_ok=True)
 
 
 def _announce(args: argparse.Namespace, setting: "Setting") -> None:
@@ -160,7 +175,11 @@ def _announce(args: argparse.Namespace, setting: "Setting") -> None:
         for part in ("train", "validation", "test")
     )
     log.info("%d classes; %s", setting.num_classes, counts)
-    if args.no_supervised and args.protocol != "finetune":
+    if args.protocol == "finetune":
+        log.info(
+            "rows: fine-tuned, and the same recipe from scratch; options for other rows do not apply"
+        )
+    elif args.no_supervised:
         log.info("no row of an encoder trained with labels from scratch: --no-supervised")
 
 
@@ -184,16 +203,32 @@ def _rows(
 
 
 def _draw(args: argparse.Namespace, row: "Judged", encoder: Any, setting: "Setting") -> None:
-    """The confusion matrix and the answers of the first row, and its nearest neighbours."""
+    """The confusion matrix and the answers of the first row, and nearest neighbours by frozen features.
+
+    The numbers are written by then: what cannot be drawn is said, and left out.
+    """
     from videossl.probe.pictures import draw_confusion, draw_neighbours, nearest
     from videossl.probe.protocols import features_of, parts_of
     from videossl.probe.report import write_predictions
 
     classes = setting.split.classes
     if row.probabilities is not None:
-        draw_confusion(args.out / "confusion.png", row.numbers["confusion"], classes)
         write_predictions(args.out / "predictions.csv", row, classes, setting.manifest)
-    why = "features for the picture of nearest neighbours"
-    parts = parts_of(features_of(encoder, setting, setting.split.rows, why=why), setting.split)
-    found = nearest(parts.test, parts.fitted)
-    draw_neighbours(args.out / "neighbours.png", found, setting.manifest, encoder.clip)
+        with _or_left_out("confusion.png"):
+            draw_confusion(args.out / "confusion.png", row.numbers["confusion"], classes)
+    if args.protocol == "finetune":  # no features were frozen
+        return
+    with _or_left_out("neighbours.png"):
+        why = "features for the picture of nearest neighbours"
+        parts = parts_of(features_of(encoder, setting, setting.split.rows, why=why), setting.split)
+        found = nearest(parts.test, parts.fitted)
+        draw_neighbours(args.out / "neighbours.png", found, setting.manifest, encoder.clip)
+
+
+@contextmanager
+def _or_left_out(name: str) -> Iterator[None]:
+    """A video that has gone meanwhile, or a class name that cannot be drawn, costs the picture alone."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError) as error:
+        log.warning("%s is left out: %s", name, " ".join(str(error).split()))

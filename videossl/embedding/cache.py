@@ -24,7 +24,8 @@ from videossl.progress import track
 log = logging.getLogger("videossl")
 
 CHUNK = 64  # videos; chosen: a minute of work on two cores
-FORMAT = 1
+FORMAT = 2
+LARGE_BYTES = 8 * 2**30  # of features, on disk and in memory, that are worth a word; chosen
 
 
 def cached_features(
@@ -56,8 +57,11 @@ def cached_features(
         )
         following = track(computed, description=why, total=len(wanted))
         for index, chunk in missing.items():
-            found[index] = _take(following, len(chunk))
-            _write(folder, index, found[index] or [])
+            features = _take(following, len(chunk))
+            _write(folder, index, features)
+            if not any(found.values()):
+                _warn_of_size(features, len(rows), why)
+            found[index] = features
     return {one.row: one for features in found.values() for one in features or []}
 
 
@@ -78,9 +82,20 @@ def _take(features: Iterator[VideoFeatures], count: int) -> list[VideoFeatures]:
     return [next(features) for _ in range(count)]
 
 
+def _warn_of_size(features: Sequence[VideoFeatures], num_rows: int, why: str) -> None:
+    sizes = [one.clips.nbytes for one in features if one.clips is not None]
+    if sizes and (total := max(sizes) * num_rows) > LARGE_BYTES:
+        log.warning(
+            "%s: the features of %d videos will take %.0f GiB of memory and of the cache; fewer --clips-per-video take less",
+            *(why, num_rows, total / 2**30),
+        )
+
+
 def _write(folder: Path, index: int, features: Iterable[VideoFeatures]) -> None:
-    tensors = {str(one.row): one.clips for one in features if one.clips is not None}
-    reasons = {str(one.row): one.reason for one in features if one.clips is None}
+    """Named by the place in the chunk: the folder's name says which videos these are, wherever a manifest lists them."""
+    places = list(enumerate(features))
+    tensors = {str(place): one.clips for place, one in places if one.clips is not None}
+    reasons = {str(place): one.reason for place, one in places if one.clips is None}
     partial = folder / f"{index}.{os.getpid()}.partial"
     try:
         save_file(tensors, partial, {"reasons": json.dumps(reasons)})
@@ -111,10 +126,10 @@ def _read(folder: Path, index: int, rows: Sequence[int]) -> list[VideoFeatures] 
         with safe_open(path, "pt") as file:
             reasons = json.loads(file.metadata()["reasons"])
             return [
-                VideoFeatures(row, None, reasons[str(row)])
-                if str(row) in reasons
-                else VideoFeatures(row, file.get_tensor(str(row)))
-                for row in rows
+                VideoFeatures(row, None, reasons[str(place)])
+                if str(place) in reasons
+                else VideoFeatures(row, file.get_tensor(str(place)))
+                for place, row in enumerate(rows)
             ]
     except FileNotFoundError:
         return None

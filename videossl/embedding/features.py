@@ -50,6 +50,9 @@ def video_features(
             continue
         with torch.inference_mode():
             features = readout(found.frames.to(device, non_blocking=True))
+        if not torch.isfinite(features).all():
+            yield VideoFeatures(found.row, None, "the encoder's features of it are not finite")
+            continue
         yield VideoFeatures(found.row, features.float().cpu())
 
 

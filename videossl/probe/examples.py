@@ -1,5 +1,6 @@
 """The frozen features of one part of a split, beside their classes and sources: what a probe learns from or answers."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from videossl.embedding.features import VideoFeatures
 from videossl.errors import UserError
 from videossl.probe.split import LabelledSplit
+
+log = logging.getLogger("videossl")
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,27 @@ class Examples:
 def examples_of(
     rows: np.ndarray, split: LabelledSplit, features: Mapping[int, VideoFeatures], part: str
 ) -> Examples:
-    """The videos among `rows` that have features. Raises UserError where none has."""
+    """The videos among `rows` that have features; how many have none is said.
+
+    Raises UserError where none has, and where a class of the train part has none left: its answers could not be learned.
+    """
     kept = [row for row in rows.tolist() if features[row].clips is not None]
+    lost = [row for row in rows.tolist() if features[row].clips is None]
     if not kept:
         raise UserError(
-            f"not one of the {len(rows)} videos of the {part} part can be decoded, the first because: "
+            f"not one of the {len(rows)} videos of the {part} part has features, the first because: "
             f"{features[int(rows[0])].reason}"
+        )
+    gone = set(split.label[rows].tolist()) - set(split.label[kept].tolist())
+    if part == "train" and gone:
+        raise UserError(
+            f"no video of class {split.classes[min(gone)]!r} is left to learn from: {len(lost)} of the {part} part have no "
+            f"features, the first because: {features[lost[0]].reason}"
+        )
+    if lost:
+        log.warning(
+            "%d of %d videos of the %s part are left out, the first because: %s",
+            *(len(lost), len(rows), part, features[lost[0]].reason),
         )
     return Examples(
         torch.stack([features[row].clips for row in kept]),  # type: ignore[misc]

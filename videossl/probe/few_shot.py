@@ -31,7 +31,9 @@ def draw_shots(labels: Tensor, shots: int, *, seed: int) -> np.ndarray | None:
     return torch.cat(drawn).sort().values.numpy()
 
 
-def few_shot(train: Examples, test: Examples, shots: int, *, seed: int) -> Tensor | None:
+def few_shot(
+    train: Examples, test: Examples, shots: int, *, num_classes: int, seed: int
+) -> Tensor | None:
     """(V, L) probabilities of the test part after `shots` videos a class; None where a class has fewer."""
     drawn = draw_shots(train.labels, shots, seed=seed)
     if drawn is None:
@@ -39,4 +41,9 @@ def few_shot(train: Examples, test: Examples, shots: int, *, seed: int) -> Tenso
     few = train.select(drawn)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     model.fit(few.per_video.numpy(), few.labels.numpy())
-    return torch.from_numpy(model.predict_proba(test.per_video.numpy()))
+    probabilities = torch.zeros(len(test), num_classes, dtype=torch.float64)
+    # Columns are those of the classes that were shown.
+    probabilities[:, model.classes_] = torch.from_numpy(
+        model.predict_proba(test.per_video.numpy())
+    ).double()
+    return probabilities

@@ -17,9 +17,10 @@ from videossl.export.clip_form import ClipForm
 from videossl.probe.examples import Examples
 from videossl.probe.neighbours import similarities
 
-NUM_QUERIES, NUM_NEAREST = 6, 5
+NUM_QUERIES, NUM_NEAREST = 4, 5
 NUM_DRAWN_FRAMES = 6
 HEIGHT = 72  # pixels of a frame
+MOST_NAMED, MOST_COUNTED = 60, 30  # classes whose names, and whose counts, are legible
 
 
 class Found(NamedTuple):
@@ -33,17 +34,23 @@ class Found(NamedTuple):
 def draw_confusion(path: Path, confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Counts of videos: rows are the true class, columns the answer."""
     counts = np.asarray(confusion)
-    side = max(3.6, 1.6 + 0.42 * len(classes))
+    named = len(classes) <= MOST_NAMED
+    side = min(max(3.6, 1.6 + 0.42 * len(classes)), 24)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     axes = figure.subplots()
-    display = ConfusionMatrixDisplay(counts, display_labels=list(classes))
+    # A dollar sign would begin a formula.
+    labels = [name.replace("$", r"\$") for name in classes] if named else None
+    display = ConfusionMatrixDisplay(counts, display_labels=labels)
     display.plot(
         ax=axes,
         cmap="Blues",
         xticks_rotation="vertical" if len(classes) > 4 else "horizontal",
-        include_values=len(classes) <= 30,
+        include_values=len(classes) <= MOST_COUNTED,
         colorbar=False,
     )
+    if not named:
+        axes.set_xticks([])
+        axes.set_yticks([])
     axes.set_xlabel("answer")
     axes.set_ylabel("class")
     right, total = int(np.trace(counts)), int(counts.sum())
@@ -82,7 +89,7 @@ def draw_neighbours(path: Path, found: Sequence[Found], manifest: Manifest, clip
         for rank, (row, cosine) in enumerate(zip(neighbours, cosines, strict=True), start=1):
             other = manifest[row].label
             verdict = "same class" if other == label else "OTHER CLASS"
-            title = f"   {rank}.  {other}  ({verdict}, cosine {cosine:.2f})  {_name(manifest, row)}"
+            title = f"   {rank}.  {other}  ({verdict}, cosine {cosine:.3f})  {_name(manifest, row)}"
             strips.append(Strip(title, _film(reader, row)))
     write_png(path, contact_sheet(strips, height=HEIGHT))
 

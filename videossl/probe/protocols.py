@@ -1,7 +1,7 @@
 """Each protocol of `videossl probe`: frozen features, or a network, to answers about the test part."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,15 @@ class Parts:
 
 @dataclass(frozen=True)
 class Judged:
-    """`numbers` for the record; `right` (V,) per test video, for paired differences; `probabilities` (V, L) or None."""
+    """`numbers` for the record; `right` (V,) per test video, for paired differences; `probabilities` (V, L) or None.
+
+    `fitted` are the classes of the videos that were learned from, or searched.
+    """
 
     numbers: dict[str, Any]
     right: Tensor
     test: Examples
+    fitted: Tensor
     probabilities: Tensor | None = None
     frozen: dict[str, str] = field(default_factory=dict)
 
@@ -101,25 +105,24 @@ def judge_frozen(protocol: str, encoder: VideoEncoder, setting: Setting, *, why:
     after = state_digest(encoder)
     if after != before:
         raise RuntimeError(f"the frozen encoder changed while it was probed: {before} to {after}")
-    frozen = {"sha256_before": before, "sha256_after": after}
-    return Judged(judged.numbers, judged.right, judged.test, judged.probabilities, frozen)
+    return replace(judged, frozen={"sha256_before": before, "sha256_after": after})
 
 
-def judge_probabilities(probabilities: Tensor, test: Examples, setting: Setting) -> Judged:
+def judge_probabilities(
+    probabilities: Tensor, test: Examples, fitted: Tensor, setting: Setting
+) -> Judged:
     """Answers (V, L) about the test part."""
     numbers = judge_classes(probabilities, test, num_classes=setting.num_classes)
     right = (probabilities.argmax(1) == test.labels).double()
-    return Judged(numbers, right, test, probabilities)
+    return Judged(numbers, right, test, fitted, probabilities)
 
 
-def chance(protocol: str, setting: Setting) -> dict[str, float]:
-    """What is scored without looking."""
-    split = setting.split
-    fitted = torch.from_numpy(split.label[split.fitted])
-    test = torch.from_numpy(split.label[split.test])
+def chance(protocol: str, row: Judged, setting: Setting) -> dict[str, float]:
+    """What is scored on the videos of this row without looking."""
+    test = row.test.labels
     if protocol == "retrieval":
-        return {f"R@{k}": chance_of_hit(test, fitted, k) for k in RECALLS}
-    return chance_of_classes(fitted, test, setting.num_classes)
+        return {f"R@{k}": chance_of_hit(test, row.fitted, k) for k in RECALLS}
+    return chance_of_classes(row.fitted, test, setting.num_classes)
 
 
 def _linear(parts: Parts, setting: Setting) -> Judged:
@@ -130,7 +133,7 @@ def _linear(parts: Parts, setting: Setting) -> Judged:
         num_classes=setting.num_classes,
         seed=setting.seed,
     )
-    return _judge_chosen(*answered, parts.test, setting)
+    return _judge_chosen(*answered, parts, setting)
 
 
 def _attentive(parts: Parts, setting: Setting) -> Judged:
@@ -142,13 +145,11 @@ def _attentive(parts: Parts, setting: Setting) -> Judged:
         seed=setting.seed,
         device=setting.device,
     )
-    return _judge_chosen(*answered, parts.test, setting)
+    return _judge_chosen(*answered, parts, setting)
 
 
-def _judge_chosen(
-    probabilities: Tensor, chosen: Chosen, test: Examples, setting: Setting
-) -> Judged:
-    judged = judge_probabilities(probabilities, test, setting)
+def _judge_chosen(probabilities: Tensor, chosen: Chosen, parts: Parts, setting: Setting) -> Judged:
+    judged = judge_probabilities(probabilities, parts.test, parts.fitted.labels, setting)
     judged.numbers["chosen"] = asdict(chosen)
     return judged
 
@@ -157,7 +158,7 @@ def _knn(parts: Parts, setting: Setting) -> Judged:
     fitted = parts.fitted
     similarity = similarities(parts.test.per_video, fitted.per_video)
     probabilities = votes(similarity, fitted.labels, num_classes=setting.num_classes)
-    return judge_probabilities(probabilities, parts.test, setting)
+    return judge_probabilities(probabilities, parts.test, fitted.labels, setting)
 
 
 def _retrieval(parts: Parts, setting: Setting) -> Judged:
@@ -166,7 +167,7 @@ def _retrieval(parts: Parts, setting: Setting) -> Judged:
     found = {k: hits(similarity, parts.test.labels, gallery.labels, k) for k in RECALLS}
     numbers: dict[str, Any] = {f"R@{k}": float(values.mean()) for k, values in found.items()}
     numbers |= {"num_queries": len(parts.test), "num_gallery": len(gallery)}
-    return Judged(numbers, found[RECALLS[0]], parts.test)
+    return Judged(numbers, found[RECALLS[0]], parts.test, gallery.labels)
 
 
 def _few_shot(parts: Parts, setting: Setting) -> Judged:
@@ -175,7 +176,8 @@ def _few_shot(parts: Parts, setting: Setting) -> Judged:
     shown: Tensor | None = None
     for shots in SHOTS:
         answered = [
-            few_shot(fitted, test, shots, seed=setting.seed + seed) for seed in range(NUM_SEEDS)
+            few_shot(fitted, test, shots, num_classes=setting.num_classes, seed=setting.seed + seed)
+            for seed in range(NUM_SEEDS)
         ]
         known = [probabilities for probabilities in answered if probabilities is not None]
         if not known:
@@ -192,7 +194,7 @@ def _few_shot(parts: Parts, setting: Setting) -> Judged:
     assert shown is not None  # one video a class is there, or the split would have been refused
     judged = judge_classes(shown, test, num_classes=setting.num_classes)
     numbers["confusion"] = judged["confusion"]
-    return Judged(numbers, right, test, shown)
+    return Judged(numbers, right, test, fitted.labels, shown)
 
 
 _FROZEN: dict[str, Callable[[Parts, Setting], Judged]] = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from videossl.data.table import Manifest
+from videossl.probe.few_shot import SHOTS
 from videossl.probe.judgement import difference
 from videossl.probe.neighbours import RECALLS
 from videossl.probe.protocols import Judged
@@ -80,6 +81,8 @@ def _retrieval_cells(numbers: Mapping[str, Any]) -> list[str]:
 
 
 def _few_shot_cells(numbers: Mapping[str, Any]) -> list[str]:
+    if "top1" in numbers:  # of all labels: the same under each number of shots
+        return [_percent(numbers["top1"][0])] * len(SHOTS)
     shots = [value for name, value in numbers.items() if name.endswith("-shot")]
     return [
         "too few videos" if one is None else f"{100 * one['mean']:.1f} ± {100 * one['std']:.1f}"
@@ -105,5 +108,5 @@ _COLUMNS = {
         [*(f"R@{k}" for k in RECALLS), "first row's lead in R@1"],
         _retrieval_cells,
     ),
-    "fewshot": (["1-shot", "5-shot", "10-shot"], _few_shot_cells),
+    "fewshot": ([f"{shots}-shot" for shots in SHOTS], _few_shot_cells),
 }

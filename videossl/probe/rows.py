@@ -1,6 +1,6 @@
 """The rows of a probe's table: the checkpoint, the same encoder untrained, and one trained with labels from scratch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -32,19 +32,21 @@ def frozen_rows(
 ) -> dict[str, Judged]:
     """{row: Judged} of a protocol that learns from frozen features; without a recipe no supervised row.
 
-    The supervised row is what the same protocol makes of the features of an encoder that was trained with the labels of
-    the train and validation parts; its own linear layer's top-1 stands beside.
+    The supervised row is what the labels of the train and validation parts give when the whole network learns from them: its
+    own answers, or for retrieval its features. Under few-shot it has seen all labels, and is named so.
     """
     rows = {TRAINED: judge_frozen(protocol, encoder, setting, why=TRAINED)}
     for seed in range(untrained_seeds):
         name = f"{UNTRAINED}, seed {seed}"
         rows[name] = judge_frozen(protocol, untrained(seed), setting, why=name)
-    if recipe is not None:
-        model = _train(untrained(recipe.seed), setting, recipe, why=SUPERVISED)
-        judged = judge_frozen(protocol, model.encoder, setting, why=SUPERVISED)
-        own = _answers_of(model, setting, setting.split.rows, why=SUPERVISED)
-        judged.numbers["own_layer_top1"] = own.numbers["top1"]
-        rows[SUPERVISED] = judged
+    if recipe is None:
+        return rows
+    model = _train(untrained(recipe.seed), setting, recipe, why=SUPERVISED)
+    if protocol == "retrieval":
+        rows[SUPERVISED] = judge_frozen(protocol, model.encoder, setting, why=SUPERVISED)
+    else:
+        name = f"{SUPERVISED}, all labels" if protocol == "fewshot" else SUPERVISED
+        rows[name] = _answers_of(model, setting, why=SUPERVISED)
     return rows
 
 
@@ -53,9 +55,8 @@ def finetuned_rows(
 ) -> dict[str, Judged]:
     """{row: Judged} of the whole network trained with labels, from the checkpoint and, by the same recipe, from scratch."""
     starts = {FINETUNED: encoder, SUPERVISED: untrained(recipe.seed)}
-    rows = setting.split.test.tolist()
     return {
-        name: _answers_of(_train(start, setting, recipe, why=name), setting, rows, why=name)
+        name: _answers_of(_train(start, setting, recipe, why=name), setting, why=name)
         for name, start in starts.items()
     }
 
@@ -72,10 +73,13 @@ def _train(encoder: VideoEncoder, setting: Setting, recipe: Recipe, *, why: str)
     )
 
 
-def _answers_of(model: Classifier, setting: Setting, rows: Sequence[int], *, why: str) -> Judged:
+def _answers_of(model: Classifier, setting: Setting, *, why: str) -> Judged:
     """The network's own answers about the test part: the softmax of a video's clips, averaged."""
-    features = features_of(model.encoder, setting, rows, why=why)
-    test = examples_of(setting.split.test, setting.split, features, "test")
+    split = setting.split
+    features = features_of(model.encoder, setting, split.test.tolist(), why=why)
+    test = examples_of(split.test, split, features, "test")
     with torch.no_grad():
         probabilities = model.classify.cpu()(test.features).softmax(-1).mean(1)
-    return judge_probabilities(probabilities, test, setting)
+    return judge_probabilities(
+        probabilities, test, torch.from_numpy(split.label[split.fitted]), setting
+    )

@@ -152,13 +152,20 @@ def _validation(
 def _parts_of_file(manifest: Manifest, usable: Rows, path: Path) -> dict[str, Rows]:
     wanted = _read_split(path)
     by_name: dict[str, list[int]] = {part: [] for part in PARTS}
+    taken: dict[str, str] = {}
     unknown = 0
     for row in usable.tolist():
-        part = _part_of(Path(manifest[row].path), wanted)
-        if part is None:
+        source = manifest[row].path
+        name = _name_of(Path(source), wanted)
+        if name is None:
             unknown += 1
-        else:
-            by_name[part].append(row)
+            continue
+        if name in taken:
+            raise UserError(
+                f"--split-file {path}: {name} may be {taken[name]} or {source}; write longer paths, as far as they differ"
+            )
+        taken[name] = source
+        by_name[wanted[name]].append(row)
     if not by_name["train"] or not by_name["test"]:
         raise UserError(
             f"--split-file {path} names {len(by_name['train'])} training and {len(by_name['test'])} test videos of the "
@@ -169,17 +176,17 @@ def _parts_of_file(manifest: Manifest, usable: Rows, path: Path) -> dict[str, Ro
     return {part: np.asarray(rows, dtype=np.int64) for part, rows in by_name.items()}
 
 
-def _part_of(path: Path, wanted: Mapping[str, str]) -> str | None:
-    """By the longest ending of the path that the file names."""
+def _name_of(path: Path, wanted: Mapping[str, str]) -> str | None:
+    """The longest ending of the path that the file names."""
     parts = path.parts
     endings = ("/".join(parts[start:]).lstrip("/") for start in range(len(parts)))
-    return next((wanted[ending] for ending in endings if ending in wanted), None)
+    return next((ending for ending in endings if ending in wanted), None)
 
 
 def _read_split(path: Path) -> dict[str, str]:
     """{path: part} of a CSV. Raises UserError naming the line that cannot be understood."""
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"--split-file {path} cannot be read: {error}") from error
@@ -192,7 +199,11 @@ def _read_split(path: Path) -> dict[str, str]:
                 f"--split-file {path}, line {number}: needs the columns path and split, split one of {', '.join(PARTS)}; "
                 f"got {dict(row)}"
             )
-        found[name.removeprefix("./").lstrip("/")] = part
+        name = name.removeprefix("./").lstrip("/")
+        if found.setdefault(name, part) != part:
+            raise UserError(
+                f"--split-file {path}, line {number}: {name} was {found[name]} before, is {part}"
+            )
     return found
 
 

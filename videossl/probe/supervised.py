@@ -1,12 +1,13 @@
 """An encoder trained with labels, from its weights or from scratch by the same recipe: fine-tuning, and its yardstick.
 
-Augmentation is that of pretext training. What is done is kept after every epoch, and the same command goes on from there;
-a finished one is kept under a name made of weights, videos and recipe, and is not trained again.
+Clips are augmented as pretext training does by default. What is done is kept after every epoch, and the same command goes on
+from there; a finished one is kept under a name made of weights, videos and recipe, and is not trained again.
 """
 
 import copy
 import logging
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from videossl.data.transforms import Augmentation
 from videossl.embedding.digests import settings_digest, state_digest, videos_digest
 from videossl.engine.checkpoint import load_newest, save_checkpoint
 from videossl.engine.optim import build_optimizer, lr_at
+from videossl.errors import UserError
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder import pooled
 from videossl.probe.split import LabelledSplit
@@ -96,16 +98,40 @@ def train_with_labels(
     folder = cache / "supervised" / settings_digest(described)[:32]
     data = _dataset(model.encoder, manifest, rows, recipe)
     training = _Training(model.to(device), data, split.label, recipe, device)
-    first = training.resume(folder)
-    if first == recipe.epochs:
-        log.info("%s: trained before, %s", why, folder)
-    elif first:
-        log.info("%s: going on after epoch %d, %s", why, first, folder)
-    epochs = range(first, recipe.epochs)
-    for epoch in track(epochs, description=f"{why}: epochs of {training.steps_per_epoch} steps"):
-        training.run_epoch(epoch)
-        save_checkpoint(folder, training.state(), step=epoch + 1, keep=1)
+    with _alone(folder, why):
+        first = training.resume(folder)
+        if first == recipe.epochs:
+            log.info("%s: trained before, %s", why, folder)
+        elif first:
+            log.info("%s: going on after epoch %d, %s", why, first, folder)
+        epochs = range(first, recipe.epochs)
+        said = f"{why}: epochs of {training.steps_per_epoch} steps"
+        for epoch in track(epochs, description=said) if epochs else ():
+            training.run_epoch(epoch)
+            save_checkpoint(folder, training.state(), step=epoch + 1, keep=1)
     return model.eval()
+
+
+@contextmanager
+def _alone(folder: Path, why: str) -> Iterator[None]:
+    """Waits while another process trains in this folder: what it has done is then there. Probes side by side ask for one."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has other locks; there two do the same work twice
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error}; name another --cache") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another process is training it: waiting for that", why)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _dataset(
