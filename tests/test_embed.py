@@ -16,10 +16,12 @@ from videossl.data.manifest import write_manifest
 from videossl.data.table import read_manifest
 from videossl.embedding import feature_table
 from videossl.embedding.clip_reader import ClipReader
+from videossl.engine.checkpoint import save_checkpoint
 from videossl.export.clip_form import ClipForm
 from videossl.export.encoder_file import write_encoder_file
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.models.encoder_file import weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +208,119 @@ def test_other_settings_are_refused_in_one_line(
     assert "is of other settings" in error
 
 
+@pytest.mark.parametrize("point", ["naming", "removal"])
+def test_a_command_killed_at_its_first_or_last_file_can_be_given_again(
+    manifest, source, whole, tmp_path, point
+):
+    """SIGKILL before the settings have their name, and while the parts are removed."""
+    out = tmp_path / "features.parquet"
+    at = ("replace", "to", "before") if point == "naming" else ("unlink", "path", "after")
+    function, name, moment = at
+    code = (
+        f"import os, pathlib, sys; done = os.{function}\n"
+        "def kill(path, to='', **more):\n"
+        f"    is_it = str({name}).endswith('settings.json')\n"
+        f"    is_it and '{moment}' == 'before' and os.kill(os.getpid(), 9)\n"
+        "    done(path, *([to] if to else []), **more)\n"
+        "    is_it and os.kill(os.getpid(), 9)\n"
+        f"os.{function} = kill\n"
+    )
+    code += "from videossl.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "embed", str(manifest), "-o", str(out)]
+    command += ["--checkpoint", str(source), "--clips-per-video", "2", "--device", "cpu"]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -9
+    assert (tmp_path / "features.parquet.parts").exists()
+    assert embed(manifest, source, out) == 0
+    assert pq.read_table(out).equals(pq.read_table(whole), check_metadata=True)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+# Rank 0 saves a newer checkpoint once it has loaded one, and takes its time over the settings; rank 1 looks meanwhile.
+LATE_RANK = """
+import os, shutil, sys, time
+from pathlib import Path
+from videossl.embedding.feature_table import FeatureTable
+from videossl.export import loading
+run, newer, out = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+load, replace, look = loading.load, Path.replace, FeatureTable.is_finished
+parts, looked = out.with_name(out.name + ".parts"), out.with_name("looked")
+
+def wait(is_there, seconds):
+    until = time.monotonic() + seconds
+    while not is_there() and time.monotonic() < until:
+        time.sleep(0.05)
+
+def first(source, **settings):
+    found = load(source, **settings)
+    shutil.copy(newer, run / "checkpoints/unfinished")
+    replace(run / "checkpoints/unfinished", run / "checkpoints/step_000002.pt")
+    return found
+
+def slow(path, to):
+    if Path(to).name == "settings.json":
+        wait(looked.exists, 3)
+    return replace(path, to)
+
+def second(source, **settings):
+    wait((run / "checkpoints/step_000002.pt").exists, 60)
+    return load(source, **settings)
+
+def late(table):
+    wait(lambda: parts.exists() and any(parts.iterdir()), 60)
+    try:
+        return look(table)
+    finally:
+        looked.touch()
+
+if os.environ["RANK"] == "0":
+    loading.load, Path.replace = first, slow
+else:
+    loading.load, FeatureTable.is_finished = second, late
+from videossl.__main__ import main
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+def under_torchrun(script, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_ranks_go_by_what_the_first_one_finds(manifest, checkpoint, tmp_path):
+    """A run that still trains has a newer checkpoint for the rank that looks a moment later."""
+    torch.manual_seed(3)
+    encoder = Encoder(EncoderSpec("tiny", "res3"))
+    weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
+    state = {"encoder": encoder.describe(), "model": weights}
+    newer = save_checkpoint(tmp_path / "newer", state, step=2, keep=1)
+    run, out = tmp_path / "run", tmp_path / "features.parquet"
+    (run / "checkpoints").mkdir(parents=True)
+    used = shutil.copy(checkpoint, run / "checkpoints/step_000001.pt")
+    (tmp_path / "late_rank.py").write_text(LATE_RANK)
+    given = ["embed", manifest, "--checkpoint", run, "-o", out, "--clips-per-video", "1"]
+    done = under_torchrun(tmp_path / "late_rank.py", run, newer, out, *given, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    digest = json.loads(pq.read_schema(out).metadata[b"videossl"])["weights_sha256"]
+    assert digest == weights_digest(videossl.load_encoder(used).encoder.state_dict())
+    assert (run / "checkpoints/step_000002.pt").exists()
+
+
+@pytest.mark.slow
+def test_ranks_with_other_videos_are_refused(manifest, source, tmp_path):
+    write_manifest([], tmp_path / "manifest.parquet")
+    (tmp_path / "own_manifest.py").write_text(
+        "import os, sys; from videossl.__main__ import main\n"
+        "sys.exit(main(['embed', sys.argv[1 + int(os.environ['RANK'])], *sys.argv[3:]]))"
+    )
+    given = ["--checkpoint", source, "-o", tmp_path / "f.parquet", "--device", "cpu"]
+    script = tmp_path / "own_manifest.py"
+    done = under_torchrun(script, manifest, tmp_path / "manifest.parquet", *given)
+    assert done.returncode != 0
+    assert "the processes read different weights or manifests" in done.stderr
+    assert not (tmp_path / "f.parquet").exists()
+
+
 @pytest.mark.parametrize("content", [b"mine", None])
 def test_files_of_others_are_left_alone(manifest, source, tmp_path, capsys, content):
     out = tmp_path / "mine.parquet"
@@ -223,13 +338,14 @@ def test_files_of_others_are_left_alone(manifest, source, tmp_path, capsys, cont
     assert "holds files of something else" in capsys.readouterr().err
 
 
-def test_features_that_are_not_finite_are_a_reason(manifest, source, tmp_path):
+def test_features_that_are_not_finite_are_a_reason(manifest, source, tmp_path, capsys):
     encoder = videossl.load_encoder(source)
     with torch.no_grad():
         encoder.encoder.stem.conv.weight.fill_(float("nan"))
     write_encoder_file(tmp_path / "nan.safetensors", encoder)
     out = tmp_path / "features.parquet"
-    assert embed(manifest, tmp_path / "nan.safetensors", out) == 0
+    assert embed(manifest, tmp_path / "nan.safetensors", out) == 1
+    assert "every video failed" in capsys.readouterr().err
     rows = pq.read_table(out).to_pylist()
     assert all(row["feature"] is None for row in rows)
     assert {row["reason"] for row in rows} >= {"the encoder's features of it are not finite"}

@@ -3,18 +3,22 @@
 import argparse
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videossl.commands.printing import add_json_argument, print_result
 
 if TYPE_CHECKING:  # torch is imported by those who embed, not by --help
+    from collections.abc import Callable
+
     from videossl.distributed import World
     from videossl.export.loading import Loaded
 
 log = logging.getLogger("videossl")
 
-EXAMPLE = """A stopped command goes on when it is given again. A video that fails has a row with the reason and no feature.
+EXAMPLE = """A stopped command goes on when it is given again. A video that fails has a row with the reason and no feature;
+exit code 1 if all do.
 
 examples:
   videossl embed videos.parquet --checkpoint runs/mine -o features.parquet
@@ -68,33 +72,59 @@ def run(args: argparse.Namespace) -> int:
         loaded = _load(args, world)
         reader = ClipReader(manifest, loaded.encoder.clip, args.clips_per_video)
         settings = _settings(args, loaded, world)
+        _check_equal(settings)
         table = FeatureTable(args.out, loaded.encoder, reader, settings)
-        if table.is_finished():
+        if _of_main(table.is_finished, world):
             log.info("%s is there already, of these settings: nothing to do", args.out)
             if world.is_main:
                 table.drop_parts()  # of a run that was stopped at its very end
         else:
             table.make(world, num_workers=max(1, cores - 1))
-        if world.is_main:
-            _report(args, table.encoder.num_channels, settings)
-    return 0
+        return _report(args, table.encoder.num_channels, settings) if world.is_main else 0
 
 
 def _load(args: argparse.Namespace, world: "World") -> "Loaded":
-    """The encoder on every rank; a URL is fetched by one."""
-    from videossl.distributed import from_main
-    from videossl.errors import UserError
+    """The encoder on every rank, of the file that the main one found: a run that still trains has a newer one soon."""
+    from videossl.export.download import is_url
     from videossl.export.loading import load
 
-    loaded, refusal = None, ""
+    loaded: list[Loaded] = []
+
+    def find() -> str:
+        loaded.append(load(args.checkpoint, stage=args.stage))
+        return args.checkpoint if is_url(args.checkpoint) else str(loaded[0].path)
+
+    found = _of_main(find, world)
+    return loaded[0] if loaded else load(found, stage=args.stage)
+
+
+def _of_main(ask: "Callable[[], Any]", world: "World") -> Any:
+    """What the main rank gets by `ask`, on every rank; a UserError of it too."""
+    from videossl.distributed import from_main
+    from videossl.errors import UserError
+
+    answer, refusal = None, ""
     if world.is_main:
         try:
-            loaded = load(args.checkpoint, stage=args.stage)
+            answer = ask()
         except UserError as error:
             refusal = str(error)
-    if refusal := from_main(refusal):
+    answer, refusal = from_main((answer, refusal))
+    if refusal:
         raise UserError(refusal)
-    return loaded or load(args.checkpoint, stage=args.stage)
+    return answer
+
+
+def _check_equal(settings: dict[str, Any]) -> None:
+    """Raises UserError where hosts have other files under the same names."""
+    from videossl.distributed import is_equal_on_all_ranks
+    from videossl.embedding.digests import settings_digest
+    from videossl.errors import UserError
+
+    if not is_equal_on_all_ranks(int(settings_digest(settings), 16)):
+        raise UserError(
+            "the processes read different weights or manifests: give files that are the same on all hosts"
+        )
 
 
 def _settings(args: argparse.Namespace, loaded: "Loaded", world: "World") -> dict[str, Any]:
@@ -116,10 +146,15 @@ def _settings(args: argparse.Namespace, loaded: "Loaded", world: "World") -> dic
     }
 
 
-def _report(args: argparse.Namespace, channels: int, settings: dict[str, Any]) -> None:
+def _report(args: argparse.Namespace, channels: int, settings: dict[str, Any]) -> int:
+    """Prints what the file holds; the exit code."""
     from videossl.embedding.feature_table import count_status
 
     counts = count_status(args.out)
     failed = f"; {counts['broken']} failed, each with its reason" if counts["broken"] else ""
     print(f"{args.out}: {counts['ok']} features of {channels} numbers{failed}")
     print_result(args, {"file": str(args.out), **counts, "channels": channels, **settings})
+    if counts["broken"] and not counts["ok"]:
+        print("videossl embed: every video failed, the file says why", file=sys.stderr)
+        return 1
+    return 0

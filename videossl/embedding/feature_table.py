@@ -6,6 +6,7 @@ together in the manifest's order, so that neither the number of processes nor st
 
 import json
 import logging
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -62,10 +63,13 @@ class FeatureTable:
         return pa.schema(fields, {METADATA_KEY: json.dumps(self.settings, sort_keys=True)})
 
     def is_finished(self) -> bool:
-        """Whether the file is there with these settings. Raises UserError if it, or parts of it, are of other ones."""
+        """Whether the file is there with these settings. Raises UserError if it, or parts of it, are of other ones.
+
+        For the main rank alone: another one may look while that writes.
+        """
         if (self.parts / _SETTINGS).exists():
             _check_same(self.parts, _read_settings(self.parts / _SETTINGS), self.settings)
-        elif self.parts.exists() and any(self.parts.iterdir()):
+        elif self.parts.exists() and not all(map(_is_begun, self.parts.iterdir())):
             raise UserError(f"{self.parts} holds files of something else: name another -o")
         if not self.out.exists():
             return False
@@ -91,8 +95,12 @@ class FeatureTable:
 
     def drop_parts(self) -> None:
         """Removes the folder of parts, whose settings `is_finished` has seen; nothing where there is none."""
-        if self.parts.exists():
-            shutil.rmtree(self.parts)
+        if not self.parts.exists():
+            return
+        for path in self.parts.iterdir():
+            if path.name != _SETTINGS:  # the last to go: by it a killed removal is known as ours
+                path.unlink()
+        shutil.rmtree(self.parts)
 
     def _begin(self) -> None:
         with whole_file(self.parts / _SETTINGS) as partial:
@@ -144,6 +152,14 @@ class FeatureTable:
         with whole_file(self.out) as partial, pq.ParquetWriter(partial, self.schema) as writer:
             for start in starts:
                 writer.write_table(pq.read_table(self._part(start), schema=self.schema))
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether this is what a process left that was killed while it wrote the settings."""
+    partial = (
+        rf"\.{Path(_SETTINGS).stem}\.\d+\.partial{Path(_SETTINGS).suffix}"  # as whole_file names it
+    )
+    return re.fullmatch(partial, path.name) is not None
 
 
 def _meet(world: World, point: str) -> None:
