@@ -18,10 +18,6 @@ from videossl.color import picture
 
 Rgb = NDArray[np.uint8]  # (H, W, 3)
 
-# What Image.open may take a file for. It goes by content, and a PostScript file would be handed to a program.
-PICTURE_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF")
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)  # what it raises for a bad file
-
 NUM_DRAWN = 4  # rows of a batch
 _GAP = 4  # pixels between pictures
 _TITLE = 20  # pixels

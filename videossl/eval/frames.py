@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from videossl.decode.reader import VideoReader
-from videossl.drawing import PICTURE_FORMATS, UNREADABLE
 from videossl.errors import UserError
+from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
 
 
 class FrameSource(Protocol):

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from videossl.drawing import PICTURE_FORMATS, UNREADABLE
 from videossl.errors import UserError
 from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
+from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
 
 Form = Literal["2016", "2017"]
 IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background

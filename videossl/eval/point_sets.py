@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import io as matlab
 
-from videossl.drawing import PICTURE_FORMATS, UNREADABLE
 from videossl.errors import UserError
 from videossl.eval.entry_names import check_entry_name
 from videossl.eval.frames import FrameSource, ImageFrames
 from videossl.eval.mask_files import read_mask
 from videossl.eval.points import Flags, Places, Queries
+from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
 
 Benchmark = Literal["badja", "jhmdb", "tapvid"]
 Item = TypeVar("Item")
