@@ -18,6 +18,7 @@ from videossl.models.frame_encoder import cut_frame_encoder
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin>
 <xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
+ENTITY = '<!DOCTYPE x [<!ENTITY a "aa">]><annotation>&a;</annotation>'
 COLOURS = {"blue": (30, 40, 220), "red": (220, 40, 30)}
 
 
@@ -96,7 +97,9 @@ def test_calibration_takes_the_statistics_of_the_images():
     backbone.calibrate(images)
     hook.remove()
     means = torch.stack([x.mean((0, 2, 3, 4)) for x in seen]).mean(0)
+    variances = torch.stack([x.var((0, 2, 3, 4)) for x in seen]).mean(0)  # over images and pixels
     torch.testing.assert_close(norm.running_mean, means, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norm.running_var, variances, atol=1e-5, rtol=1e-3)
     after = norm.running_mean.clone()
     backbone.train()(images[0])
     assert torch.equal(norm.running_mean, after)  # training leaves them
@@ -189,14 +192,35 @@ def test_fresh_layers_are_those_of_the_seed():
         ("<annotation><object><name>a</name></object></annotation>", "has no bndbox"),
         (f"<annotation>{OBJECT.format(9, 1, 2, 5, name='a', difficult=0)}</annotation>", "empty"),
         (f"<annotation>{OBJECT.format(1, 1, 2, 5, name=' ', difficult=0)}</annotation>", "no name"),
-        ('<!DOCTYPE x [<!ENTITY a "aa">]><annotation>&a;</annotation>', "declares entities"),
+        (
+            f"<annotation>{OBJECT.format(1, 1, 'inf', 5, name='a', difficult=0)}</annotation>",
+            "endless",
+        ),
+        (ENTITY, "declares a document type or entities"),
+        (ENTITY.encode("utf-16"), "codec can't decode"),
     ],
 )
 def test_a_broken_annotation_fails(tmp_path, text, says):
     path = tmp_path / "x.xml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=says):
         read_annotation(path)
+
+
+def test_an_image_is_a_jpeg_whatever_its_name_says(tmp_path):
+    """Pillow would hand PostScript to an interpreter."""
+    voc = write_voc(tmp_path / "voc", {"train": 1})
+    (voc / "JPEGImages" / "train000.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    )
+    with pytest.raises(UserError, match=r"train000\.jpg cannot be read"):
+        VocImages(voc, "train")[0]
+
+
+def test_judging_on_the_images_of_training_is_refused(voc, checkpoint, tmp_path, capsys):
+    given = ["detect", "--checkpoint", str(checkpoint), "--voc", str(voc), "-o", str(tmp_path)]
+    assert main([*given, "--test-split", "trainval"]) == 2
+    assert "judge on images that were not trained on" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_layout_fails(tmp_path):

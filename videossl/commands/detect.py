@@ -1,7 +1,6 @@
 """`videossl detect`: the encoder's frames under Faster R-CNN on a VOC folder, pretrained against random."""
 
 import argparse
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -12,14 +11,13 @@ from videossl.commands.printing import add_json_argument, print_result
 if TYPE_CHECKING:
     from videossl.detection.detector import DetectionRecipe
     from videossl.detection.voc import VocImages
+    from videossl.models.encoder import Encoder
 
 EXAMPLE = """example:
   videossl detect --checkpoint runs/mine --voc VOCdevkit/VOC2007 -o detection
 """
 RESULTS = ("result.json", "table.md", "boxes.png")
 NUM_SHOWN = 4  # images
-
-log = logging.getLogger("videossl")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains and judges both rows, writes, prints."""
-    import json
-
     from videossl.detection.detector import DetectionRecipe
     from videossl.detection.pictures import draw_boxes
     from videossl.detection.voc import VocImages
     from videossl.engine.run_folder import environment
+    from videossl.eval.scoring import write_json, write_text
+    from videossl.export.download import file_sha256
+    from videossl.export.loading import load
 
     _check(args)
     train = VocImages(args.voc, args.train_split)
@@ -55,10 +54,13 @@ def run(args: argparse.Namespace) -> int:
     recipe = DetectionRecipe(
         args.steps, args.batch_size, args.lr, min_size=args.min_size, seed=args.seed
     )
-    rows, shown = _rows(args, train, test, recipe)
+    loaded = load(args.checkpoint)
+    digest = file_sha256(loaded.path)  # a run that still trains drops its checkpoints
+    rows, shown = _rows(args, loaded.encoder.encoder, train, test, recipe)
     record = {
         "command": shlex.join(["videossl", *sys.argv[1:]]),
         "checkpoint": str(args.checkpoint),
+        "checkpoint_sha256": digest,
         "voc": str(args.voc),
         "splits": {args.train_split: len(train), args.test_split: len(test)},
         "classes": list(train.classes),
@@ -67,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
         "environment": environment(),
     }
     table = _table(rows)
+    for name in RESULTS:  # no old picture may pass for a new one
+        (args.out / name).unlink(missing_ok=True)
+    write_json(args.out / "result.json", record)
+    write_text(args.out / "table.md", table + "\n")
     draw_boxes(args.out / "boxes.png", test, shown)
-    (args.out / "table.md").write_text(table + "\n")
-    (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
     print(f"{table}\n\nwritten to {args.out}")
     print_result(args, record)
     return 0
@@ -92,24 +96,30 @@ def _check(args: argparse.Namespace) -> None:
             raise UserError(f"{option} is {getattr(args, name)}: it must be at least 1")
     if not args.lr > 0:
         raise UserError(f"--lr is {args.lr}: it must be above 0")
+    if args.train_split == args.test_split:
+        raise UserError(
+            f"--train-split and --test-split are both {args.train_split!r}: judge on images that were not trained on"
+        )
     check_writable(args.out, option="-o")
-    for name in RESULTS:  # no old picture may pass for a new one
-        (args.out / name).unlink(missing_ok=True)
 
 
 def _rows(
-    args: argparse.Namespace, train: "VocImages", test: "VocImages", recipe: "DetectionRecipe"
+    args: argparse.Namespace,
+    pretrained: "Encoder",
+    train: "VocImages",
+    test: "VocImages",
+    recipe: "DetectionRecipe",
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]]]:
     """The numbers of each row, and what it found on the first images."""
     from videossl.detection.detector import average_precision, detections, train_detector
     from videossl.distributed import choose_device
     from videossl.embedding.digests import state_digest
-    from videossl.engine.checkpoint import restore_encoder
+    from videossl.models.encoder_file import untrained_encoder
 
     device = choose_device(args.device)
     encoders = {
-        "trained": restore_encoder(args.checkpoint),
-        "random": restore_encoder(args.checkpoint, untrained_seed=args.seed),
+        "trained": pretrained,
+        "random": untrained_encoder(pretrained.describe(), args.seed),
     }
     facts = {"checkpoint": str(args.checkpoint), "voc": str(args.voc), "split": args.train_split}
     rows, shown = {}, {}

@@ -1,7 +1,6 @@
 """`videossl probe`: what a representation is worth on labelled videos, beside chance, no training, and labels."""
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.data.table import read_manifest
     from videossl.distributed import choose_device
     from videossl.embedding.digests import videos_digest
+    from videossl.eval.scoring import write_json, write_text
     from videossl.export.download import cache_folder
     from videossl.export.loading import load
     from videossl.export.video_encoder import VideoEncoder
@@ -119,19 +119,12 @@ def run(args: argparse.Namespace) -> int:
     }
     for name in OWNED:  # no old picture may pass for a new one
         (args.out / name).unlink(missing_ok=True)
-    _write(args.out / "result.json", json.dumps(record, indent=1))
-    _write(args.out / "table.md", table)
+    write_json(args.out / "result.json", record)
+    write_text(args.out / "table.md", table + "\n")
     _draw(args, first, encoder, setting)
     print(f"{table}\n\nwritten to {args.out}")
     print_result(args, record)
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    from videossl.whole_file import whole_file
-
-    with whole_file(path) as partial:
-        partial.write_text(text + "\n")
 
 
 def _facts(args: argparse.Namespace, loaded: "Loaded") -> dict[str, Any]:

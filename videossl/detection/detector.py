@@ -24,7 +24,7 @@ from videossl.models.encoder import Encoder
 from videossl.progress import track
 from videossl.rng import fold, generator
 
-CALIBRATION_IMAGES = 64
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 64, 8
 SAVE_EVERY = 200  # steps
 
 
@@ -97,9 +97,13 @@ def _resume(detector: nn.Module, optimizer: torch.optim.Optimizer, folder: Path)
 
 
 def _calibrate(detector: FasterRCNN, images: VocImages, device: torch.device) -> None:
+    """Batches large enough that a variance is one between images too."""
+    count = min(CALIBRATION_IMAGES, len(images))
+
     def batches() -> Iterator[Tensor]:
-        for index in range(min(CALIBRATION_IMAGES, len(images))):
-            yield detector.transform([images[index][0].to(device)])[0].tensors
+        for start in range(0, count, CALIBRATION_BATCH):
+            chosen = range(start, min(start + CALIBRATION_BATCH, count))
+            yield detector.transform([images[index][0].to(device) for index in chosen])[0].tensors
 
     detector.backbone.calibrate(batches())
 
@@ -165,9 +169,10 @@ def detections(
 def average_precision(
     pairs: list[tuple[dict[str, Tensor], dict[str, Tensor]]], classes: tuple[str, ...]
 ) -> dict[str, Any]:
-    """AP50 (VOC's), AP75 and the mean over .50 to .95 (COCO's), percent as shares, and AP of each class.
+    """AP at IoU .50 and .75, the mean over .50 to .95, and the mean AP of each class, in [0, 1].
 
-    torchmetrics with pycocotools: precision over 101 recalls, difficult objects ignored.
+    COCO's rules by torchmetrics and pycocotools: precision over 101 recalls; difficult objects are crowds, so that no
+    detection that lies in one counts against (VOC's own tool asks for an IoU, and forgives one each).
     """
     from torchmetrics.detection import MeanAveragePrecision
 

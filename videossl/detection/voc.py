@@ -3,6 +3,7 @@
 VOC2007/  JPEGImages/000001.jpg   Annotations/000001.xml   ImageSets/Main/trainval.txt
 """
 
+import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -68,9 +69,10 @@ class VocImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         annotation = self._annotations[index]
         path = self._jpeg(self.names[index])
         try:
-            with Image.open(path) as image:
+            # The formats by name: Pillow goes by the content, and would hand PostScript to an interpreter.
+            with Image.open(path, formats=("JPEG",)) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         labels = [self.classes.index(label) + 1 for label in annotation.labels]
         target = {
@@ -121,9 +123,12 @@ def _names_of(folder: Path, split: str) -> list[str]:
 def read_annotation(path: Path) -> Annotation:
     """The objects of one XML file. Raises UserError naming the file and what is wrong in it."""
     try:
-        text = path.read_bytes()
-        if len(text) > MAX_XML_BYTES or b"<!DOCTYPE" in text or b"<!ENTITY" in text:
-            raise ValueError("it is larger than any annotation, or declares entities")
+        if path.stat().st_size > MAX_XML_BYTES:
+            raise ValueError("it is larger than any annotation")
+        # As text: in other encodings what is refused would not be seen.
+        text = path.read_bytes().decode("utf-8-sig")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise ValueError("it declares a document type or entities")
         objects = ElementTree.fromstring(text).findall("object")
         boxes = [_box(one) for one in objects]
         labels = tuple(_text(one, "name") for one in objects)
@@ -145,8 +150,8 @@ def _box(element: ElementTree.Element) -> list[float]:
     if box is None:
         raise ValueError("an object has no bndbox")
     x0, y0, x1, y1 = (float(_text(box, key)) for key in ("xmin", "ymin", "xmax", "ymax"))
-    if not (x0 - 1 < x1 and y0 - 1 < y1):
-        raise ValueError(f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty")
+    if not (x0 - 1 < x1 < math.inf and y0 - 1 < y1 < math.inf and min(x0, y0) > -math.inf):
+        raise ValueError(f"the box {x0:g} {y0:g} {x1:g} {y1:g} is empty or endless")
     return [x0 - 1, y0 - 1, x1, y1]
 
 
