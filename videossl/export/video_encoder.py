@@ -58,14 +58,18 @@ class VideoEncoder(nn.Module):
         return maps
 
     def preprocess(self, video: Tensor) -> Tensor:
-        """The encoder's own input: (N, 3, T, crop_size, crop_size) float32, normalised Lab."""
+        """The encoder's own input: (N, 3, T, crop_size, crop_size) normalised Lab, of the type of the weights.
+
+        It is computed in float32: half the bits are too few for a colour.
+        """
         _check(video)
         if video.ndim == 4:
             video = video[None]
         frames = video.flatten(0, 1).float() / 255
         frames = _centre(self._resized(frames), self.clip.crop_size)
         lab = normalize_lab(rgb_to_lab(frames))
-        return lab.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
+        own_input = lab.unflatten(0, video.shape[:2]).transpose(1, 2).contiguous()
+        return own_input.to(next(self.encoder.parameters()).dtype)
 
     def _resized(self, frames: Tensor) -> Tensor:
         height, width = frames.shape[-2:]
@@ -106,6 +110,9 @@ def _check(video: Tensor) -> None:
             f"a video must be uint8 RGB (N, T, 3, H, W) or (T, 3, H, W), got {video.dtype} {tuple(video.shape)}"
             + ("; move the channels with video.movedim(-1, -3)" if video.shape[-1:] == (3,) else "")
         )
+    frames, _, height, width = video.shape[-4:]
+    if frames == 0 or height == 0 or width == 0:
+        raise UserError(f"a video must have a frame and a pixel at least, got {tuple(video.shape)}")
 
 
 def _centre(frames: Tensor, size: int) -> Tensor:
