@@ -51,7 +51,13 @@ def fetched(url: str, *, sha256: str | None = None) -> Path:
 
 def check_sha256(path: Path, sha256: str | None, *, name: str) -> None:
     """Raises UserError unless `sha256` is None or the file's digest; `name` is what the file is called in it."""
-    if sha256 is not None and (found := file_sha256(path)) != sha256.lower():
+    if sha256 is None:
+        return
+    try:
+        found = file_sha256(path)
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
+    if found != sha256.lower():
         raise UserError(
             f"{name} is not the file asked for: its SHA-256 is {found}, expected {sha256.lower()}"
         )

@@ -147,8 +147,8 @@ def load_weights(
     """
     theirs = counterpart_of(name)
     path = fetched(str(source), sha256=sha256) if is_url(source) else Path(source)
+    check_sha256(path, sha256, name=str(source))  # before anything in it is read
     state = _read(path)
-    check_sha256(path, sha256, name=str(source))
     try:
         encoder, dropped = import_weights(name, state)
     except UserError as error:
