@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from videossl.engine.checkpoint import encoder_of_state, load_newest_or_named
+from videossl.engine.checkpoint import encoder_of_state, find_checkpoint, load_newest_or_named
+from videossl.errors import UserError
 from videossl.export.clip_form import ClipForm
 from videossl.export.download import check_sha256, fetched, is_url
 from videossl.export.encoder_file import read_encoder_file
@@ -33,7 +34,8 @@ def load_encoder(
 
     `source` is a run's folder, a checkpoint file, an exported .safetensors file or the URL of either (fetched once, see
     `videossl.export.download`). `stage` names the stage whose mean is the feature (None: the deepest, or the exported one).
-    With `untrained_seed` the same architecture has fresh weights of that seed. `sha256` is what the file's digest must be.
+    With `untrained_seed` the same architecture has fresh weights of that seed. `sha256` is what the file's digest must be,
+    which is seen before anything in the file is read.
 
     Raises UserError if there is no such file or it is damaged, foreign or another one.
     """
@@ -49,13 +51,17 @@ def load(
 ) -> Loaded:
     """As `load_encoder`, with the file and what it says."""
     path = fetched(str(source), sha256=sha256) if is_url(source) else Path(source)
+    if sha256 is not None:  # before anything in the file is read
+        path = find_checkpoint(path)
+        check_sha256(path, sha256, name=str(path if Path(source).is_dir() else source))
     if is_encoder_file(path) and not path.is_dir():
-        check_sha256(path, sha256, name=str(source))
         encoder = read_encoder_file(path, stage=stage, untrained_seed=untrained_seed)
         return Loaded(encoder, path, read_record(path))
     found, state = load_newest_or_named(path)
-    check_sha256(found, sha256, name=str(found))
     bare = encoder_of_state(found, state, untrained_seed=untrained_seed)
     stride = bare.stages[next(reversed(bare.stages))].spatial_stride
-    clip = ClipForm.of_config(state.get("config", {}), stride)
+    try:
+        clip = ClipForm.of_config(state.get("config") or {}, stride)
+    except UserError as error:
+        raise UserError(f"checkpoint {found}: {error}") from error
     return Loaded(VideoEncoder(bare, clip, stage=stage).eval(), found, state)
