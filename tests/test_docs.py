@@ -45,6 +45,7 @@ ELSEWHERE = {
     "bash tools/test.sh": "this is it",
     "pip install": "tests/test_release.py installs; tools/setup.sh before every run of the tests",
     "python3 -m venv": "the same",
+    "hadolint": "the same",
     "docker": "tests/test_docker.py reads the file; building an image takes a builder and 8 GB",
     "tensorboard": "shows what tests/test_logger.py reads back",
     "sbatch": "tests/test_slurm.py",
