@@ -41,7 +41,6 @@ def model_card(
     encoder: VideoEncoder,
     facts: Mapping[str, Any],
     *,
-    licence: str | None = None,
     program: Program | None = None,
     difference: Difference | None = None,
 ) -> str:
@@ -49,7 +48,7 @@ def model_card(
 
     Raises UserError for facts that no version of this library has written.
     """
-    measured = facts.get("measured") or []
+    measured, licence = facts.get("measured") or [], facts.get("licence")
     try:
         of_facts = [
             _data_section(facts),
@@ -58,7 +57,7 @@ def model_card(
             _limits_section(measured),
         ]
         versions = _versions_section(facts)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
         raise UserError(
             f"the facts in the encoder's file are not such as are written there: {error!r}"
         ) from error
@@ -95,9 +94,14 @@ def loading_lines(file: Path, kind: str) -> str:
 
 
 def text(value: object) -> str:
-    """Any text as Markdown that shows it and nothing else: no markup, no HTML, on one line."""
+    """Any text as Markdown that shows it and nothing else: no markup, no HTML, no list, no link, on one line."""
     one_line = " ".join(str(value).split())
-    return re.sub(r"([\\`*_\[\]{}()#!|~$])", r"\\\1", html.escape(one_line, quote=False))
+    shown = re.sub(r"([\\`*_\[\]{}()#!|~$])", r"\\\1", html.escape(one_line, quote=False))
+    shown = re.sub(r"^([-+=])", r"\\\1", shown)  # of a list, or of a line that makes a heading
+    shown = re.sub(r"^(\d+)\.", r"\1\\.", shown)
+    # Bare addresses become links on model hubs.
+    shown = re.sub(r"(www)\.", r"\1\\.", shown, flags=re.IGNORECASE)
+    return shown.replace("://", r":\/\/").replace("@", r"\@")
 
 
 def _front_matter(encoder: VideoEncoder, licence: str | None) -> str:
