@@ -2,6 +2,7 @@
 
 import logging
 
+import fsspec
 import pytest
 import torch
 import torchvision.models.video as torchvision_video
@@ -11,12 +12,15 @@ from videossl.__main__ import main
 from videossl.color import encoder_input
 from videossl.engine.checkpoint import load_newest, restore_encoder
 from videossl.errors import UserError
+from videossl.export.clip_form import ClipForm
+from videossl.export.encoder_file import write_encoder_file
 from videossl.export.state_dicts import (
     COUNTERPARTS,
     export_weights,
     import_weights,
     load_weights,
 )
+from videossl.export.video_encoder import VideoEncoder
 from videossl.models.colours import COLOURS, normalized_rgb
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
 
@@ -164,6 +168,40 @@ def test_wrapped_and_distributed_states_are_read(tmp_path, wrapper):
     torch.save(wrapped, tmp_path / "w.pth")
     loaded = load_weights(tmp_path / "w.pth", "r3d_18")
     assert torch.equal(loaded.encoder.encoder.stem[0].weight, state["stem.0.weight"])
+
+
+def test_networks_held_as_model_are_read_and_written(tmp_path):
+    """As PySlowFast holds pytorchvideo's networks: `self.model = create_resnet(...)`."""
+
+    class Holder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = pytorchvideo_model("slow_r50")
+
+    holder = Holder()
+    state = {f"module.{key}": value for key, value in holder.state_dict().items()}
+    encoder, dropped = import_weights("slow_r50", state)
+    assert torch.equal(encoder.stem.conv.weight, holder.model.blocks[0].conv.weight)
+    assert all(key.startswith("blocks.5.") for key in dropped)
+    write_encoder_file(tmp_path / "e.safetensors", VideoEncoder(encoder, ClipForm()))
+    given = ["--checkpoint", str(tmp_path / "e.safetensors"), "--format", "pytorchvideo"]
+    out = tmp_path / "e.pth"
+    assert main(["export", *given, "-o", str(out), "--prefix", "model."]) == 0
+    fresh = Holder()
+    missing, unexpected = fresh.load_state_dict(torch.load(out, weights_only=True), strict=False)
+    assert unexpected == []
+    assert missing
+    assert all(key.startswith("model.blocks.5.") for key in missing)
+    for key, value in fresh.model.blocks[:5].state_dict().items():
+        assert torch.equal(value, holder.model.blocks[:5].state_dict()[key])
+
+
+def test_the_name_of_a_weights_url_is_published_without_its_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDEOSSL_CACHE", str(tmp_path / "cache"))
+    with fsspec.open("memory://weights/r.pth?token=abc", "wb") as file:
+        torch.save(torchvision_video.r3d_18(weights=None).state_dict(), file)
+    loaded = load_weights("memory://weights/r.pth?token=abc", "r3d_18")
+    assert loaded.contents["facts"]["file"] == "r.pth"
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nothing", b"\x80\x04N."], ids=str)

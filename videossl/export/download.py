@@ -4,6 +4,7 @@ import hashlib
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -24,6 +25,13 @@ MIB = 2**20
 def is_url(source: str | Path) -> bool:
     """Whether `source` is fetched rather than opened."""
     return "://" in str(source)
+
+
+def public_url(text: str) -> str:
+    """Without what a URL in it may hold of secrets: user and password, query, fragment; other text as it is."""
+    if not is_url(text):
+        return text
+    return re.sub(r"[?#].*", "", re.sub(r"(://)[^/?#]*@", r"\1", text), flags=re.DOTALL)
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from videossl.errors import UserError
+from videossl.export.download import public_url
 from videossl.export.facts import date_of
 
 MOST_NUMBERS = 16  # of a row; chosen: a table that can be read
@@ -50,7 +51,11 @@ def _read(path: Path, digests: Sequence[str]) -> dict[str, Any]:
 def _what(record: Mapping[str, Any], *, is_proved: bool) -> str:
     names = {"davis": "DAVIS tree", "youtube_vos": "YouTube-VOS tree", "manifest": "manifest"}
     names |= {"badja": "BADJA", "jhmdb": "JHMDB", "tapvid": "TAP-Vid", "video": "video"}
-    on = [f"{text} {Path(record[key]).name}" for key, text in names.items() if record.get(key)]
+    on = [
+        f"{text} {Path(public_url(str(record[key]))).name}"
+        for key, text in names.items()
+        if record.get(key)
+    ]
     command = "videossl probe" if "protocol" in record else record.get("command", "a result")
     more = [
         f"{key} {record[key]}" for key in ("protocol", "split", "preset") if _is_word(record, key)
@@ -60,7 +65,9 @@ def _what(record: Mapping[str, Any], *, is_proved: bool) -> str:
         return text
     checkpoint = record.get("checkpoint")
     named = (
-        "no checkpoint" if checkpoint is None else f"the checkpoint {Path(str(checkpoint)).name}"
+        "no checkpoint"
+        if checkpoint is None
+        else f"the checkpoint {Path(public_url(str(checkpoint))).name}"
     )
     return f"{text}; the file names {named} and carries no digest of it"
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from videossl.engine.checkpoint import DAMAGE, check_checksums
 from videossl.errors import UserError
 from videossl.export.clip_form import ClipForm
-from videossl.export.download import check_sha256, fetched, file_sha256, is_url
+from videossl.export.download import check_sha256, fetched, file_sha256, is_url, public_url
 from videossl.export.loading import Loaded
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
@@ -25,6 +25,8 @@ from videossl.whole_file import whole_file
 Library = Literal["pytorchvideo", "torchvision"]
 # Keys under which training code wraps a state dict: PySlowFast and pytorchvideo's hub, Lightning, others.
 _WRAPPERS = ("model_state", "state_dict", "model")
+# Modules that hold the network: DistributedDataParallel, then PySlowFast's models of pytorchvideo and Lightning's.
+_HOLDERS = ("module.", "model.")
 _S3D_FIRST_LAYERS = (
     2,
     4,
@@ -92,7 +94,9 @@ def import_weights(name: str, state: Mapping[str, Any]) -> tuple[Encoder, list[s
     """
     theirs, weights, dropped = counterpart_of(name), {}, []
     for key, value in state.items():
-        plain = key.removeprefix("module.")  # of DistributedDataParallel
+        plain = key
+        for holder in _HOLDERS:
+            plain = plain.removeprefix(holder)
         if plain.startswith(theirs.heads):
             dropped.append(plain)
             continue
@@ -111,10 +115,13 @@ def import_weights(name: str, state: Mapping[str, Any]) -> tuple[Encoder, list[s
     return encoder.eval(), dropped
 
 
-def export_weights(encoder: Encoder) -> dict[str, Tensor]:
-    """The encoder's weights under its counterpart's keys, without a head; load them with strict=False."""
-    theirs = counterpart_of(encoder.spec.name)
-    return {_their_key(key, theirs): value.cpu() for key, value in encoder.state_dict().items()}
+def export_weights(encoder: Encoder, *, prefix: str = "") -> dict[str, Tensor]:
+    """The encoder's weights under its counterpart's keys, without a head; load them with strict=False.
+
+    `prefix` stands in front of each key: `model.` for a module that holds the network as `self.model`.
+    """
+    theirs, state = counterpart_of(encoder.spec.name), encoder.state_dict()
+    return {prefix + _their_key(key, theirs): value.cpu() for key, value in state.items()}
 
 
 def _fill(encoder: Encoder, weights: Mapping[str, Tensor], theirs: Counterpart) -> None:
@@ -155,7 +162,7 @@ def load_weights(
         raise UserError(f"--weights {source}: {error}") from error
     facts = {
         "kind": "weights",
-        "file": Path(str(source)).name,
+        "file": Path(public_url(str(source))).name,
         "sha256": file_sha256(path),
         "library": theirs.library,
         "dropped": dropped,
@@ -163,9 +170,9 @@ def load_weights(
     return Loaded(VideoEncoder(encoder, theirs.clip, stage=stage).eval(), path, {"facts": facts})
 
 
-def write_weights(path: Path, encoder: Encoder, *, library: str) -> None:
+def write_weights(path: Path, encoder: Encoder, *, library: str, prefix: str = "") -> None:
     """Writes `export_weights` for torch.load. Raises UserError if the library has no such model, or the disk refuses."""
-    weights = export_weights(encoder)
+    weights = export_weights(encoder, prefix=prefix)
     if (own := counterpart_of(encoder.spec.name).library) != library:
         raise UserError(f"encoder {encoder.spec.name!r} is a model of {own}, not of {library}")
     with whole_file(path) as partial:
