@@ -1,5 +1,6 @@
 """`videossl export`: files, their cards, and what is refused."""
 
+import html
 import json
 import re
 
@@ -181,10 +182,41 @@ def test_text_is_one_line_without_markup():
     assert text("a_b\n# *c* <d>&") == "a\\_b \\# \\*c\\* &lt;d&gt;&amp;"
 
 
+@pytest.mark.parametrize(
+    "description",
+    [
+        *("- a", "+ a", "* a", "1. a", "23) a", "> a", "# a", "=== a", "---", "===", "| a | b |"),
+        *("    a", "~~~ a", "``` a", "[a](http://b.c)", "<http://b.c>", "<b>a</b>", "![a](b)"),
+        "[a]: b",
+    ],
+)
+def test_a_hostile_description_is_shown_as_it_stands(description):
+    """By another's reader of Markdown, at the start of a line below another one."""
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table")
+    shown = re.sub("<p>|</p>", "", reader.render(f"above\n{text(description)}\n(below)\n"))
+    assert "<" not in shown
+    assert html.unescape(shown) == f"above\n{' '.join(description.split())}\n(below)\n"
+    alone = reader.render(text(description))
+    assert html.unescape(alone) == f"<p>{' '.join(description.split())}</p>\n"
+
+
+@pytest.mark.parametrize(
+    "address", ["https://a.b", "see ftp://a.b/c", "www.a.b", "_WWW.a.b", "me@a.b"]
+)
+def test_a_bare_address_becomes_no_link(address):
+    """Where GitHub's rules look for one: `://` behind a scheme, `www.`, and `@` between words."""
+    assert not re.search(r"\w://|www\.|\w@", text(address), re.IGNORECASE)
+    reader = pytest.importorskip("markdown_it").MarkdownIt("commonmark")
+    assert html.unescape(reader.render(text(address))) == f"<p>{address}</p>\n"
+
+
 def test_loading_lines_quote_hostile_names(tmp_path):
     file = tmp_path / 'a"); import os; ("b.safetensors'
     compiled = compile(loading_lines(file, "safetensors"), "card", "exec")
     assert file.name in {c for c in compiled.co_consts if isinstance(c, str)}
+
+
+NESTED = json.loads("[" * 900 + "]" * 900)
 
 
 @pytest.mark.parametrize(
@@ -197,18 +229,84 @@ def test_loading_lines_quote_hostile_names(tmp_path):
         {"kind": "weights"},
         {"environment": [1]},
         {"measured": [{"kind": [], "rows": {}}]},
+        {"measured": 5},
+        {"measured": {"a": 1}},
+        {"config": "x"},
+        {"licence": 3},
+        {"environment": {"packages": NESTED}},
+        {
+            "data": {
+                **dict.fromkeys(("manifest", "as_of")),
+                "videos": 1,
+                "sources": 1,
+                "hours": 10**400,
+            }
+        },
     ],
-    ids=str,
+    ids=lambda facts: str(facts)[:40],
 )
 def test_facts_that_nobody_wrote_fail_in_one_line(checkpoint, tmp_path, capsys, facts):
     from videossl.export.encoder_file import write_encoder_file
 
     write_encoder_file(tmp_path / "a.safetensors", videossl.load_encoder(checkpoint), facts)
     arguments = ["--checkpoint", str(tmp_path / "a.safetensors")]
+    earlier = {"b.safetensors": "an earlier file", "b.safetensors.md": "its card"}
+    for name, content in earlier.items():
+        (tmp_path / name).write_text(content)
     assert main(["export", *arguments, "-o", str(tmp_path / "b.safetensors")]) == 2
     error = capsys.readouterr().err
     assert "facts" in error
     assert error.count("\n") == 1
+    assert {name: (tmp_path / name).read_text() for name in earlier} == earlier
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", *earlier}
+
+
+def test_a_character_that_no_file_can_hold_is_replaced(checkpoint, tmp_path):
+    from videossl.export.encoder_file import write_encoder_file
+
+    encoder, file = videossl.load_encoder(checkpoint), tmp_path / "b.safetensors"
+    write_encoder_file(tmp_path / "a.safetensors", encoder, {"licence": "mine \ud800"})
+    arguments = ["--checkpoint", str(tmp_path / "a.safetensors"), "-o", str(file)]
+    assert main(["export", *arguments]) == 0
+    assert "mine ?" in card_of(file)[1]
+
+
+def test_the_licence_travels_with_the_file(checkpoint, tmp_path):
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    stated = ["--licence", "cc-by-4.0"]
+    assert main(["export", "--checkpoint", str(checkpoint), "-o", str(files[0]), *stated]) == 0
+    assert main(["export", "--checkpoint", str(files[0]), "-o", str(files[1])]) == 0
+    again = ["--checkpoint", str(files[1]), "-o", str(files[2]), "--licence", "mit"]
+    assert main(["export", *again]) == 0
+    assert [card_of(file)[0]["license"] for file in files] == ["cc-by-4.0", "cc-by-4.0", "mit"]
+
+
+def test_what_urls_hold_of_secrets_is_not_published(checkpoint, tmp_path):
+    from videossl.config import Config
+
+    encoder = {"init": "https://me:pass@host/e.safetensors?token=abc#x"}
+    data = {"manifest": "https://me:pass@host/v.parquet?token=abc"}
+    davis = {"tracking": {"davis": "s3://key:pass@bucket/davis?token=abc"}}
+    config = Config(
+        out="simplecache::https://me:pass@host/run?token=abc",
+        tasks={"t": {"list": ["x://me:pass@host/a?token=abc"], "why": "is a?b"}},
+        encoder=encoder,
+        data=data,
+        monitor=davis,
+    )
+    state = torch.load(checkpoint, weights_only=True)
+    state |= {"config": config.model_dump(mode="json"), "step": 1}
+    torch.save(state, tmp_path / "step_000001.pt")
+    file = tmp_path / "e.safetensors"
+    arguments = ["--checkpoint", str(tmp_path / "step_000001.pt"), "-o", str(file)]
+    result_file = result(tmp_path / "r.json", checkpoint="https://me:pass@host/c.pt?token=abc")
+    assert main(["export", *arguments, "--results", result_file]) == 0
+    published = json.dumps(read_record(file)) + file.with_name("e.safetensors.md").read_text()
+    assert "pass" not in re.sub("passed", "", published)
+    assert "token" not in published
+    facts = read_record(file)["facts"]
+    assert facts["config"]["encoder"]["init"] == "e.safetensors"
+    assert facts["config"]["tasks"]["t"] == {"list": ["x://host/a"], "why": "is a?b"}
 
 
 def test_json_is_the_result_and_nothing_else(checkpoint, tmp_path, capsys):
@@ -248,6 +346,7 @@ def test_a_program_that_differs_ends_with_one_line_and_exit_code_1(
         (["-o", "e.onnx", "--format", "safetensors"], "must end in .safetensors"),
         (["-o", "e.safetensors", "--maps"], "--maps goes with torch.export and onnx only"),
         (["-o", "e.safetensors", "--input-size", "3x4"], "--input-size goes with"),
+        (["-o", "e.safetensors", "--prefix", "model."], "--prefix goes with pytorchvideo and"),
         (["-o", "e.safetensors", "--stage", "res5"], "it has res2, res3"),
         (["-o", "e.safetensors", "--sha256", "00"], "is not the file asked for"),
         (["-o", "/proc/e.safetensors"], "cannot be written"),

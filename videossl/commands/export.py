@@ -25,7 +25,7 @@ ENDINGS = {
 LIBRARIES = ("pytorchvideo", "torchvision")
 PROGRAMS = ("torch.export", "onnx")
 EXAMPLE = """examples:
-  videossl export --checkpoint runs/mine -o encoder.safetensors     # for videossl.load_encoder and every --checkpoint
+  videossl export --checkpoint runs/mine -o encoder.safetensors     # for videossl.load_encoder and embed, probe, track, ...
   videossl export --checkpoint runs/mine -o encoder.onnx --input-size 240x320 --licence cc-by-4.0
   videossl export --checkpoint runs/mine --format torchvision -o r3d_18.pth        # into another library's model
   videossl export --weights kinetics.pth --encoder slow_r50 -o kinetics.safetensors   # and out of one
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sha256", metavar="HEX", help="what the digest of that file must be")
     add("-o", "--out", type=Path, required=True, metavar="FILE", help="its card will be FILE.md")
     add("--format", choices=ENDINGS, help="default: by the ending of FILE; those of .pth as named")
+    add("--prefix", metavar="TEXT", help="of keys in a .pth: `model.` for PySlowFast's own models")
     add("--stage", help="whose mean over time and space is the feature (default: the deepest)")
     add("--maps", action="store_true", help="a program that gives the stage's maps, not their mean")
     add(
@@ -87,23 +88,19 @@ def run(args: argparse.Namespace) -> int:
     facts = facts_of(loaded)
     digests = [file_sha256(loaded.path), str(facts.get("checkpoint_sha256"))]
     facts["measured"] = [*(facts.get("measured") or []), *read_results(args.results, digests)]
+    if args.licence is not None:
+        facts["licence"] = args.licence
     try:
-        program, difference = _write(kind, args, loaded, facts)
+        with whole_file(card_path) as card, whole_file(args.out) as file:  # both or none
+            program, difference = _write(kind, file, args, loaded, facts)
+            text = model_card(
+                args.out, kind, loaded.encoder, facts, program=program, difference=difference
+            )
+            card.write_text(text, encoding="utf-8", errors="replace")
     except Unequal as error:
         print(f"videossl export: {args.out} is not written: {error}", file=sys.stderr)
         return 1
-    card = model_card(
-        args.out,
-        kind,
-        loaded.encoder,
-        facts,
-        licence=args.licence,
-        program=program,
-        difference=difference,
-    )
-    with whole_file(card_path) as partial:
-        partial.write_text(card)
-    if args.licence is None:
+    if facts.get("licence") is None:
         log.info("no licence is stated: say --licence, or write it into %s", card_path)
     print(f"{args.out}: {kind}" + (f"; {difference}" if difference else ""))
     print(f"{card_path}: its model card")
@@ -134,21 +131,22 @@ def _load(args: argparse.Namespace) -> "Loaded":
 
 
 def _write(
-    kind: str, args: argparse.Namespace, loaded: "Loaded", facts: dict[str, Any]
+    kind: str, file: Path, args: argparse.Namespace, loaded: "Loaded", facts: dict[str, Any]
 ) -> "tuple[Program | None, Difference | None]":
     from videossl.export.encoder_file import encoder_record, write_encoder_file
     from videossl.export.programs import Program, write_onnx, write_torch_program
     from videossl.export.state_dicts import write_weights
 
     if kind == "safetensors":
-        write_encoder_file(args.out, loaded.encoder, facts)
+        write_encoder_file(file, loaded.encoder, facts)
         return None, None
     if kind in LIBRARIES:
-        write_weights(args.out, loaded.encoder.encoder, library=kind)
+        prefix = args.prefix or ""
+        write_weights(file, loaded.encoder.encoder, library=kind, prefix=prefix)
         return None, None
     program = Program(loaded.encoder, size=args.input_size, maps=args.maps)
     write = write_onnx if kind == "onnx" else write_torch_program
-    return program, write(args.out, program, encoder_record(loaded.encoder, facts))
+    return program, write(file, program, encoder_record(loaded.encoder, facts))
 
 
 def _format(args: argparse.Namespace) -> str:
@@ -166,6 +164,8 @@ def _format(args: argparse.Namespace) -> str:
     for option, value in (("--maps", args.maps), ("--input-size", args.input_size)):
         if value and kind not in PROGRAMS:
             raise UserError(f"{option} goes with {' and '.join(PROGRAMS)} only, not with {kind}")
+    if args.prefix and kind not in LIBRARIES:
+        raise UserError(f"--prefix goes with {' and '.join(LIBRARIES)} only, not with {kind}")
     return str(kind)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from videossl.data.table import read_manifest
 from videossl.engine.checkpoint import checkpoints
 from videossl.errors import UserError
-from videossl.export.download import file_sha256
+from videossl.export.download import file_sha256, public_url
 from videossl.export.loading import Loaded
 
 log = logging.getLogger("videossl")
@@ -34,10 +34,18 @@ _MEASURED = {
 }
 
 
+MOST_DEPTH = 32  # of facts; chosen: far above any config, far below what JSON and YAML writers bear
+
+
 def facts_of(loaded: Loaded) -> dict[str, Any]:
-    """Those of a run's checkpoint; those that an exported file or imported weights carry already are handed on."""
+    """Those of a run's checkpoint; those that an exported file or imported weights carry already are handed on.
+
+    Raises UserError for a file's facts that no version of this library has written.
+    """
     if "facts" in loaded.contents:
-        return dict(loaded.contents["facts"])
+        facts = dict(loaded.contents["facts"])
+        _check(facts)
+        return facts
     config, step = loaded.contents.get("config") or None, loaded.contents.get("step")
     run = _run_folder(loaded.path)
     return {
@@ -50,6 +58,23 @@ def facts_of(loaded: Loaded) -> dict[str, Any]:
         "environment": _json(run / "env.json") if run else None,
         "measured": _measured(run / "metrics.jsonl", step) if run and step is not None else [],
     }
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    measured, licence = facts.get("measured") or [], facts.get("licence")
+    if not isinstance(measured, list) or not all(isinstance(one, dict) for one in measured):
+        raise UserError("the facts in the encoder's file are none: 'measured' is no list of tables")
+    if not isinstance(licence, str | None):
+        raise UserError("the facts in the encoder's file are none: 'licence' is no text")
+    level: list[Any] = [facts]
+    for _ in range(MOST_DEPTH):
+        lists = [value for value in level if isinstance(value, list)]
+        level = [v for value in level if isinstance(value, dict) for v in value.values()]
+        level += [v for value in lists for v in value]
+    if level:
+        raise UserError(
+            f"the facts in the encoder's file are none: nested more than {MOST_DEPTH} deep"
+        )
 
 
 def date_of(path: Path) -> str:
@@ -67,7 +92,7 @@ def _run_folder(checkpoint: Path) -> Path | None:
 
 
 def _published(config: Mapping[str, Any]) -> dict[str, Any]:
-    copy: dict[str, Any] = json.loads(json.dumps(config))
+    copy: dict[str, Any] = _without_secrets(json.loads(json.dumps(config)))
     for *sections, key in _PLACES:
         section: Any = copy
         for name in sections:
@@ -77,13 +102,21 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     return copy
 
 
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(inner) for inner in value]
+    return public_url(value) if isinstance(value, str) else value
+
+
 def _data(config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest as it is today, if it is still where the run had it."""
     place = config["data"]["manifest"]
     if place is None:
         return None
     path = Path(place)
-    found: dict[str, Any] = {"manifest": path.name, "videos": None}
+    found: dict[str, Any] = {"manifest": Path(public_url(place)).name, "videos": None}
     try:
         manifest = read_manifest(path)
         sound = [entry for entry in manifest if entry.is_ok]
