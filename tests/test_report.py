@@ -1,5 +1,6 @@
 """`videossl report`: what stands on the page is what the run wrote, and the page works in a browser."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -121,12 +122,17 @@ def test_a_curve_lies_where_its_values_are():
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.47, 0.83), (0, 37), (-3, 900), (5, 5), (1e-5, 1e-3)]
+    ("low", "high"),
+    [
+        *((0, 1), (0.47, 0.83), (0, 37), (-3, 900), (5, 5), (1e-5, 1e-3), (0, 1e-14), (0, 5e-324)),
+        *((1e17, 1e17), (-1e300, 1e300), (1e299, 1e299)),
+    ],
 )
 def test_ticks_are_round_few_and_hold_both_ends(low, high):
     ticks = nice_ticks(low, high)
-    assert ticks[0] <= low + 1e-12
-    assert ticks[-1] >= high - 1e-12
+    slack = 1e-9 * (high - low)
+    assert ticks[0] <= low + slack
+    assert ticks[-1] >= high - slack
     assert 2 <= len(ticks) <= 8
     steps = np.diff(ticks)
     np.testing.assert_allclose(steps, steps[0])
@@ -158,9 +164,152 @@ def test_what_a_user_gets_wrong_is_one_line(run, tmp_path, monkeypatch, argument
     assert not Path("page.html").exists()
 
 
-def test_a_damaged_result_is_left_out_and_said(run, tmp_path, caplog):
+PROBE = {"protocol": "knn", "chance": {"top1": 0.5}}
+TRACKING = {"davis": "D", "split": "val"}
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it holds no record but a list"),
+        ("[" * 100_000, "recursion"),
+        ({**PROBE, "rows": []}, "rows does not fit"),
+        (PROBE, "rows does not fit: Field required"),
+        ({**PROBE, "rows": {"a": {"top1": [1, 2]}}}, "rows.a.top1 does not fit"),
+        ({**PROBE, "rows": {"a": {"top1": ["0.4", 0.3, 0.5]}}}, "rows.a.top1.0 does not fit"),
+        ({**PROBE, "rows": {"a": None}}, "rows.a does not fit"),
+        ({**PROBE, "rows": {"a": {"5-shot": 0.5}}}, "rows.a.shots.5-shot does not fit"),
+        ({**PROBE, "chance": None, "rows": {}}, "chance does not fit"),
+        ({"voc": "V", "rows": {"a": {"AP50": "0.5"}}}, "rows.a.AP50 does not fit"),
+        ({"voc": "V", "rows": []}, "rows does not fit"),
+        ({"tasks": {"order": {"accuracy": 0.5}}}, "tasks.order.accuracy does not fit"),
+        ({"tasks": {"order": {"accuracy": [1, 1, 1], "rivals": {"a": {}}}}}, "rivals.a.accuracy"),
+        ({"tasks": ["order"]}, "tasks does not fit"),
+        ({**TRACKING, "rows": {"a": {"global": {"J-Mean": "much"}}}}, "rows.a.global.J-Mean"),
+        ({**TRACKING, "rows": {"a": None}}, "rows.a does not fit"),
+        ({**TRACKING, "split": 3, "rows": {}}, "split does not fit"),
+    ],
+)
+def test_a_damaged_result_is_left_out_and_said_once(run, tmp_path, caplog, record, says):
+    add_probe(run / "sound", run)
     (run / "broken").mkdir()
-    (run / "broken" / "result.json").write_text("{")
+    text = record if isinstance(record, str) else json.dumps(record)
+    (run / "broken" / "result.json").write_text(text)
     page = tmp_path / "report.html"
     assert main(["report", str(run), "-o", str(page)]) == 0
-    assert "broken/result.json is left out" in caplog.text
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.message]
+    assert line.startswith(f"{run / 'broken' / 'result.json'} is left out: ")
+    assert says in line
+    assert "43.2" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("env.json", "[]", "env.json is left out: it holds no record but a list"),
+        ("env.json", '{"gpus": 3}', "gpus does not fit"),
+        ("env.json", '{"packages": null}', "packages does not fit"),
+        ("config.yaml", "train: null\n", "config.yaml is left out: train does not fit"),
+        ("config.yaml", "tasks: [order]\n", "tasks does not fit"),
+        ("config.yaml", "tasks: {1: {}, order: {}}\n", "tasks.1.[key] does not fit"),
+    ],
+)
+def test_an_odd_environment_or_config_is_left_out_and_said(run, tmp_path, caplog, name, text, says):
+    (run / name).write_text(text)
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    assert says in caplog.text
+    assert "30 of" in page.read_text()
+
+
+def test_metrics_that_no_plot_can_hold_are_not_drawn(run, tmp_path):
+    with (run / "metrics.jsonl").open("ab") as file:
+        for step in (31, -1, 10**400, "x", True):
+            for value in (1e308, -1e308, float("nan"), float("inf"), 10**400, "x", None):
+                line = {"step": step, "lr": value, "tasks": {"order": {"accuracy": value}}}
+                file.write(json.dumps({**line, "knn": value, "features": [value]}).encode() + b"\n")
+        file.write(b"\xff\n" + b"[" * 100_000 + b"\n")
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    places = re.findall(r'(?:points|x|y|x1|y1|y2|cx|cy)="([^"]*)"', page.read_text())
+    assert places
+    assert not re.search("nan|inf", " ".join(places))
+
+
+def test_a_few_shot_probe_stands_beside_the_chance_of_its_balanced_classes(run, tmp_path):
+    chance = {"top1": 0.75, "balanced_accuracy": 0.1234}
+    shots = {"1-shot": {"mean": 0.25, "std": 0.015, "seeds": [0.2]}, "5-shot": None}
+    record = {"protocol": "fewshot", "chance": chance, "rows": {"trained": shots}}
+    (run / "few").mkdir()
+    (run / "few/result.json").write_text(json.dumps(record))
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "<td>chance</td><td>12.3</td>" in text
+    assert "75.0" not in text
+    assert "<td>1-shot 25.0 &#177; 1.5, 5-shot too few videos</td>" in text
+
+
+def result_of(folder: Path, *, top1: float, **checkpoint: str) -> None:
+    folder.mkdir(parents=True)
+    rows = {"trained": {"top1": [top1, 0, 1]}}
+    (folder / "result.json").write_text(json.dumps({**PROBE, "rows": rows, **checkpoint}))
+
+
+def run_with_checkpoint(folder: Path, content: bytes) -> str:
+    make_run(folder, lr=0.1)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/step_000000001.pt").write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_results_go_to_the_run_of_their_checkpoint(tmp_path, monkeypatch):
+    digest = run_with_checkpoint(tmp_path / "a", b"a")
+    run_with_checkpoint(tmp_path / "b", b"b")
+    result_of(tmp_path / "results/moved", top1=0.111, checkpoint="gone/a", checkpoint_sha256=digest)
+    # Relative to where the probe ran, which is not where the report is written.
+    result_of(tmp_path / "results/relative", top1=0.222, checkpoint="b/checkpoints/dropped.pt")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    given = ["report", "../b", "../a", "--results", "../results"]
+    assert main([*given, "-o", "page.html"]) == 0
+    text = Path("page.html").read_text()
+    assert "<td>a</td><td>knn</td><td>trained</td><td>11.1</td>" in text
+    assert "<td>b</td><td>knn</td><td>trained</td><td>22.2</td>" in text
+
+
+@pytest.mark.parametrize("is_proved", [True, False])
+def test_a_result_below_a_run_that_is_of_another_is_left_out_and_both_are_named(
+    tmp_path, caplog, is_proved
+):
+    run_with_checkpoint(tmp_path / "a", b"a")
+    digest = run_with_checkpoint(tmp_path / "b", b"b")
+    of = {"checkpoint_sha256": digest} if is_proved else {"checkpoint": str(tmp_path / "b")}
+    result_of(tmp_path / "a/probe", top1=0.111, **of)
+    page = tmp_path / "page.html"
+    given = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["report", *given, "-o", str(page)]) == 0
+    assert "11.1" not in page.read_text()
+    assert f"it lies in the run {tmp_path / 'a'} but is of {tmp_path / 'b'}" in caplog.text
+    # A run that trained on has dropped the checkpoint, and its digest is nowhere.
+    of = {"checkpoint": str(tmp_path / "a"), "checkpoint_sha256": "0" * 64}
+    result_of(tmp_path / "a/earlier", top1=0.333, **of)
+    assert main(["report", *given, "-o", str(page)]) == 0
+    assert "33.3" in page.read_text()
+
+
+def test_a_result_of_an_exported_encoder_is_marked_and_needs_one_run(tmp_path, capsys):
+    runs = [str(make_run(tmp_path / name, lr=0.1)) for name in ("a", "b")]
+    # A config to train with beside it makes no run of the folder.
+    (tmp_path / "config.yaml").write_text("tasks: {}\n")
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    exported = str(tmp_path / "mine.safetensors")
+    result_of(tmp_path / "probe", top1=0.111, checkpoint=exported)
+    given = ["--results", str(tmp_path / "probe"), "-o", str(tmp_path / "page.html")]
+    assert main(["report", runs[0], *given]) == 0
+    assert "<td>a (mine.safetensors)</td>" in (tmp_path / "page.html").read_text()
+    capsys.readouterr()
+    assert main(["report", *runs, *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "of which run that is cannot be told" in line

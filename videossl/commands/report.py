@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="of probe, track, pretext-eval or detect, beside those found below the runs; each goes to the run that its "
-        "checkpoint lies in",
+        "checkpoint is of; that of an exported encoder to the only run, marked with the file's name",
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="the HTML file to write")
     parser.epilog = EXAMPLE
@@ -27,30 +27,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the runs and writes the page."""
+    from dataclasses import replace
     from datetime import datetime
 
     from videossl.errors import UserError
     from videossl.eval.output_folder import check_writable_file
     from videossl.eval.scoring import write_text
+    from videossl.report.owners import own_results, owner_of
     from videossl.report.page import report_page
-    from videossl.report.run_record import find_results, read_run
+    from videossl.report.results import read_results, result_paths
+    from videossl.report.run_record import read_run
 
     check_writable_file(args.out, option="-o")
     runs = [read_run(folder) for folder in args.runs]
+    runs = [replace(run, results=own_results(run, runs)) for run in runs]
     for folder in args.results:
-        results = find_results(folder)
-        if not results:
+        paths = result_paths(folder)
+        if not paths:
             raise UserError(f"--results {folder} holds no result.json")
-        for result in results:
-            checkpoint = Path(str(result.record.get("checkpoint"))).resolve()
-            owners = [one for one in runs if checkpoint.is_relative_to(one.folder.resolve())]
-            if not owners:
-                raise UserError(
-                    f"{result.folder} is of {checkpoint}, which is none of the runs: give that run too"
-                )
-            known = {one.folder.resolve() for one in owners[0].results}
+        for found in read_results(paths):
+            owner, result = owner_of(found, runs)
+            known = {one.folder.resolve() for one in owner.results}
             if result.folder.resolve() not in known:
-                owners[0].results.append(result)
+                owner.results.append(result)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(args.out, report_page(runs, date=datetime.now()))
     print(f"written to {args.out}")

@@ -12,6 +12,8 @@ from typing import Literal
 WIDTH, HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 26, 36
 NUM_COLOURS = 7
+MOST_DRAWN = 1e300  # beyond it a distance between two values overflows; a loss that got there is as good as infinite
+_FLAT = 1e-9  # of the greatest value: a smaller range is drawn as a level line
 Style = Literal["solid", "faint", "dashed", "dotted"]
 _STYLES: dict[Style, str] = {
     "solid": 'stroke-width="2" stroke-linejoin="round"',
@@ -32,8 +34,11 @@ class Curve:
 
 
 def curve_plot(title: str, curves: Sequence[Curve]) -> str:
-    """An `<svg>` element; the axes hold every point, names are escaped. A curve of one point is a dot."""
-    points = [p for curve in curves for p in curve.points if math.isfinite(p[1])]
+    """An `<svg>` element; the axes hold every point, names are escaped. A curve of one point is a dot.
+
+    Values that are not finite, or beyond MOST_DRAWN, are left out.
+    """
+    points = [p for curve in curves for p in curve.points if abs(p[1]) <= MOST_DRAWN]
     if not points:
         return ""
     steps = nice_ticks(0, max(step for step, _ in points))
@@ -55,13 +60,15 @@ def curve_plot(title: str, curves: Sequence[Curve]) -> str:
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     """Round numbers at equal distances, the first not above `low`, the last not below `high`."""
-    if high <= low:
-        low, high = low - 0.5, high + 0.5
+    greatest = max(abs(low), abs(high))
+    if high - low <= max(_FLAT * greatest, 1e-300):
+        half = max(0.5, 1e-6 * greatest)
+        low, high = low - half, high + half
     rough = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,7 @@ def _draw(curve: Curve, frame: _Frame) -> list[str]:
     places = [
         f"{frame.x(step):.1f},{frame.y(value):.1f}"
         for step, value in curve.points
-        if math.isfinite(value)
+        if abs(value) <= MOST_DRAWN
     ]
     title = f"<title>{html.escape(curve.label)}</title>"
     if len(places) == 1:

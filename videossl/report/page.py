@@ -10,7 +10,7 @@ from typing import Any
 
 from videossl.eval.page_template import asset, data_uri, definitions, render_page
 from videossl.report.comparison import differing_settings
-from videossl.report.curves import NUM_COLOURS, Curve, curve_plot
+from videossl.report.curves import MOST_DRAWN, NUM_COLOURS, Curve, curve_plot
 from videossl.report.run_record import Picture, RunRecord
 from videossl.report.tables import result_sections
 
@@ -50,16 +50,14 @@ def _overview(runs: Sequence[RunRecord]) -> str:
     rows = []
     for index, run in enumerate(runs):
         environment = run.environment
-        hardware = ", ".join(map(str, environment.get("gpus", []))) or environment.get(
-            "processor", ""
-        )
+        hardware = ", ".join(environment.gpus) or environment.processor
         total = run.config.get("train", {}).get("steps", "?")
         cells = [
             f"{run.last_step} of {total}",
             _duration(run.training_seconds),
             hardware or "unknown",
-            environment.get("packages", {}).get("torch") or "unknown",
-            f"{environment.get('videossl', 'unknown')} {str(environment.get('revision') or '')[:10]}",
+            environment.packages.get("torch") or "unknown",
+            f"{environment.videossl or 'unknown'} {(environment.revision or '')[:10]}",
         ]
         texts = "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)
         rows.append(
@@ -152,7 +150,7 @@ def _series(run: RunRecord, path: Sequence[str]) -> Points:
         value: Any = line
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and abs(value) <= MOST_DRAWN:
             points.append((line["step"], float(value)))
     return points
 
@@ -194,5 +192,5 @@ def _settings(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 def _details(run: RunRecord) -> str:
     name = html.escape(run.name)
-    inside = definitions(run.config) + definitions(run.environment)
+    inside = definitions(run.config) + definitions(run.environment.model_dump(exclude_unset=True))
     return f"<details><summary>Settings and environment of {name}</summary>{inside}</details>"

@@ -2,18 +2,23 @@
 
 import json
 import logging
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from videossl.config import read_yaml
 from videossl.errors import UserError
+from videossl.report.results import Result, checked, read_json, read_results, result_paths
 
 log = logging.getLogger("videossl")
 
-RESULT_DEPTH = 3  # folders below a run that are searched for results
+MOST_STEPS = 10**15  # chosen: no run gets there, and each is a number that a plot can hold
 
 
 @dataclass(frozen=True)
@@ -25,24 +30,25 @@ class Picture:
     png: bytes
 
 
-@dataclass(frozen=True)
-class Result:
-    """One result.json, and the folder it lies in."""
+class Environment(BaseModel):
+    """Of env.json, what the page's first table shows; the rest stands below it as it is."""
 
-    folder: Path
-    record: Mapping[str, Any]
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
-    @property
-    def kind(self) -> str:
-        """probe, detection, tracking, pretext, or other."""
-        keys = self.record.keys()
-        if "protocol" in keys and "chance" in keys:
-            return "probe"
-        if "rows" in keys and "voc" in keys:
-            return "detection"
-        if "rows" in keys and keys & {"davis", "video", "youtube_vos"}:
-            return "tracking"
-        return "pretext" if "tasks" in keys else "other"
+    gpus: list[str] = []
+    processor: str | None = None
+    packages: dict[str, str | None] = {}
+    videossl: str | None = None
+    revision: str | None = None
+
+
+class _Sections(BaseModel):
+    """Of a config, what the page looks into."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    tasks: dict[str, Any] = {}
+    train: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class RunRecord:
     name: str
     folder: Path
     config: Mapping[str, Any]
-    environment: Mapping[str, Any]
+    environment: Environment
     metrics: list[dict[str, Any]]
     pictures: list[Picture] = field(default_factory=list)
     training_seconds: float | None = None
@@ -65,7 +71,10 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """A run's folder. Raises UserError if it holds no run; what is missing or damaged in it is said once and left out."""
+    """A run's folder, with the results below it. Raises UserError if it holds no run.
+
+    What is missing or damaged in it is said once and left out.
+    """
     if not (folder / "config.yaml").is_file():
         raise UserError(
             f"{folder} holds no run: it has no config.yaml; give folders that `train` wrote"
@@ -74,49 +83,40 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         name=folder.resolve().name,
         folder=folder,
-        config=read_yaml(folder / "config.yaml"),
-        environment=_read_json(folder / "env.json") or {},
+        config=_read_config(folder / "config.yaml"),
+        environment=read_json(folder / "env.json", partial(checked, Environment)) or Environment(),
         metrics=list(_read_lines(folder / "metrics.jsonl")),
         pictures=pictures,
         training_seconds=seconds,
-        results=find_results(folder),
+        results=read_results(result_paths(folder)),
     )
 
 
-def find_results(folder: Path) -> list[Result]:
-    """Every result.json in the folder and RESULT_DEPTH levels below, sorted by path."""
-    paths = sorted(
-        path
-        for depth in range(RESULT_DEPTH + 1)
-        for path in folder.glob("*/" * depth + "result.json")
-    )
-    records = ((path, _read_json(path)) for path in paths)
-    return [Result(path.parent, record) for path, record in records if isinstance(record, dict)]
-
-
-def _read_json(path: Path) -> Any:
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config, {} for one whose sections are none: the page then shows no settings."""
+    values = read_yaml(path)
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
+        checked(_Sections, values)
+    except UserError as error:
         log.warning("%s is left out: %s", path, error)
-        return None
+        return {}
+    return values
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file; the last may be cut off by a kill."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
         log.warning("%s cannot be read: %s", path, error.strerror)
         return
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        step = record.get("step") if isinstance(record, dict) else None
+        if isinstance(step, int) and 0 <= step <= MOST_STEPS:
             yield record
 
 
@@ -132,7 +132,8 @@ def _read_events(folder: Path) -> tuple[list[Picture], float | None]:
         try:
             for record in _records(path.read_bytes()):
                 event = Event.FromString(record)
-                times.append(event.wall_time)
+                if math.isfinite(event.wall_time):
+                    times.append(event.wall_time)
                 for value in event.summary.value:
                     if value.WhichOneof("value") == "image":
                         png = value.image.encoded_image_string
