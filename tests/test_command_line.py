@@ -45,7 +45,7 @@ def one_line(text: str) -> str:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_fits_a_screen_and_ends_with_an_example(parsers, command):
+def test_help_fits_50_lines_of_100_columns_and_ends_with_an_example(parsers, command):
     text = parsers[command].format_help().rstrip()
     shown = sum(max(1, math.ceil(len(line) / COLUMNS)) for line in text.splitlines())
     assert shown <= SCREEN_LINES
@@ -189,6 +189,20 @@ def test_a_broken_pipe_that_is_none_of_the_output_s_is_not_hidden(monkeypatch, c
     monkeypatch.setattr(__main__, "_run", fail)
     assert main(["doctor"]) == 70
     assert "unexpected BrokenPipeError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "document"), [("--json", "README.md"), ("--allow-import", "CHANGELOG.md")]
+)
+def test_a_document_lists_the_commands_that_have_an_option(parsers, option, document):
+    text = " ".join((Path(__file__).parents[1] / document).read_text().split())
+    said = {
+        "--json": r"`--json` prints the result of `([^`]*)`",
+        "--allow-import": r"only where ([^.]*) are given `--allow-import`",
+    }
+    listed = set(re.search(said[option], text)[1].replace(" and ", " ").strip().split())
+    having = {c for c, parser in parsers.items() if option in parser._option_string_actions}
+    assert {name.strip("`,") for name in listed} == having
 
 
 def test_json_of_a_scan_is_all_that_is_printed(video_folder, tmp_path, capsys):
