@@ -1,5 +1,8 @@
-"""A headless Chromium for tests of pages; nothing is downloaded, and without it the tests skip."""
+"""A headless Chromium for tests of pages; nothing is downloaded, and without it the tests skip, or fail where
+VIDEOSSL_NEED_BROWSER=1 says that it is there.
+"""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +19,11 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A driver; skips where chromium or chromedriver is missing."""
+    """A driver; skips where chromium or chromedriver is missing, and fails if it must not."""
     programs = [shutil.which("chromium"), shutil.which("chromedriver")]
     if None in programs:
-        pytest.skip("chromium and chromedriver are not installed (Debian: chromium-driver)")
+        give_up = pytest.fail if os.environ.get("VIDEOSSL_NEED_BROWSER") == "1" else pytest.skip
+        give_up("chromium and chromedriver are not installed (Debian: chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = programs[0]
     for flag in FLAGS:

@@ -111,6 +111,16 @@ def test_the_page_works_in_a_browser(run, tmp_path):
         assert_silent(driver)
 
 
+@pytest.mark.parametrize(("needed", "outcome"), [("1", pytest.fail), ("0", pytest.skip)])
+def test_a_missing_browser_fails_where_it_is_needed_and_skips_elsewhere(
+    tmp_path, monkeypatch, needed, outcome
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("VIDEOSSL_NEED_BROWSER", needed)
+    with pytest.raises(outcome.Exception, match="not installed"), browser():
+        pass
+
+
 def test_a_curve_lies_where_its_values_are():
     svg = curve_plot("t", [Curve("c", [(0, 0.0), (50, 0.5), (100, 1.0)], 0)])
     points = re.search(r'polyline points="([^"]+)"', svg)[1].split()

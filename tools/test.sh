@@ -4,12 +4,14 @@
 source "$(dirname "$0")/setup.sh" "[test]"
 
 # The tests of pages drive a browser, and skip without one. Only an unattended run installs it, and only as root.
-if ! { command -v chromium && command -v chromedriver; } >/dev/null; then
+has_browser() { command -v chromium && command -v chromedriver; } >/dev/null
+if ! has_browser; then
     install="apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver"
     if [ "$(id -u)" != 0 ] || { [ -z "${CI:-}" ] && [ -t 1 ]; } || ! timeout 600 sh -c "$install" >/dev/null 2>&1; then
         echo "no Chromium: the tests of pages skip (as root: $install)"
     fi
 fi
+if has_browser; then export VIDEOSSL_NEED_BROWSER=1; fi
 selection=(-m "not slow")
 if [ "${1:-}" = --all ]; then selection=(); shift; fi
 ruff check .
