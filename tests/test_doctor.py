@@ -1,10 +1,10 @@
 import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,35 +23,34 @@ def by_name(rows: list[Row]) -> dict[str, Row]:
     return {row.what: row for row in rows}
 
 
-def doctor_with(
-    tmp_path: Path, **modules: str
-) -> tuple[dict[str, dict], subprocess.CompletedProcess]:
-    """`videossl doctor --json` in a process where these modules are found before the real ones."""
-    planted = tmp_path / "planted"
-    for name, code in modules.items():
-        (planted / name).mkdir(parents=True)
-        (planted / name / "__init__.py").write_text(code)
-    done = subprocess.run(
-        [sys.executable, "-m", "videossl", "doctor", "--json"],
-        env={**os.environ, "PYTHONPATH": f"{planted}:{Path(__file__).parents[1]}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert "Traceback" not in done.stderr + done.stdout
-    return {row["what"]: row for row in json.loads(done.stdout)}, done
+@pytest.fixture
+def plant(tmp_path, monkeypatch) -> Callable[..., None]:
+    """Puts modules where every check's process finds them before the real ones."""
+
+    def put(**modules: str) -> None:
+        for name, code in modules.items():
+            (tmp_path / "planted" / name).mkdir(parents=True)
+            (tmp_path / "planted" / name / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path / "planted")
+
+    return put
+
+
+def rows_of(*names: str) -> dict[str, Row]:
+    """Some of the checks, each as the command does it."""
+    return by_name(examine([], [check for check in checks() if check.name in names]))
 
 
 @pytest.fixture(scope="module")
-def here() -> dict[str, dict]:
-    """The rows of this machine, by the command."""
-    with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr(
-            "videossl.commands.doctor.print_result", lambda args, rows: lines.extend(rows)
-        )
-        assert main(["doctor", "--json"]) == 0
-    return {row["what"]: row for row in lines}
+def here(tmp_path_factory) -> dict[str, dict]:
+    """The rows of this machine, by the command, called in a folder with a torch.py that is none."""
+    folder = tmp_path_factory.mktemp("working folder")
+    (folder / "torch.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
+    command = [Path(sys.executable).with_name("videossl"), "doctor", "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (folder / "ran").exists()
+    return {row["what"]: row for row in json.loads(done.stdout)}
 
 
 def test_a_machine_that_runs_these_tests_is_ready(here):
@@ -72,48 +71,48 @@ def test_torchcodec_works_exactly_where_its_reader_does(here):
     assert (here["FFmpeg libraries"]["state"] == "ok") == (here["torchcodec"]["state"] == "ok")
 
 
-def test_broken_torch_is_a_row_and_what_needs_no_torch_is_still_tried(tmp_path):
-    rows, done = doctor_with(tmp_path, torch='raise ImportError("libcudart.so.99: cannot open")')
-    assert rows["torch"]["state"] == "broken"
-    assert "libcudart.so.99" in rows["torch"]["found"]
-    assert rows["torchvision"]["state"] == "broken"
-    assert rows["PyAV"]["state"] == rows["codec h264"]["state"] == "ok"
-    assert done.returncode == 1
+def test_broken_torch_is_a_row_and_what_needs_no_torch_is_still_tried(plant):
+    plant(torch='raise ImportError("libcudart.so.99: cannot open")')
+    rows = rows_of("torch", "CUDA", "PyAV", "codec h264")
+    assert rows["torch"].state == "broken"
+    assert "libcudart.so.99" in rows["torch"].found
+    assert rows["torchvision"].state == "broken"
+    assert rows["PyAV"].state == rows["codec h264"].state == "ok"
+    assert [row.what for row in rows.values() if row.stops] == ["torch", "torchvision"]
 
 
-def test_missing_torchcodec_and_a_decord_that_crashes_are_rows_of_a_machine_that_is_ready(tmp_path):
-    absent = "raise ModuleNotFoundError(\"No module named 'torchcodec'\", name='torchcodec')"
-    rows, done = doctor_with(
-        tmp_path,
-        torchcodec=absent,
+def test_missing_torchcodec_and_a_decord_that_crashes_are_rows_of_a_machine_that_is_ready(plant):
+    plant(
+        torchcodec="raise ModuleNotFoundError(\"No module named 'torchcodec'\", name='torchcodec')",
         decord="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
     )
-    assert rows["torchcodec"]["state"] == "missing"
-    assert "pip install" in rows["torchcodec"]["mend"]
-    assert rows["decord"]["state"] == "broken"
-    assert "SIGSEGV" in rows["decord"]["found"]
-    assert done.returncode == 0
+    rows = rows_of("torchcodec", "decord")
+    assert rows["torchcodec"].state == "missing"
+    assert "pip install" in rows["torchcodec"].mend
+    assert rows["decord"].state == "broken"
+    assert "SIGSEGV" in rows["decord"].found
+    assert not any(row.stops for row in rows.values())
 
 
-def test_a_torchvision_of_another_torch_is_told(tmp_path):
-    rows, done = doctor_with(
-        tmp_path,
-        torchvision="raise RuntimeError('operator torchvision::nms does not exist\\nmore')",
-    )
-    assert rows["torch"]["state"] == "ok"
-    assert rows["torchvision"]["state"] == "broken"
-    assert rows["torchvision"]["found"].endswith("operator torchvision::nms does not exist")
-    assert done.returncode == 1
+def test_a_torchvision_of_another_torch_is_told(plant):
+    plant(torchvision="raise RuntimeError('operator torchvision::nms does not exist\\nmore')")
+    rows = rows_of("torch")
+    assert rows["torch"].state == "ok"
+    assert rows["torchvision"].state == "broken"
+    assert rows["torchvision"].found.endswith("operator torchvision::nms does not exist")
+    assert rows["torchvision"].stops
 
 
-def test_a_module_in_the_working_folder_is_not_run(tmp_path):
-    (tmp_path / "torch.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    command = Path(sys.executable).with_name("videossl")
-    done = subprocess.run(
-        [command, "doctor", "--json"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not (tmp_path / "ran").exists()
+@pytest.mark.parametrize("state", ["ok", "broken"])
+def test_the_exit_code_says_whether_what_is_needed_works(monkeypatch, capsys, state):
+    row = Row("torch", state, "said", is_required=True)
+    monkeypatch.setattr(examination, "examine", lambda targets: [row])
+    assert main(["doctor"]) == (state == "broken")
+    assert "said" in capsys.readouterr().out
+
+
+def test_a_module_in_the_working_folder_is_not_run(here):
+    assert here["torch"]["state"] == "ok"  # `here` plants one and looks for its trace
 
 
 def test_tiny_shared_memory_is_not_enough(monkeypatch):
