@@ -1,5 +1,6 @@
 """`videossl pretext-eval`: on videos that the run never trained on, and on no others."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -43,6 +44,9 @@ def test_every_task_is_judged_with_intervals(trained, tmp_path, capsys):
     printed = capsys.readouterr().out
     record = json.loads((out / "result.json").read_text())
     assert record["num_videos"] == 4  # of ten, 40 % held out
+    (path,) = (trained / "checkpoints").glob("*.pt")
+    assert record["checkpoint"] == str(trained)
+    assert record["checkpoint_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     # Three clips of each of four videos: six tuples, two directions, 8 x 8 cells and two queries for each.
     counts = {"order_verification": 72, "arrow_of_time": 24, "colorization": 768, "contrastive": 24}
     for name, count in counts.items():

@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from videossl.audit.judgement import judge
     from videossl.distributed import choose_device
     from videossl.engine.build import clip_dataset
+    from videossl.engine.checkpoint import find_checkpoint
     from videossl.errors import UserError
+    from videossl.eval.digests import file_digest
     from videossl.version import __version__
 
     if args.clips_per_video < 1:
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file: -o takes a folder")
     take_permission(args)
-    trained = load_run(args.checkpoint)
+    path = find_checkpoint(args.checkpoint)  # the newest of a run that still trains may change
+    trained, digest = load_run(path), file_digest(path)
     manifest, rows = unseen_videos(trained, args.manifest)
     data = clip_dataset(trained.config, trained.model, manifest, rows, shuffle=False)
     log.info("%d videos that step %d of %s has not seen", len(data), trained.step, args.checkpoint)
@@ -94,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
     record = {
         "command": shlex.join(["videossl", *sys.argv[1:]]),
         "version": __version__,
+        "checkpoint": str(args.checkpoint),
+        "checkpoint_sha256": digest,
         "step": trained.step,
         "num_videos": found.num_videos,
         "clips_per_video": args.clips_per_video,
