@@ -1,6 +1,5 @@
 """Tasks outside of videossl: they run where the command line allows it, and nothing else can allow it."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from videossl.engine.checkpoint import FORMAT, find_checkpoint
 from videossl.errors import UserError
 from videossl.pretext import load
 
-README_TASK = (Path(__file__).parents[1] / "README.md").read_text()
-README_TASK = README_TASK.split("```python\n")[1].split("```")[0]
+SHOWN_TASK = (Path(__file__).parents[1] / "docs/add_a_task.md").read_text()
+SHOWN_TASK = SHOWN_TASK.split("```python\n")[1].split("```")[0]
 CONFIG = """
 tasks: {{{name}: {{crop_size: 32}}, arrow_of_time: {{crop_size: 32, num_frames: 4, min_motion: 0}}}}
 data: {{short_side: 48, videos_per_step: 4, num_workers: {workers}, holdout_fraction: 0.4}}
@@ -40,7 +39,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """A working folder with a package beside it whose import leaves a trace."""
     (tmp_path / "mine").mkdir()
     trace = f"open({str(tmp_path / 'imported')!r}, 'w').close()\n"
-    (tmp_path / "mine/brightness.py").write_text(README_TASK + trace)
+    (tmp_path / "mine/brightness.py").write_text(SHOWN_TASK + trace)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -151,9 +150,9 @@ def test_a_setting_of_a_dotted_task_is_overridden_by_its_whole_name():
     assert with_overrides(values, ["tasks.mine.task=null"])["tasks"] == {"mine": {"b": 1}}
 
 
-def test_the_settings_of_a_task_outside_are_listed(folder):
-    command = [Path(sys.executable).with_name("videossl"), "train", "--settings", "mine.brightness"]
-    refused = subprocess.run(command, capture_output=True, text=True)
-    assert refused.returncode == 2
-    shown = subprocess.run([*command, "--allow-import"], capture_output=True, text=True)
-    assert "tasks.mine.brightness.crop_size  112" in shown.stdout
+def test_the_settings_of_a_task_outside_are_listed(folder, capsys):
+    command = ["train", "--settings", "mine.brightness"]
+    assert main(command) == 2
+    assert "give --allow-import" in one_line(capsys)
+    assert main([*command, "--allow-import"]) == 0
+    assert "tasks.mine.brightness.crop_size  112" in capsys.readouterr().out
