@@ -54,22 +54,45 @@ def video(*shape: int) -> torch.Tensor:
     return torch.from_numpy(numbers)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("name", "stage"),
-    [
-        ("tiny", "res5"),
-        ("r3d_18", "res2"),
-        ("x3d_s", "res2"),
-        *(pytest.param(name, "res5", marks=pytest.mark.slow) for name in sorted(ENCODERS)),
-    ],
-)
-def test_a_program_computes_what_the_encoder_does_for_any_batch(name, stage, kind, tmp_path):
-    encoder, (write, run, file) = make(name, stage=stage), KINDS[kind]
-    difference = write(tmp_path / file, Program(encoder), {"a": 1})
-    assert difference.relative <= 1e-4
+RECORD = {"version": "1", "facts": {"name": 'a "quoted" <name>'}}
+
+
+@pytest.fixture(scope="session")
+def traced():
+    """A small encoder's program as a graph, which both formats are written of here: tracing is what takes time."""
+    return programs._trace(Program(make(stage="res2")), "torch.export")
+
+
+@pytest.fixture(scope="session")
+def written(traced, tmp_path_factory):
+    """{kind: file} of the small encoder."""
+    folder, files = tmp_path_factory.mktemp("programs"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "_trace", lambda *_: traced)
+        for kind, (write, _, file) in KINDS.items():
+            files[kind] = folder / file
+            assert write(files[kind], Program(make(stage="res2")), RECORD).relative <= 1e-4
+    return files
+
+
+def assert_same_for_any_batch(encoder, path, run):
     for batch, frames in ((1, 4), (2, 4), (3, 4), (5, 6), (1, 1)):
-        assert_same(encoder, tmp_path / file, run, video(batch, frames, 3, 36, 36))
+        assert_same(encoder, path, run, video(batch, frames, 3, 36, 36))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_computes_what_the_encoder_does_for_any_batch(kind, written):
+    assert_same_for_any_batch(make(stage="res2"), written[kind], KINDS[kind][1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+@pytest.mark.parametrize("stage", ["res2", "res5"])
+def test_programs_of_every_encoder_compute_what_it_does(name, stage, kind, tmp_path):
+    encoder, (write, run, file) = make(name, stage=stage), KINDS[kind]
+    assert write(tmp_path / file, Program(encoder), {"a": 1}).relative <= 1e-4
+    assert_same_for_any_batch(encoder, tmp_path / file, run)
 
 
 @pytest.mark.slow
@@ -82,6 +105,7 @@ def test_published_strides_over_time_are_exported_too(name, kind, tmp_path):
         assert_same(encoder, tmp_path / file, run, video(batch, 8, 3, 36, 36))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_are_fixed_behind_a_stride_over_time(kind, tmp_path):
     encoder, (write, run, file) = make("r3d_18", keep_time=False, stage="res3"), KINDS[kind]
@@ -90,6 +114,7 @@ def test_frames_are_fixed_behind_a_stride_over_time(kind, tmp_path):
         run(tmp_path / file, video(2, 6, 3, 36, 36))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(60, 90), (20, 31)], ids=["shrinks", "grows"])
 def test_scaling_and_cropping_are_inside(kind, size, tmp_path):
@@ -98,27 +123,33 @@ def test_scaling_and_cropping_are_inside(kind, size, tmp_path):
     assert_same(encoder, tmp_path / file, run, video(2, 4, 3, *size))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_maps_instead_of_means(kind, tmp_path):
-    encoder, (write, run, file) = make(stage="res3"), KINDS[kind]
-    write(tmp_path / file, Program(encoder, maps=True), {})
+def test_maps_of_frames_scaled_and_cropped_inside(tmp_path):
+    encoder, path = make(stage="res2"), tmp_path / "e.pt2"
+    write_torch_program(path, Program(encoder, size=(20, 31), maps=True), {})
+    clips = video(2, 4, 3, 20, 31)
+    with torch.no_grad():
+        expected = encoder.feature_maps(clips)["res2"].data
+    torch.testing.assert_close(run_torch(path, clips), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_maps_in_onnx(tmp_path):
+    encoder, path = make(stage="res3"), tmp_path / "e.onnx"
+    write_onnx(path, Program(encoder, maps=True), {})
     clips = video(2, 4, 3, 36, 36)
     with torch.no_grad():
         expected = encoder.feature_maps(clips)["res3"].data
-    torch.testing.assert_close(run(tmp_path / file, clips), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(run_onnx(path, clips), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_file_says_what_it_is(tmp_path):
-    record = {"version": "1", "facts": {"name": 'a "quoted" <name>'}}
-    write_torch_program(tmp_path / "e.pt2", Program(make(stage="res2")), record)
+def test_a_file_says_what_it_is(written):
     extra = {"videossl.json": ""}
-    torch.export.load(tmp_path / "e.pt2", extra_files=extra)
-    assert json.loads(extra["videossl.json"]) == record
+    torch.export.load(written["torch"], extra_files=extra)
+    assert json.loads(extra["videossl.json"]) == RECORD
     onnx = pytest.importorskip("onnx")
-    write_onnx(tmp_path / "e.onnx", Program(make(stage="res2")), record)
-    model = onnx.load(tmp_path / "e.onnx")
+    model = onnx.load(written["onnx"])
     onnx.checker.check_model(model)
-    assert [json.loads(p.value) for p in model.metadata_props if p.key == "videossl"] == [record]
+    assert [json.loads(p.value) for p in model.metadata_props if p.key == "videossl"] == [RECORD]
     assert [i.name for i in model.graph.input] == ["video"]
     assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim][:2] == [
         "batch",
@@ -127,30 +158,21 @@ def test_a_file_says_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_weights_behind_the_stage_stay_out(kind, tmp_path):
-    write, _, file = KINDS[kind]
-    sizes = []
-    for stage in ("res2", "res5"):
-        write(tmp_path / file, Program(make(stage=stage)), {})
-        sizes.append((tmp_path / file).stat().st_size)
-    assert 2 * sizes[0] < sizes[1]
+def test_weights_behind_the_stage_stay_out(kind, written):
+    whole = sum(value.nbytes for value in make().state_dict().values())
+    read = sum(value.nbytes for value in make(stage="res2").encoder.stem.state_dict().values())
+    assert read < written[kind].stat().st_size < whole / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_program_that_differs_leaves_no_file(kind, tmp_path, monkeypatch):
+def test_a_program_that_differs_leaves_no_file(kind, traced, tmp_path, monkeypatch):
     """What is traced is made other than the module: the check must see it, and the old file stay."""
     write, _, file = KINDS[kind]
     (tmp_path / file).write_bytes(b"old")
     program = Program(make(stage="res2"))
-    trace = programs._trace
-
-    def of_other_weights(given, kind):
-        traced = Program(given.encoder)
-        with torch.no_grad():
-            next(traced.parameters()).mul_(1 + 1e-3)
-        return trace(traced, kind)
-
-    monkeypatch.setattr(programs, "_trace", of_other_weights)
+    with torch.no_grad():
+        next(program.parameters()).mul_(1 + 1e-3)
+    monkeypatch.setattr(programs, "_trace", lambda *_: traced)
     with pytest.raises(Unequal, match=r"greatest difference from the module .* \(at most 0.0001\)"):
         write(tmp_path / file, program, {})
     assert (tmp_path / file).read_bytes() == b"old"

@@ -97,9 +97,14 @@ def assert_same_features(encoder, model, stages, x):
 
 
 CLIP = (2, 3, 8, 64, 64)
+QUICK = ("r3d_18", "x3d_s")  # of each library
+NAMES = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in sorted(COUNTERPARTS)
+]
 
 
-@pytest.mark.parametrize("name", sorted(COUNTERPARTS))
+@pytest.mark.parametrize("name", NAMES)
 def test_their_weights_give_their_features_in_our_encoder(name):
     model, stages = theirs(name)
     encoder, dropped = import_weights(name, model.state_dict())
@@ -111,7 +116,7 @@ def test_their_weights_give_their_features_in_our_encoder(name):
     assert len(dropped) + len(encoder.state_dict()) == len(model.state_dict())
 
 
-@pytest.mark.parametrize("name", sorted(COUNTERPARTS))
+@pytest.mark.parametrize("name", NAMES)
 def test_our_weights_give_our_features_in_their_model(name, tmp_path):
     torch.manual_seed(2)
     encoder = Encoder(EncoderSpec(name, keep_time=False)).eval()
@@ -122,7 +127,7 @@ def test_our_weights_give_our_features_in_their_model(name, tmp_path):
     assert_same_features(encoder, model, stages, torch.randn(CLIP))
 
 
-@pytest.mark.parametrize("name", ["x3d_s", "r3d_18", "s3d"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_round_trip_changes_no_bit_and_cut_encoders_pass(name):
     cut = Encoder(EncoderSpec(name, "res3", keep_time=True))
     again, dropped = import_weights(name, export_weights(cut))
@@ -356,6 +361,7 @@ def train(tmp_path, video_folder):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_given_weights(train, exported, tmp_path, caplog):
     given = ["encoder.name=r3d_18", f"encoder.init={exported}"]
     settings = [*given, "encoder.colours=rgb_torchvision", "optim.lr=1e-12", "optim.weight_decay=0"]
