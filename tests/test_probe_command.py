@@ -1,6 +1,7 @@
 """`videossl probe` from the command line: every protocol, what stands beside it, and what a user can get wrong."""
 
 import csv
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -49,8 +50,12 @@ SUPERVISED = "supervised from scratch"
 
 @pytest.mark.parametrize("protocol", ["linear", "attentive", "knn", "retrieval", "fewshot"])
 def test_a_frozen_protocol_stands_beside_chance_no_training_and_labels(
-    run_file, tinted_videos, cache, tmp_path, protocol, capsys
+    run_file, tinted_videos, cache, tmp_path, protocol, capsys, monkeypatch
 ):
+    from videossl.probe import protocols
+
+    brief = functools.partial(protocols.attentive_probe, num_steps=20)
+    monkeypatch.setattr(protocols, "attentive_probe", brief)
     out = tmp_path / "out"
     more = ("--protocol", protocol, "--epochs", 2, "-o", out)
     assert main(arguments(run_file, tinted_videos, cache, *more)) == 0

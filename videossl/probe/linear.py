@@ -66,10 +66,12 @@ def fit_linear(
     not. Batches are drawn from (seed, step).
     """
     count, channels = features.shape
-    weight = torch.zeros(len(settings), channels, num_classes, requires_grad=True)
-    bias = torch.zeros(len(settings), num_classes, requires_grad=True)
-    rates = torch.tensor([lr for lr, _ in settings])[:, None, None]
-    decays = torch.tensor([decay for _, decay in settings])[:, None, None]
+    num_settings = len(settings)
+    # Side by side: one product for all layers, and the gradient of softmax regression as it is written in books.
+    weight = torch.zeros(channels, num_settings * num_classes)
+    bias = torch.zeros(num_settings * num_classes)
+    rates = _of_each(num_classes, [lr for lr, _ in settings])
+    decays = _of_each(num_classes, [decay for _, decay in settings])
     speed = [torch.zeros_like(weight), torch.zeros_like(bias)]
     for step in range(num_steps):
         scale = lr_at(step, peak=1, warmup_steps=0, total_steps=num_steps, final_share=0)
@@ -78,16 +80,20 @@ def fit_linear(
             random = generator(seed, "linear probe", step)
             drawn = torch.randint(count, (BATCH_SIZE,), generator=random)
             x, y = features[drawn], labels[drawn]
-        logits = torch.einsum("nc,scl->snl", x, weight) + bias[:, None]
-        # The sum over settings: each layer has the gradient of its own mean loss.
-        loss = F.cross_entropy(logits.flatten(0, 1), y.repeat(len(settings)), reduction="none")
-        gradients = torch.autograd.grad(loss.view(len(settings), -1).mean(1).sum(), (weight, bias))
-        with torch.no_grad():
-            speed[0] = MOMENTUM * speed[0] + gradients[0] + decays * weight
-            speed[1] = MOMENTUM * speed[1] + gradients[1]
-            weight -= scale * rates * speed[0]
-            bias -= scale * rates[:, 0] * speed[1]
-    return weight.detach(), bias.detach()
+        scores = torch.addmm(bias, x, weight).view(len(x), num_settings, num_classes)
+        surplus = scores.softmax(2) - F.one_hot(y, num_classes)[:, None]
+        surplus = surplus.flatten(1) / len(x)
+        speed[0] = MOMENTUM * speed[0] + x.T @ surplus + decays * weight
+        speed[1] = MOMENTUM * speed[1] + surplus.sum(0)
+        weight -= scale * rates * speed[0]
+        bias -= scale * rates * speed[1]
+    layers = weight.view(channels, num_settings, num_classes).transpose(0, 1)
+    return layers, bias.view(num_settings, num_classes)
+
+
+def _of_each(num_classes: int, values: Sequence[float]) -> Tensor:
+    """(S * L,): the value of each setting, for each of its classes."""
+    return torch.tensor(values).repeat_interleave(num_classes)
 
 
 def linear_probe(
