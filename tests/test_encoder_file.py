@@ -144,7 +144,7 @@ def described(**changes) -> dict:
         ({"clip__crop_size": 32.5}, "whole numbers of 1 to"),
         ({"clip__resize": -1}, "whole numbers of 1 to"),
         ({"clip__seconds_between_frames": float("nan")}, "seconds_between_frames"),
-        ({"clip__seconds_between_frames": "1"}, "does not describe a video encoder"),
+        ({"clip__seconds_between_frames": "1"}, "seconds_between_frames of a clip must be above 0"),
         ({"clip": None}, "does not describe a video encoder"),
     ],
     ids=str,
