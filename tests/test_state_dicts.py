@@ -308,10 +308,11 @@ def test_colours_that_are_unknown_fail():
         Encoder(EncoderSpec("tiny", colours="bgr"))
 
 
-def test_the_head_is_left_out_and_said_so(kinetics, tmp_path, caplog):
-    file = tmp_path / "k.safetensors"
+def test_the_head_is_left_out_and_said_so(first_layers, tmp_path, caplog):
+    file, head = tmp_path / "k.safetensors", dict.fromkeys(("fc.weight", "fc.bias"), torch.ones(3))
+    torch.save({**first_layers, **head}, tmp_path / "kinetics.pth")
     with caplog.at_level(logging.INFO, "videossl"):
-        arguments = ["--weights", str(kinetics[0]), "--encoder", "r3d_18"]
+        arguments = ["--weights", str(tmp_path / "kinetics.pth"), "--encoder", "r3d_18"]
         assert main(["export", *arguments, "-o", str(file)]) == 0
     assert "the head of the model: 2 tensors (fc.weight, fc.bias)" in caplog.text
     card = file.with_name("k.safetensors.md").read_text()
