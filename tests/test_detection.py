@@ -1,6 +1,7 @@
 """The transfer to detection: VOC folders as written, frames as a still video, boxes found."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,36 @@ def test_pretrained_stands_beside_random_and_a_stopped_command_goes_on(
     assert main([*arguments, "-o", str(tmp_path / "cut")]) == 0
     assert json.loads((tmp_path / "cut" / "result.json").read_text())["rows"] == whole["rows"]
     assert main([*arguments, "--lr", "0.5", "-o", str(tmp_path / "cut")]) == 2
+
+
+@pytest.mark.slow
+def test_real_frames_with_the_boxes_of_their_masks_are_learned_from(
+    shared_data, checkpoint, tmp_path
+):
+    """Two sequences of DAVIS as two classes: even frames to train on, odd ones to judge."""
+    davis, voc = shared_data / "davis", tmp_path / "voc"
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (voc / part).mkdir(parents=True)
+    names: dict[str, list[str]] = {"trainval": [], "test": []}
+    for label in ("blackswan", "dog"):
+        for number in range(6):
+            name = f"{label}{number}"
+            shutil.copy(
+                davis / f"JPEGImages/480p/{label}/{number:05d}.jpg", voc / f"JPEGImages/{name}.jpg"
+            )
+            mask = np.asarray(Image.open(davis / f"Annotations/480p/{label}/{number:05d}.png")) > 0
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = (columns[0] + 1, rows[0] + 1, columns[-1] + 1, rows[-1] + 1)
+            text = OBJECT.format(*box, name=label, difficult=0)
+            (voc / f"Annotations/{name}.xml").write_text(f"<annotation>{text}</annotation>")
+            names["test" if number % 2 else "trainval"].append(name)
+    for split, chosen in names.items():
+        (voc / "ImageSets/Main" / f"{split}.txt").write_text("\n".join(chosen) + "\n")
+    given = ["detect", "--checkpoint", checkpoint, "--voc", voc, "--min-size", 96, "--steps", 2]
+    assert main(list(map(str, [*given, "--batch-size", 2, "-o", tmp_path / "out"]))) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["classes"] == ["blackswan", "dog"]
+    assert all(0 <= row["AP50"] <= 1 and row["num_images"] == 6 for row in result["rows"].values())
 
 
 @pytest.mark.slow
