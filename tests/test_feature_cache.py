@@ -114,6 +114,17 @@ def test_a_folder_that_cannot_be_written_fails(manifest, tmp_path):
         features(ClipReader(manifest, CLIP, 1), tmp_path)
 
 
+def test_a_full_disk_names_the_remedy_and_leaves_nothing_begun(manifest, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        path.write_bytes(b"begun")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device; free space"):
+        features(ClipReader(manifest, CLIP, 1), tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
 def test_a_digest_tells_one_changed_number():
     module = encoder()
     before = state_digest(module)

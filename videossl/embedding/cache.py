@@ -5,7 +5,6 @@ A folder per name, a file per CHUNK videos, each written whole: what a stopped c
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from videossl.embedding.features import TOKEN_GRID, Form, VideoFeatures, video_f
 from videossl.errors import UserError
 from videossl.export.video_encoder import VideoEncoder
 from videossl.progress import track
+from videossl.whole_file import whole_file
 
 log = logging.getLogger("videossl")
 
@@ -96,14 +96,11 @@ def _write(folder: Path, index: int, features: Iterable[VideoFeatures]) -> None:
     places = list(enumerate(features))
     tensors = {str(place): one.clips for place, one in places if one.clips is not None}
     reasons = {str(place): one.reason for place, one in places if one.clips is None}
-    partial = folder / f"{index}.{os.getpid()}.partial"
     try:
-        save_file(tensors, partial, {"reasons": json.dumps(reasons)})
-        partial.replace(folder / f"{index}.safetensors")
-    except (OSError, SafetensorError) as error:
+        with whole_file(folder / f"{index}.safetensors") as partial:
+            save_file(tensors, partial, {"reasons": json.dumps(reasons)})
+    except (UserError, SafetensorError) as error:
         raise _refused(folder, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _make(folder: Path) -> None:
