@@ -77,6 +77,13 @@ def test_a_run_is_read_as_it_was_written(run):
     assert record.training_seconds is not None
 
 
+def test_events_are_read_up_to_where_a_kill_cut_them(run):
+    (path,) = (run / "tb").iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    (picture,) = read_run(run).pictures
+    assert (picture.tag, picture.step) == ("heldout/order/older", 20)  # that of step 30 is cut
+
+
 def test_the_page_holds_what_the_runs_wrote(run, tmp_path):
     other = make_run(tmp_path / NASTY, lr=0.25)
     add_tracking(run)

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -123,6 +122,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 def _read_events(folder: Path) -> tuple[list[Picture], float | None]:
     """The latest picture of each tag, and the seconds between the first and the last event of each file, added up."""
     from google.protobuf.message import DecodeError
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
     latest: dict[str, Picture] = {}
@@ -130,7 +130,8 @@ def _read_events(folder: Path) -> tuple[list[Picture], float | None]:
     for path in sorted(folder.glob("events.out.tfevents.*")):
         times = []
         try:
-            for record in _records(path.read_bytes()):
+            # Up to the first record that is cut off or whose checksum is wrong.
+            for record in RawEventFileLoader(str(path)).Load():
                 event = Event.FromString(record)
                 if math.isfinite(event.wall_time):
                     times.append(event.wall_time)
@@ -142,14 +143,3 @@ def _read_events(folder: Path) -> tuple[list[Picture], float | None]:
             log.warning("%s is read as far as it goes: %s", path, error)
         seconds += max(times, default=0) - min(times, default=0)
     return [latest[tag] for tag in sorted(latest)], seconds or None
-
-
-def _records(data: bytes) -> Iterator[bytes]:
-    """TFRecord framing: length, its checksum, the record, its checksum; a cut last record ends it."""
-    place = 0
-    while place + 12 <= len(data):
-        (length,) = struct.unpack_from("<Q", data, place)
-        if place + 16 + length > len(data):
-            return
-        yield data[place + 12 : place + 12 + length]
-        place += 16 + length
