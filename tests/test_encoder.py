@@ -34,6 +34,29 @@ def test_advertised_shapes_are_the_real_ones(name, options):
         )
 
 
+@pytest.mark.parametrize("name", sorted(set(ENCODERS) - {"x3d_s"}))
+def test_a_frame_wise_encoder_sees_each_frame_alone(name):
+    encoder = Encoder(EncoderSpec(name, frame_wise=True)).eval()
+    assert encoder.frame_wise_stages == ("res2", "res3", "res4", "res5")
+    clip = torch.randn(1, 3, FRAMES, SIZE, SIZE)
+    with torch.no_grad():
+        together = encoder(clip)["res5"].data
+        alone = [encoder(frame)["res5"].data for frame in clip.split(1, dim=2)]
+    torch.testing.assert_close(together, torch.cat(alone, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_that_averages_over_time_cannot_be_frame_wise():
+    with pytest.raises(UserError, match="x3d_s cannot be frame_wise: it has layers that average"):
+        Encoder(EncoderSpec("x3d_s", frame_wise=True))
+
+
+def test_a_frame_wise_encoder_with_temporal_strides_is_refused():
+    with pytest.raises(
+        UserError, match="frame_wise has no temporal stride: it needs keep_time=true"
+    ):
+        Encoder(EncoderSpec("r3d_18", keep_time=False, frame_wise=True))
+
+
 def test_every_parameter_of_a_cut_encoder_gets_a_gradient():
     encoder = Encoder(EncoderSpec("tiny", deepest_stage="res3"))
     encoder(torch.randn(2, 3, 2, 32, 32))["res3"].data.sum().backward()

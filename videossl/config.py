@@ -28,6 +28,9 @@ class EncoderSection(Section):
     max_stride: Literal[4, 8, 16, 32] | None = Field(
         None, description="pixels per cell at most; null: as published"
     )
+    frame_wise: bool = Field(
+        False, description="temporal kernels 1 frame deep: the architecture's 2D form"
+    )
     init: str | None = Field(
         None,
         description="encoder file, checkpoint or run whose weights a new run begins with; null: random",

@@ -44,7 +44,9 @@ def build_model(config: Config) -> MultiTask:
     deepest = max((c.stage for c in configs.values()), key=STAGES.index)
     section = config.encoder
     colours = section.colours or "lab"
-    spec = EncoderSpec(section.name, deepest, section.keep_time, section.max_stride, colours)
+    spec = EncoderSpec(
+        section.name, deepest, section.keep_time, section.max_stride, colours, section.frame_wise
+    )
     tracking = [configs[name].stage for name in configs if load(name).wants_tracking]
     encoder = Encoder(spec, track_stage=tracking[0] if tracking else None)
     tasks: dict[str, PretextTask] = {}

@@ -35,7 +35,8 @@ class EncoderSpec:
 
     `keep_time` sets every temporal stride to 1, so that each frame has its own features. `max_stride` caps the spatial
     stride (in pixels per cell) by setting later strides to 1; None keeps the published ones. `colours` are those that the
-    weights read, see `videossl.models.colours`.
+    weights read, see `videossl.models.colours`. `frame_wise` makes every temporal kernel 1 frame deep: the architecture's 2D
+    form, whose features of a frame depend on that frame alone.
     """
 
     name: str
@@ -43,6 +44,7 @@ class EncoderSpec:
     keep_time: bool = True
     max_stride: int | None = None
     colours: str = "lab"
+    frame_wise: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Encoder(nn.Module):
     `encoder(x)` takes (N, 3, T, H, W) and returns a FeatureMaps per stage; H and W should be multiples of the deepest
     stage's spatial stride. `track_stage` is the stage whose features correspond best, if a task was trained for that.
 
-    Raises UserError for an unknown name, stage or colours and for a `max_stride` the architecture cannot meet.
+    Raises UserError for an unknown name, stage or colours, for a `max_stride` or `frame_wise` that the architecture
+    cannot meet.
     """
 
     def __init__(self, spec: EncoderSpec, *, track_stage: str | None = None) -> None:
@@ -88,6 +91,13 @@ class Encoder(nn.Module):
         names = STAGES[: STAGES.index(spec.deepest_stage) + 1]
         self.stem = stem
         self.blocks = nn.ModuleDict({name: blocks[name] for name in names})
+        if spec.frame_wise:
+            if not spec.keep_time:
+                raise UserError(
+                    "an encoder that is frame_wise has no temporal stride: it needs keep_time=true"
+                )
+            for part in (self.stem, *self.blocks.values()):
+                _flatten_in_time(part)
         infos = {name: StageInfo(*natural[name]) for name in names}
         if spec.keep_time:
             _limit_stride([self.stem, *self.blocks.values()], axes=(0,), limit=1)
@@ -109,6 +119,10 @@ class Encoder(nn.Module):
         self._num_frame_wise = next(
             (index for index, part in enumerate(parts) if not _is_frame_wise(part)), len(parts)
         )
+        if spec.frame_wise and self._num_frame_wise < len(parts):
+            raise UserError(
+                f"{spec.name} cannot be frame_wise: it has layers that average over time"
+            )
 
     @property
     def frame_wise_stages(self) -> tuple[str, ...]:
@@ -236,6 +250,33 @@ def _limit_stride(modules: list[nn.Module], *, axes: tuple[int, ...], limit: int
         for layer in steps:
             _unstride(layer, axes)
     return reached
+
+
+def _flatten_in_time(part: nn.Module) -> None:
+    """Every temporal kernel becomes 1 frame deep, without padding; convolutions are drawn anew."""
+    for parent in list(part.modules()):
+        for name, layer in list(parent.named_children()):
+            if (
+                not isinstance(layer, nn.Conv3d | nn.MaxPool3d)
+                or _triple(layer.kernel_size)[0] == 1
+            ):
+                continue
+            kernel, stride, padding = (
+                _triple(value) for value in (layer.kernel_size, layer.stride, layer.padding)
+            )
+            kernel, padding = (1, *kernel[1:]), (0, *padding[1:])
+            flat: nn.Module = nn.MaxPool3d(kernel, stride, padding)
+            if isinstance(layer, nn.Conv3d):
+                flat = nn.Conv3d(
+                    layer.in_channels,
+                    layer.out_channels,
+                    kernel,
+                    stride,
+                    padding,
+                    groups=layer.groups,
+                    bias=layer.bias is not None,
+                )
+            setattr(parent, name, flat)
 
 
 def _unstride(layer: nn.Conv3d | nn.MaxPool3d, axes: tuple[int, ...]) -> None:
