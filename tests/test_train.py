@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from videossl.__main__ import main
 from videossl.engine.checkpoint import (
@@ -120,6 +122,19 @@ def test_another_config_in_the_same_folder_fails(config_file, video_folder, whol
     message = capsys.readouterr().err
     assert "holds a run with another config (optim.lr was 0.001, is 0.5)" in message
     assert "name a new folder with out=..., or delete this one" in message
+
+
+def test_a_run_older_than_a_setting_goes_on_with_its_default(
+    config_file, video_folder, whole_run, tmp_path, caplog
+):
+    old = tmp_path / "old"
+    shutil.copytree(whole_run, old)
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    del config["encoder"]["frame_wise"]
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    with caplog.at_level("INFO", "videossl"):
+        assert main(arguments(config_file, video_folder, old)) == 0
+    assert "already trained to step 8" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from videossl.config import Config, read_yaml
 from videossl.distributed import barrier
@@ -80,8 +81,9 @@ def _make(out: Path, config: Config) -> None:
     drop_unfinished(out / "checkpoints")
 
 
-def _refuse_other_config(out: Path, config: Config, saved: dict[str, Any]) -> None:
+def _refuse_other_config(out: Path, config: Config, written: dict[str, Any]) -> None:
     current = config.model_dump(mode="json")
+    saved = _with_new_settings(written)
     differing = [
         f"{'.'.join(path)} was {_at(saved, path)!r}, is {_at(current, path)!r}"
         for path in sorted({*_paths(saved), *_paths(current)})
@@ -96,6 +98,14 @@ def _refuse_other_config(out: Path, config: Config, saved: dict[str, Any]) -> No
             f"out={out} holds a run with another config ({shown}): name a new folder with out=..., or delete this one "
             "to start again, or take its config.yaml to resume it"
         )
+
+
+def _with_new_settings(written: dict[str, Any]) -> dict[str, Any]:
+    """A run's config with the settings that came to the library after it began: it had what is now their default."""
+    try:
+        return Config.model_validate(written).model_dump(mode="json")
+    except ValidationError:  # a setting went since: it will be named as one that differs
+        return written
 
 
 def _paths(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
