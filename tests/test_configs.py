@@ -31,6 +31,7 @@ SMALLER = {
     "crop_size": 32,
     "frame_shift": 4,
     "crop_shift": 2,
+    "patch_size": 16,
     "window_seconds": 1.6,
     "min_gap_seconds": 0.2,
     "tau_max_seconds": 0.8,

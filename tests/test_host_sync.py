@@ -84,6 +84,7 @@ def counted_waits(monkeypatch):
         ("playback_speed: {crop_size: 32, num_frames: 3, frame_gaps: [1, 2]}", "hide: both"),
         ("relative_position: {crop_size: 16, gap: 4, jitter: 2}", "hide: both"),
         ("exemplar: {crop_size: 16}", "hide: both"),
+        ("random_walk: {crop_size: 32, patch_size: 16, grid: 3, frame_shift: 4}", "hide: both"),
         ("image_colorization: {crop_size: 32}", "hide: both"),
         ("cpc: {crop_size: 32, num_blocks: 3, num_predicted: 2, block_frames: 2}", "hide: both"),
         (f"simcse: {{{WINDOW}}}", "hide: both"),

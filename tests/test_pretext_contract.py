@@ -47,6 +47,18 @@ VARIANTS = {
             "kernel": 3,
         },
     ],
+    "random_walk": [
+        {"patch_size": 16, "grid": 3, "frame_shift": 4},
+        {
+            "patch_size": 16,
+            "grid": 2,
+            "frame_shift": 0,
+            "num_frames": 2,
+            "patch_area": (1, 1),
+            "edge_dropout": 0.6,
+            "stage": "res5",
+        },
+    ],
     "simcse": [
         {"num_frames": 2},
         {"num_frames": 3, "mode": "supervised", "hard_negative": "reversed"},
