@@ -41,6 +41,7 @@ ALLOWED = {
         "color",
         "progress",
         "masks",
+        "picture_files",
         "video_writer",
         "workers",
         "worker_process",

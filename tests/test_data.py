@@ -101,7 +101,8 @@ def test_a_small_video_is_enlarged_to_the_asked_side(video_folder):
 def test_no_usable_video_fails_and_says_why(video_folder):
     endless = ClipSpec(1, 1000, 1.0, 32)
     with pytest.raises(
-        UserError, match=r"no usable video among \d+: 0 broken, \d+ with less than 999\.00 s"
+        UserError,
+        match=r"no usable video among \d+: 0 broken or left out, \d+ with less than 999\.00 s",
     ):
         ClipDataset(read_manifest(video_folder), [endless], seed=0, short_side=48)
 

@@ -3,15 +3,19 @@
 import argparse
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videossl.commands.printing import add_json_argument, print_result
 from videossl.errors import UserError
+from videossl.whole_file import whole_file
 
 if TYPE_CHECKING:  # what reads videos is not waited for before it is needed
     from videossl.data.journal import Journal
     from videossl.data.listing import FoundFiles
-    from videossl.data.scan import ScanSummary
+    from videossl.data.overlap import FootageFrames, Overlap
+    from videossl.data.scan_summary import ScanSummary
+    from videossl.data.signature_file import SignatureFile
 
 logger = logging.getLogger("videossl")
 
@@ -21,6 +25,7 @@ examples:
   videossl scan videos/ -o manifest.parquet              # headers and packets: hundreds of files a second
   videossl scan videos/ -o manifest.parquet --deep       # decodes: damage, cuts, bars, near-duplicates
   videossl scan classes/ -o m.parquet --labels folder    # classes/run/a.mp4 has the label "run"
+  videossl scan videos/ -o m.parquet --without-footage DAVIS/    # nothing that will be judged on
   videossl scan list.csv s3://bucket/clips -o m.parquet  # a list (path[,label][,group]) and a URL
 """
 
@@ -60,6 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "parts of one source are never split (default: folder/name without _s0, _part0, -scene-0, _c0)",
     )
     parser.add_argument(
+        "--without-footage",
+        nargs="+",
+        action="extend",
+        metavar="PATH",
+        help="leave out, and list beside the manifest, videos that show frames of this: a DAVIS tree, folders of "
+        "frames, or videos",
+    )
+    parser.add_argument(
         "--fresh", action="store_true", help="read all videos again, whatever earlier scans found"
     )
     add_json_argument(parser)
@@ -68,38 +81,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scans, writes the manifest and returns 0, or 1 if not one video is sound."""
+    from videossl.data.footage import find_footage
     from videossl.data.journal import Journal
     from videossl.data.listing import find_videos
+    from videossl.data.overlap import read_footage
+    from videossl.data.signature_file import SignatureFile
 
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
+    footage = find_footage(args.without_footage or ())
     found = find_videos(args.sources, labels=args.labels, group_pattern=args.group_regex)
     journal = Journal(args.out, fresh=args.fresh)
+    known = SignatureFile(args.out, fresh=args.fresh) if footage else None
     try:
-        _read(found, journal, args)
-        summary, num_near = _write(found, journal, args)
+        frames = read_footage(footage, known, num_workers=args.workers) if known else None
+        _read(found, journal, known, args)
+        overlap = _compare(found, journal, frames, known, args) if known and frames else None
+        summary, num_near = _write(found, journal, args, overlap)
     except BaseException:
         journal.close()
         raise
+    finally:
+        if known:
+            known.close()
     journal.remove()
-    for line in summary.lines(found, num_near=num_near):
-        print(line)
-    print(f"wrote {args.out} ({len(found.videos)} rows)")
-    result = {"manifest": str(args.out), "rows": len(found.videos)}
-    print_result(args, result | summary.record(found, num_near=num_near))
+    _report(found, summary, num_near, overlap, args)
     if not summary.num_ok:
-        logger.warning(
-            "not one of the %d videos can be decoded: see the reasons above", len(found.videos)
-        )
+        can = "is left" if summary.num_left_out else "can be decoded"
+        logger.warning("not one of the %d videos %s: see the reasons above", len(found.videos), can)
         return 1
     return 0
 
 
-def _read(found: "FoundFiles", journal: "Journal", args: argparse.Namespace) -> None:
+def _read(
+    found: "FoundFiles",
+    journal: "Journal",
+    known: "SignatureFile | None",
+    args: argparse.Namespace,
+) -> None:
     from videossl.data.scan import scan_videos
 
     try:
-        num_read = scan_videos(found.videos, journal, num_workers=args.workers, deep=args.deep)
+        num_read = scan_videos(
+            found.videos, journal, num_workers=args.workers, deep=args.deep, signatures=known
+        )
     except KeyboardInterrupt:
         num_done = sum(journal.is_current(video, deep=args.deep) for video in found.videos)
         logger.info(
@@ -116,15 +141,66 @@ def _read(found: "FoundFiles", journal: "Journal", args: argparse.Namespace) -> 
         )
 
 
+def _compare(
+    found: "FoundFiles",
+    journal: "Journal",
+    frames: "FootageFrames",
+    known: "SignatureFile",
+    args: argparse.Namespace,
+) -> "Overlap":
+    from videossl.data.overlap import find_overlap
+
+    sound = [video for video in found.videos if journal.entry(video.path).is_ok]
+    try:
+        return find_overlap(sound, frames, known, num_workers=args.workers)
+    except KeyboardInterrupt:
+        logger.info("what was read is kept in %s: the same command goes on from there", known.path)
+        raise
+
+
 def _write(
-    found: "FoundFiles", journal: "Journal", args: argparse.Namespace
+    found: "FoundFiles", journal: "Journal", args: argparse.Namespace, overlap: "Overlap | None"
 ) -> "tuple[ScanSummary, int | None]":
     from videossl.data.manifest import write_manifest
-    from videossl.data.scan import ScanSummary, merge_near_duplicates, scanned_entries
+    from videossl.data.scan import merge_near_duplicates, scanned_entries
+    from videossl.data.scan_summary import ScanSummary
 
     groups, num_near = None, None
     if args.deep:
         groups, num_near = merge_near_duplicates(found.videos, journal)
+    left_out = overlap.reasons if overlap else {}
     summary = ScanSummary()
-    write_manifest(summary.counted(scanned_entries(found.videos, journal, groups)), args.out)
+    entries = scanned_entries(found.videos, journal, groups, left_out)
+    write_manifest(summary.counted(entries), args.out)
+    if overlap:
+        with whole_file(_list_of(args.out)) as partial:
+            partial.write_text(overlap.table(), encoding="utf-8")
+    elif journal.num_left_out:
+        logger.warning(
+            "%d videos that the earlier scan left out are in again: this one has no --without-footage",
+            journal.num_left_out,
+        )
+        _list_of(args.out).unlink(missing_ok=True)
     return summary, num_near
+
+
+def _report(
+    found: "FoundFiles",
+    summary: "ScanSummary",
+    num_near: int | None,
+    overlap: "Overlap | None",
+    args: argparse.Namespace,
+) -> None:
+    listed_in = _list_of(args.out)
+    lines = summary.lines(found, num_near=num_near)
+    for line in lines + (overlap.lines(listed_in) if overlap else []):
+        print(line)
+    print(f"wrote {args.out} ({len(found.videos)} rows)")
+    result = {"manifest": str(args.out), "rows": len(found.videos)}
+    result |= summary.record(found, num_near=num_near)
+    print_result(args, result | {"footage": overlap and overlap.record(listed_in)})
+
+
+def _list_of(manifest: str) -> Path:
+    """The list of the videos left out, beside the manifest."""
+    return Path(manifest).with_suffix(".left_out.csv")

@@ -94,7 +94,8 @@ class ClipDataset(Dataset[RawClips]):
         self.rows, num_seen, num_broken = _usable_rows(manifest, rows, needed, rules)
         too_short = num_seen - num_broken - len(self)
         self.left_out = (
-            f"{num_broken} broken, {too_short} with less than {needed:.2f} s between their margins"
+            f"{num_broken} broken or left out, {too_short} with less than {needed:.2f} s between "
+            "their margins"
         )
         self.manifest = manifest.forget_pages()
         if not len(self):
@@ -217,7 +218,7 @@ def video_times(entry: VideoEntry, index: VideoIndex) -> VideoTimes:
 def _usable_rows(
     manifest: Manifest, rows: np.ndarray | None, needed: float, rules: SamplingRules
 ) -> tuple[np.ndarray | range, int, int]:
-    """The rows whose longest shot holds `needed` seconds, how many were looked at, and how many of these are broken."""
+    """The rows whose longest shot holds `needed` seconds, how many were looked at, how many of these are not to be used."""
     is_usable = manifest.is_usable(needed, skip_ends=rules.skip_ends)
     for row in manifest.rows_with_cuts().tolist() if rules.avoid_cuts else ():
         if is_usable[row]:

@@ -17,6 +17,7 @@ from videossl.data.cuts import CutFinder
 from videossl.data.manifest import VideoEntry
 from videossl.data.phash import QUARTERS, spectra, video_hash
 from videossl.data.picture import FilterChain, full_luma_of, luma_of
+from videossl.data.signature import SignatureList
 from videossl.decode.container import as_decode_error, open_container, video_stream
 from videossl.decode.info import VideoIndex, read_index
 from videossl.decode.source import VideoSource, as_source
@@ -50,8 +51,15 @@ class Inspection:
         return f"damaged: {self.decode_errors} decoder errors in {self.num_frames} frames"
 
 
-def inspect_video(source: str | Path | VideoSource, index: VideoIndex | None = None) -> Inspection:
+def inspect_video(
+    source: str | Path | VideoSource,
+    index: VideoIndex | None = None,
+    *,
+    signatures: SignatureList | None = None,
+) -> Inspection:
     """Decodes every frame of a video on one thread and measures it; `index` saves reading the packets again.
+
+    `signatures` takes the frames that it wants.
 
     Raises VideoDecodeError for a file that `read_index` refuses, in which no frame decodes or frames change their size.
     """
@@ -61,11 +69,15 @@ def inspect_video(source: str | Path | VideoSource, index: VideoIndex | None = N
     with as_decode_error(source, "pyav"), open_container(source) as container:
         stream = video_stream(container, source)
         decoded = DecodedFrames(container, stream)
-        shrink = _Shrinker(stream, source)
+        shrink = Shrinker(stream, source)
         small: list[np.ndarray] = []
         for number, frame in enumerate(decoded):
             small.append(shrink(frame))
             measures.note(number, frame)
+            if signatures is not None and signatures.wants(measures.seconds[-1]):
+                signatures.add(
+                    measures.seconds[-1], np.rot90(small[-1], -index.info.rotation // 90)
+                )
             if len(small) == BATCH:
                 measures.add(np.stack(small))
                 small.clear()
@@ -88,6 +100,15 @@ def deepened(entry: VideoEntry, found: Inspection) -> VideoEntry:
         cuts=found.cuts,
         phash=found.phash,
     )
+
+
+def frame_seconds(index: VideoIndex, number: int, frame: "av.VideoFrame") -> float:
+    """The time of the frame that is decoded as number `number` of its video."""
+    if index.times_by_order or frame.pts is None:
+        ticks = int(index.pts[min(number, index.info.num_frames - 1)])
+    else:
+        ticks = frame.pts
+    return ticks * float(index.time_base)
 
 
 class DecodedFrames(Iterator["av.VideoFrame"]):
@@ -132,7 +153,7 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
             return [], True
 
 
-class _Shrinker:
+class Shrinker:
     """Makes (h, w) uint8 luma pictures of at most LONG_SIDE pixels a side, of full range."""
 
     def __init__(self, stream: "av.VideoStream", source: VideoSource) -> None:
@@ -141,14 +162,19 @@ class _Shrinker:
 
     def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
         if self._chain is None:
-            scale = min(1.0, LONG_SIDE / max(frame.width, frame.height))
-            width, height = (max(8, round(side * scale)) for side in (frame.width, frame.height))
+            width, height = small_size(frame.width, frame.height)
             filters = [f"scale={width}:{height}:flags=area", "format=gray"]
             self._chain = FilterChain(frame, self._stream.time_base, filters)
         try:
             return luma_of(self._chain(frame)).copy()
         except ValueError as error:
             raise VideoDecodeError(str(self._source), "pyav", str(error)) from None
+
+
+def small_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of the small picture of a frame."""
+    scale = min(1.0, LONG_SIDE / max(width, height))
+    return max(8, round(width * scale)), max(8, round(height * scale))
 
 
 class _Measures:
@@ -165,10 +191,7 @@ class _Measures:
     def note(self, number: int, frame: "av.VideoFrame") -> None:
         """Takes the time of a frame, and now and then its picture."""
         info = self._index.info
-        if self._index.times_by_order or frame.pts is None:
-            seconds = float(self._index.pts[min(number, info.num_frames - 1)] * self._tick)
-        else:
-            seconds = float(frame.pts * self._tick)
+        seconds = frame_seconds(self._index, number, frame)
         self.seconds.append(seconds)
         share = (seconds - info.begin_seconds) / max(info.duration_seconds, 1e-9)
         if share * NUM_BAR_PICTURES >= self._num_bar_pictures:
@@ -210,10 +233,6 @@ class _Measures:
         info = self._index.info
         share = (seconds - info.begin_seconds) / max(info.duration_seconds, 1e-9)
         return (share * num_bins).astype(int).clip(0, num_bins - 1)
-
-    @property
-    def _tick(self) -> float:
-        return float(self._index.time_base)
 
 
 def _filled(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

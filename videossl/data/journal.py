@@ -4,14 +4,14 @@ import json
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videossl.data.listing import FoundVideo
-from videossl.data.manifest import MANIFEST_VERSION, VideoEntry, entry_of
+from videossl.data.manifest import LEFT_OUT, MANIFEST_VERSION, VideoEntry, entry_of
 from videossl.data.table import Manifest, read_manifest
 from videossl.decode.source import WHOLE_FILE, is_url
 from videossl.errors import UserError
@@ -30,7 +30,7 @@ class _Known:
     in_journal: bool
     bytes: int
     modified: int
-    is_ok: bool
+    is_broken: bool
     is_deep: bool
 
 
@@ -46,6 +46,7 @@ class Journal:
         self.path = manifest.with_name(f".{manifest.name}.journal")
         self._known: dict[str, _Known] = {}
         self._manifest: Manifest | None = None
+        self.num_left_out = 0  # by the earlier scan
         if not fresh:
             self._load_manifest(manifest)
         try:
@@ -61,7 +62,7 @@ class Journal:
         if known is None or known.is_deep < deep:
             return False
         if is_url(video.path):
-            if not known.is_ok:  # a connection that broke, as likely as a file
+            if known.is_broken:  # a connection that broke, as likely as a file
                 return False
             if not video.bytes:  # nothing to compare with
                 return True
@@ -79,11 +80,12 @@ class Journal:
             raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
 
     def entry(self, path: str) -> VideoEntry:
-        """The row of a file."""
+        """The row of a file as it was read: one that an earlier scan left out is sound."""
         known = self._known[path]
         if not known.in_journal:
             assert self._manifest is not None
-            return self._manifest[known.at]
+            entry = self._manifest[known.at]
+            return replace(entry, status="ok", reason="") if entry.status == LEFT_OUT else entry
         self._file.seek(known.at)
         return entry_of(json.loads(self._file.readline()))
 
@@ -108,8 +110,9 @@ class Journal:
         rows = zip(*(table[name].to_pylist() for name in _KEY_COLUMNS), strict=True)
         for row, (name, offset, num_bytes, modified, status, is_deep) in enumerate(rows):
             if offset == WHOLE_FILE:
-                is_ok = status == "ok"
-                self._known[name] = _Known(row, False, num_bytes, modified, is_ok, is_deep)
+                is_broken = status == "broken"
+                self._known[name] = _Known(row, False, num_bytes, modified, is_broken, is_deep)
+                self.num_left_out += status == LEFT_OUT
 
     def _load_lines(self) -> None:
         self._file.seek(0)
@@ -131,7 +134,7 @@ class Journal:
 
     def _remember(self, path: str, row: dict, at: int) -> None:
         self._known[path] = _Known(
-            at, True, row["bytes"], row["modified"], row["status"] == "ok", row["is_deep"]
+            at, True, row["bytes"], row["modified"], row["status"] == "broken", row["is_deep"]
         )
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -114,7 +114,7 @@ def _local_videos(
     if not source.is_dir():
         yield _local_video(root)  # named by the user: never passed over for its name
         return
-    for path in _walk(root, visited, found.unreadable):
+    for path in walk_files(root, visited, found.unreadable):
         if path.suffix.lower() not in VIDEO_EXTENSIONS:
             found.num_others += 1
             continue
@@ -130,7 +130,18 @@ def _local_video(path: Path, *, label: str = "", group: str = "") -> FoundVideo:
     return FoundVideo(str(path), status.st_size, status.st_mtime_ns, group, label)
 
 
-def _walk(folder: Path, visited: set[tuple[int, int]], unreadable: list[str]) -> Iterator[Path]:
+def walk_files(
+    folder: Path,
+    visited: set[tuple[int, int]],
+    unreadable: list[str],
+    *,
+    enter: Callable[[Sequence[str]], Sequence[str]] = sorted,
+) -> Iterator[Path]:
+    """The files in a folder and below, links followed once; `enter` picks and sorts the subfolders to look into.
+
+    Folders seen are added to `visited`, those that cannot be listed to `unreadable`.
+    """
+
     def note(error: OSError) -> None:
         unreadable.append(f"{error.filename}: {error.strerror}")
 
@@ -140,7 +151,7 @@ def _walk(folder: Path, visited: set[tuple[int, int]], unreadable: list[str]) ->
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders.sort()
+        folders[:] = enter(folders)
         yield from (Path(name, file) for file in files)
 
 

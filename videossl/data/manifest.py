@@ -20,6 +20,7 @@ from videossl.errors import UserError
 
 MANIFEST_VERSION = 2
 VERSION_KEY = b"videossl_manifest_version"
+LEFT_OUT = "left out"
 ROWS_PER_GROUP = 100_000
 REMEDY = "make one with `videossl scan DIR -o manifest.parquet`"
 # What cutting tools append to the name of a part: _s0, _part3, -scene-004 (PySceneDetect), _c01 (UCF101 clips).
@@ -71,12 +72,15 @@ _LISTS = frozenset(field.name for field in SCHEMA if pa.types.is_list(field.type
 
 @dataclass(frozen=True)
 class VideoEntry:
-    """One video. A broken one keeps where it lies, its group, label, size and reason; the rest is 0 or empty."""
+    """One video. A broken one keeps where it lies, its group, label, size and reason; the rest is 0 or empty.
+
+    One left out is sound, and not to be used for the reason given.
+    """
 
     path: str  # absolute, or a URL; of the shard where the video is a member of one
     group: str  # one source: its parts never stand on both sides of a split
-    status: str  # "ok" or "broken"
-    reason: str  # why it is broken, in one line; empty where it is ok
+    status: str  # "ok", "broken" or "left out"
+    reason: str  # why it is broken or left out, in one line; empty where it is ok
     bytes: int  # of the video
     offset: int = WHOLE_FILE  # of the video's first byte in its shard; -1: the whole file
     modified: int = 0  # nanoseconds since 1970; 0 where unknown
@@ -117,12 +121,12 @@ class VideoEntry:
     )
 
     def __post_init__(self) -> None:
-        if self.status not in ("ok", "broken"):
-            raise ValueError(f"status must be 'ok' or 'broken', got {self.status!r}")
+        if self.status not in ("ok", "broken", LEFT_OUT):
+            raise ValueError(f"status must be 'ok', 'broken' or 'left out', got {self.status!r}")
 
     @property
     def is_ok(self) -> bool:
-        """Whether the video can be decoded."""
+        """Whether the video can be decoded, and is to be used."""
         return self.status == "ok"
 
     @property

@@ -2,18 +2,21 @@
 memory of the process that reads it is a row with that reason."""
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
 from videossl.data.inspect import deepened, inspect_video
 from videossl.data.journal import Journal
-from videossl.data.listing import FoundFiles, FoundVideo
-from videossl.data.manifest import VideoEntry, sound_entry
+from videossl.data.listing import FoundVideo
+from videossl.data.manifest import LEFT_OUT, VideoEntry, sound_entry
 from videossl.data.phash import near_groups
+from videossl.data.signature import FRAMES_PER_SECOND, FrameSignatures, SignatureList
+from videossl.data.signature_file import FileKey, SignatureFile
 from videossl.decode.info import read_index
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
@@ -31,25 +34,42 @@ MEMORY_BYTES = 4 * 2**30  # 16 reference frames of the largest size allowed, and
 
 logger = logging.getLogger("videossl")
 
+_Read = tuple[VideoEntry, FrameSignatures | None]
+_ReadBatch = Callable[[tuple[FoundVideo, ...]], list[_Read]]
+
 
 def scan_videos(
-    videos: Sequence[FoundVideo], journal: Journal, *, num_workers: int, deep: bool = False
+    videos: Sequence[FoundVideo],
+    journal: Journal,
+    *,
+    num_workers: int,
+    deep: bool = False,
+    signatures: SignatureFile | None = None,
 ) -> int:
     """Reads the videos whose rows the journal lacks, in `num_workers` processes, and appends them; returns how many.
 
-    `deep` decodes every frame. A scan that is interrupted loses the files that were being read.
+    `deep` decodes every frame, and adds the signatures of some where a file for them is given. A scan that is interrupted
+    loses the files that were being read.
     """
-    todo = [video for video in videos if not journal.is_current(video, deep=deep)]
+    todo = {video.path: video for video in videos if not journal.is_current(video, deep=deep)}
+    read = partial(_scan_batch, deep=deep, with_frames=deep and signatures is not None)
     with_progress = track(
-        _read_all(todo, num_workers, deep), description="scanning", total=len(todo)
+        _read_all(list(todo.values()), num_workers, deep, read),
+        description="scanning",
+        total=len(todo),
     )
-    for entry in with_progress:
+    for entry, frames in with_progress:
+        if signatures is not None and frames is not None:
+            video = todo[entry.path]
+            signatures.append(FileKey(video.path, video.bytes, video.modified), frames)
         journal.append([entry])
     return len(todo)
 
 
-def scan_video(video: FoundVideo, *, deep: bool = False) -> VideoEntry:
-    """The row of one file. Never raises for what the file holds."""
+def scan_video(
+    video: FoundVideo, *, deep: bool = False, signatures: SignatureList | None = None
+) -> VideoEntry:
+    """The row of one file; `signatures` takes frames of it if `deep`. Never raises for what the file holds."""
     source = VideoSource(video.path)
     try:
         index = read_index(source)
@@ -58,7 +78,7 @@ def scan_video(video: FoundVideo, *, deep: bool = False) -> VideoEntry:
         )
         if not deep:
             return entry
-        found = inspect_video(source, index)
+        found = inspect_video(source, index, signatures=signatures)
         return (
             broken_entry(video, found.damage, deep=True) if found.damage else deepened(entry, found)
         )
@@ -84,12 +104,21 @@ def broken_entry(video: FoundVideo, reason: str, *, deep: bool = False) -> Video
 
 
 def scanned_entries(
-    videos: Sequence[FoundVideo], journal: Journal, groups: Sequence[str] | None = None
+    videos: Sequence[FoundVideo],
+    journal: Journal,
+    groups: Sequence[str] | None = None,
+    left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[VideoEntry]:
-    """The rows of the videos in their order; label and group are those of today's listing, or of `groups`."""
+    """The rows of the videos in their order; label and group are those of today's listing, or of `groups`.
+
+    `left_out` gives the paths of sound videos that are not to be used, and why.
+    """
     for number, video in enumerate(videos):
         group = video.group if groups is None else groups[number]
-        yield replace(journal.entry(video.path), group=group, label=video.label)
+        entry = replace(journal.entry(video.path), group=group, label=video.label)
+        if video.path in left_out:
+            entry = replace(entry, status=LEFT_OUT, reason=left_out[video.path])
+        yield entry
 
 
 def merge_near_duplicates(videos: Sequence[FoundVideo], journal: Journal) -> tuple[list[str], int]:
@@ -120,83 +149,6 @@ def merge_near_duplicates(videos: Sequence[FoundVideo], journal: Journal) -> tup
     return [root(video.group) for video in videos], int(sizes[sizes > 1].sum())
 
 
-@dataclass
-class ScanSummary:
-    """Counts of what a scan found, row by row."""
-
-    num_ok: int = 0
-    num_broken: int = 0
-    num_variable: int = 0
-    seconds: float = 0.0
-    num_cuts: int = 0
-    num_with_bars: int = 0
-    groups: set[str] = field(default_factory=set)
-    labels: set[str] = field(default_factory=set)
-    codecs: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def counted(self, entries: Iterator[VideoEntry]) -> Iterator[VideoEntry]:
-        """Passes the rows on and counts them."""
-        for entry in entries:
-            self._count(entry)
-            yield entry
-
-    def lines(self, found: FoundFiles, *, num_near: int | None = None) -> list[str]:
-        """For people: counts, hours, codecs and the commonest reasons of failure."""
-        hours = self.seconds / 3600
-        lines = [
-            f"{self.num_ok} videos ok ({hours:.2f} h, {len(self.groups)} sources, {self.num_variable} of variable "
-            f"rate), {self.num_broken} broken, {found.num_others} other files passed over"
-        ]
-        if self.labels:
-            lines.append(f"labels: {len(self.labels)}")
-        if self.codecs:
-            codecs = self.codecs.most_common()
-            lines.append("codecs: " + ", ".join(f"{codec} {count}" for codec, count in codecs))
-        if num_near is not None:
-            lines.append(
-                f"decoded: {self.num_cuts} cuts, {self.num_with_bars} videos with black bars, {num_near} with a "
-                "near-duplicate (those share a source, so no split parts them)"
-            )
-        lines += [f"broken, {n} times: {reason}" for reason, n in self.reasons.most_common(5)]
-        lines += [f"could not read {folder}" for folder in found.unreadable]
-        return lines + found.notes
-
-    def record(self, found: FoundFiles, *, num_near: int | None = None) -> dict[str, object]:
-        """The same for scripts, every reason of failure included; what only --deep knows is null without it."""
-        is_deep = num_near is not None
-        return {
-            "ok": self.num_ok,
-            "broken": self.num_broken,
-            "variable_rate": self.num_variable,
-            "other_files": found.num_others,
-            "seconds": self.seconds,
-            "sources": len(self.groups),
-            "labels": len(self.labels),
-            "codecs": dict(self.codecs.most_common()),
-            "cuts": self.num_cuts if is_deep else None,
-            "with_black_bars": self.num_with_bars if is_deep else None,
-            "near_duplicates": num_near,
-            "reasons": dict(self.reasons.most_common()),
-            "unreadable_folders": [str(folder) for folder in found.unreadable],
-            "notes": list(found.notes),
-        }
-
-    def _count(self, entry: VideoEntry) -> None:
-        if not entry.is_ok:
-            self.num_broken += 1
-            self.reasons[entry.reason] += 1
-            return
-        self.num_ok += 1
-        self.seconds += entry.duration_seconds
-        self.num_variable += not entry.is_constant_rate
-        self.num_cuts += len(entry.cuts)
-        self.num_with_bars += any(entry.bars)
-        self.groups.add(entry.group)
-        self.labels.update([entry.label] if entry.label else [])
-        self.codecs[entry.codec] += 1
-
-
 def time_limit(num_bytes: int, *, deep: bool) -> float:
     """Seconds that reading a file of this size may take."""
     if deep:
@@ -204,36 +156,36 @@ def time_limit(num_bytes: int, *, deep: bool) -> float:
     return FAST_SECONDS + num_bytes / FAST_BYTES_PER_SECOND
 
 
-def _read_all(videos: Sequence[FoundVideo], num_workers: int, deep: bool) -> Iterator[VideoEntry]:
+def _read_all(
+    videos: Sequence[FoundVideo], num_workers: int, deep: bool, read: _ReadBatch
+) -> Iterator[_Read]:
     """A pool has one time limit for all its tasks: the files of each size class have a pool of their own."""
     classes: dict[int, list[FoundVideo]] = defaultdict(list)
     for video in videos:
         classes[_size_class(video.bytes or UNKNOWN_BYTES)].append(video)
     for largest, members in sorted(classes.items()):
-        seconds = time_limit(largest, deep=deep)
         batches = [(v,) for v in members] if deep else list(_batches(members))
-        yield from _read_class(batches, num_workers, deep, seconds)
+        with WorkerPool(
+            read,
+            min(num_workers, len(batches)),
+            timeout_seconds=time_limit(largest, deep=deep),
+            memory_bytes=MEMORY_BYTES,
+        ) as pool:
+            yield from _read_class(batches, pool, deep)
 
 
 def _read_class(
-    batches: Sequence[tuple[FoundVideo, ...]], num_workers: int, deep: bool, seconds: float
-) -> Iterator[VideoEntry]:
-    read: Callable[[tuple[FoundVideo, ...]], list[VideoEntry]] = partial(_scan_batch, deep=deep)
-    with WorkerPool(
-        read,
-        min(num_workers, len(batches)),
-        timeout_seconds=seconds,
-        memory_bytes=MEMORY_BYTES,
-    ) as pool:
-        pool.submit_all((batch, batch) for batch in batches)
-        while pool.num_outstanding:
-            for outcome in pool.wait():
-                if _is_to_split(outcome):
-                    pool.submit_all(((video,), (video,)) for video in outcome.key)
-                elif outcome.failure is not None:
-                    yield broken_entry(outcome.key[0], _reason(outcome.failure), deep=deep)
-                else:
-                    yield from outcome.value
+    batches: Sequence[tuple[FoundVideo, ...]], pool: WorkerPool, deep: bool
+) -> Iterator[_Read]:
+    pool.submit_all((batch, batch) for batch in batches)
+    while pool.num_outstanding:
+        for outcome in pool.wait():
+            if _is_to_split(outcome):
+                pool.submit_all(((video,), (video,)) for video in outcome.key)
+            elif outcome.failure is not None:
+                yield broken_entry(outcome.key[0], _reason(outcome.failure), deep=deep), None
+            else:
+                yield from outcome.value
 
 
 def _is_to_split(outcome: Outcome) -> bool:
@@ -241,8 +193,15 @@ def _is_to_split(outcome: Outcome) -> bool:
     return outcome.failure is not None and len(outcome.key) > 1
 
 
-def _scan_batch(videos: tuple[FoundVideo, ...], *, deep: bool) -> list[VideoEntry]:
-    return [scan_video(video, deep=deep) for video in videos]
+def _scan_batch(videos: tuple[FoundVideo, ...], *, deep: bool, with_frames: bool) -> list[_Read]:
+    if not with_frames:
+        return [(scan_video(video, deep=deep), None) for video in videos]
+    read: list[_Read] = []
+    for video in videos:
+        signatures = SignatureList(frames_per_second=FRAMES_PER_SECOND)
+        entry = scan_video(video, deep=deep, signatures=signatures)
+        read.append((entry, signatures.result() if entry.is_ok else None))
+    return read
 
 
 def _reason(failure: TaskFailure) -> str:

@@ -84,7 +84,7 @@ class Manifest(Sequence[VideoEntry]):
         return self._table[name].to_pylist()
 
     def is_ok(self) -> np.ndarray:
-        """(rows,) bool: whether the video can be decoded."""
+        """(rows,) bool: whether the video can be decoded, and is to be used."""
         return self._by_batch(lambda batch: pc.equal(batch["status"], "ok"))
 
     def is_usable(self, needed_seconds: float, *, skip_ends: bool) -> np.ndarray:
