@@ -411,6 +411,10 @@ def test_a_scan_without_the_option_brings_them_back_and_says_so(
     assert [*read_manifest(out)] == before
     assert "9 videos that the earlier scan left out are in again" in caplog.text
     assert not (tmp_path / "all.left_out.csv").exists()
+    assert scanned(videos, out, "--without-footage", benchmark) == 0
+    assert (tmp_path / "all.left_out.csv").exists()
+    assert scanned(videos, out, "--fresh") == 0
+    assert not (tmp_path / "all.left_out.csv").exists()
 
 
 def test_footage_that_cannot_be_read_is_named(benchmark, videos, tmp_path, capsys):

@@ -175,12 +175,13 @@ def _write(
     if overlap:
         with whole_file(_list_of(args.out)) as partial:
             partial.write_text(overlap.table(), encoding="utf-8")
-    elif journal.num_left_out:
+        return summary, num_near
+    _list_of(args.out).unlink(missing_ok=True)
+    if journal.num_left_out:
         logger.warning(
             "%d videos that the earlier scan left out are in again: this one has no --without-footage",
             journal.num_left_out,
         )
-        _list_of(args.out).unlink(missing_ok=True)
     return summary, num_near
 
 
