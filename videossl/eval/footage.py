@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence
@@ -25,6 +27,10 @@ class Footage:
     frames_per_second: float
     # By frame, the masks of objects that are there for the first time (YouTube-VOS).
     later_masks: Mapping[int, IndexMask] = field(default_factory=dict)
+
+    def frame_at(self, index: int) -> Tensor:
+        """A frame at its own size, (3, H, W) uint8 RGB."""
+        return self.source.read([index], self.source.native_size)[0]
 
 
 def davis_footage(sequence: DavisSequence) -> Footage:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -55,16 +56,19 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 class VideoFrames:
-    """Frames of an open video, decoded when asked for and resized at once."""
+    """Frames of an open video, decoded when asked for and resized at once; by one thread at a time."""
 
     def __init__(self, reader: VideoReader) -> None:
         self.reader = reader
+        self._reading = Lock()
         self.num_frames = reader.num_frames
         self.native_size = (reader.height, reader.width)
 
     def read(self, indices: Sequence[int], size: tuple[int, int]) -> Tensor:
         """See FrameSource."""
-        frames = self.reader.frames_at(list(indices)).data.permute(0, 2, 3, 1).cpu().numpy()
+        with self._reading:
+            decoded = self.reader.frames_at(list(indices)).data
+        frames = decoded.permute(0, 2, 3, 1).cpu().numpy()
         resized = [resize_rgb(Image.fromarray(frame), size) for frame in frames]
         return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 

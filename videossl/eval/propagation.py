@@ -15,10 +15,12 @@ from torch.nn import functional
 
 from videossl.eval.memory import LabelMemory
 from videossl.eval.protocol import Protocol
+from videossl.eval.refinement import refine
 
 IndexMask = NDArray[np.uint8]
 MakeLabels = Callable[[Sequence[int], torch.device], Tensor]
 Settle = Callable[[Tensor], tuple[Tensor, Tensor]]
+FrameAt = Callable[[int], Tensor]
 
 
 @torch.no_grad()
@@ -30,6 +32,7 @@ def propagate(
     object_ids: Sequence[int],
     input_size: tuple[int, int] | None = None,
     later_masks: Mapping[int, IndexMask] | None = None,
+    frame_at: FrameAt | None = None,
     max_bytes: int | None = None,
 ) -> Iterator[IndexMask]:
     """Yields a mask of object ids (H, W) per frame; the first is `first_mask` itself.
@@ -37,9 +40,14 @@ def propagate(
     `features` gives (D, h, w) per frame, in order, centred and normalised already (see `videossl.eval.features`).
     `input_size` is (H, W) of the frames that the encoder saw, for protocols that decide there. `later_masks` are, by
     frame, those of objects that appear there (YouTube-VOS): each is followed as if the video began at its frame, since
-    frames before it say nothing of its objects, and is taken as given where it lies. `max_bytes` bounds the memory that
-    reading takes, besides the features.
+    frames before it say nothing of its objects, and is taken as given where it lies. `frame_at(index)` gives a frame as it
+    is, (3, H, W) uint8 RGB, for protocols that refine. `max_bytes` bounds the memory that reading takes, besides the
+    features.
+
+    Raises ValueError if the protocol refines and there is no `frame_at`.
     """
+    if protocol.refine_radius is not None and frame_at is None:
+        raise ValueError("a protocol with refine_radius needs frame_at")
     given = {0: first_mask, **(later_masks or {})}
     ids = {start: [v for v in object_ids if (mask == v).any()] for start, mask in given.items()}
     given = {start: mask for start, mask in given.items() if ids[start]}
@@ -57,8 +65,26 @@ def propagate(
             continue
         numbers = [0, *(value for start in groups for value in ids[start])]
         shares = _merged(list(groups.values()))
-        mask = torch.tensor(numbers, dtype=torch.uint8)[decide(shares).cpu()].numpy()
+        if protocol.refine_radius is not None and frame_at is not None:
+            winners = _refined(shares, frame_at(index), protocol).argmax(0)
+        else:
+            winners = decide(shares)
+        mask = torch.tensor(numbers, dtype=torch.uint8)[winners.cpu()].numpy()
         yield np.where(given[index] > 0, given[index], mask) if index in given else mask
+
+
+def _refined(shares: Tensor, frame: Tensor, protocol: Protocol) -> Tensor:
+    """Shares of cells as those of the frame's pixels, drawn to its edges, (V, H, W)."""
+    assert protocol.refine_radius is not None
+    scale = min(1.0, protocol.refine_side / min(frame.shape[1:]))
+    fit_size = (round(frame.shape[1] * scale), round(frame.shape[2] * scale))
+    return refine(
+        shares / shares.sum(0),
+        frame,
+        radius=protocol.refine_radius,
+        epsilon=protocol.refine_epsilon,
+        fit_size=fit_size,
+    )
 
 
 def _merged(groups: list[Tensor]) -> Tensor:

@@ -65,6 +65,9 @@ class Protocol:
     min_max: bool = False  # each object's map stretched to [0, 1] before the winner is taken
     min_max_at: Literal["pixels", "cells"] = "pixels"  # after going up; or before, memory included
     decide_at: Literal["frame", "input"] = "frame"  # "input" then goes nearest to the frame
+    refine_radius: int | None = None  # of the guided filter that draws shares to the frame's edges
+    refine_epsilon: float = 0.001  # its ridge, on colours in [0, 1]
+    refine_side: int = 240  # pixels of the short side at which the filter is fitted
     palette: Literal["davis", "grey"] = "davis"  # colours of the index PNGs written
 
     def __post_init__(self) -> None:
@@ -106,6 +109,16 @@ class Protocol:
             raise ValueError("top_k_of frame and renormalize false need a top_k")
         if self.top_k_of == "frame" and self.first_unmasked:
             raise ValueError("top_k_of frame cannot be with first_unmasked")
+        if self.refine_radius is not None:
+            if self.refine_radius < 1 or self.refine_side < 16 or not self.refine_epsilon > 0:
+                raise ValueError(
+                    f"refine_radius must be >= 1 or none, refine_side >= 16 and refine_epsilon > 0, got "
+                    f"{self.refine_radius}, {self.refine_side} and {self.refine_epsilon}"
+                )
+            if self.min_max or self.decide_at == "input" or not self.renormalize:
+                raise ValueError(
+                    "refine_radius takes shares that sum to 1 at the frame: min_max false, decide_at frame, renormalize true"
+                )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
 

@@ -182,5 +182,6 @@ def footage_masks(
         object_ids=footage.object_ids,
         input_size=input_size,
         later_masks=footage.later_masks,
+        frame_at=footage.frame_at,
         max_bytes=max_bytes,
     )
