@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 class EncoderSection(Section):
     name: str = Field(
-        "tiny", description="tiny, slow_r50, x3d_s, csn_r101, r3d_18, r2plus1d_18 or s3d"
+        "tiny", description="tiny, small, slow_r50, x3d_s, csn_r101, r3d_18, r2plus1d_18 or s3d"
     )
     keep_time: bool = Field(
         True, description="temporal stride 1 everywhere: features for each frame"

@@ -204,6 +204,10 @@ ENCODERS: dict[str, tuple[Builder, Natural]] = {
         zoo.tiny,
         {"res2": (48, 1, 4), "res3": (64, 1, 4), "res4": (96, 1, 8), "res5": (128, 1, 16)},
     ),
+    "small": (
+        zoo.small,
+        {"res2": (96, 1, 4), "res3": (128, 1, 4), "res4": (192, 1, 8), "res5": (256, 1, 16)},
+    ),
     "slow_r50": (
         zoo.slow_r50,
         {"res2": (256, 1, 4), "res3": (512, 1, 8), "res4": (1024, 1, 16), "res5": (2048, 1, 32)},

@@ -1,4 +1,4 @@
-"""The architectures, each as (stem, {res2..res5}) of plain modules: pytorchvideo, torchvision, and `tiny` of its blocks.
+"""The architectures, each as (stem, {res2..res5}) of plain modules: of pytorchvideo, of torchvision, and two of our own.
 
 Only `pytorchvideo.models` is imported: `pytorchvideo.transforms` does not load with a torchvision of today.
 """
@@ -72,9 +72,19 @@ def tiny() -> Stages:
 
     The division of labour of slow_r50: what tracks is a frame's own appearance at stride 4, what tells order sees time.
     """
+    return _of_widths(32, 48, 64, 96, 128)
+
+
+def small() -> Stages:
+    """`tiny` with twice the channels: four times its work."""
+    return _of_widths(64, 96, 128, 192, 256)
+
+
+def _of_widths(stem_width: int, *widths: int) -> Stages:
+    """The network that `tiny` describes, with so many channels in its stem and in res2 to res5."""
     stem = create_res_basic_stem(
         in_channels=3,
-        out_channels=32,
+        out_channels=stem_width,
         conv_kernel_size=(1, 7, 7),
         conv_stride=(1, 2, 2),
         conv_padding=(0, 3, 3),
@@ -82,11 +92,12 @@ def tiny() -> Stages:
         pool_stride=(1, 2, 2),
         pool_padding=(0, 1, 1),
     )
+    res2, res3, res4, res5 = widths
     return stem, {
-        "res2": nn.Sequential(_basic_block(32, 48), _basic_block(48, 48)),
-        "res3": nn.Sequential(_basic_block(48, 64), _basic_block(64, 64)),
-        "res4": nn.Sequential(_basic_block(64, 96, frames=3, stride=2)),
-        "res5": nn.Sequential(_basic_block(96, 128, frames=3, stride=2)),
+        "res2": nn.Sequential(_basic_block(stem_width, res2), _basic_block(res2, res2)),
+        "res3": nn.Sequential(_basic_block(res2, res3), _basic_block(res3, res3)),
+        "res4": nn.Sequential(_basic_block(res3, res4, frames=3, stride=2)),
+        "res5": nn.Sequential(_basic_block(res4, res5, frames=3, stride=2)),
     }
 
 
