@@ -133,12 +133,14 @@ def _load(args: argparse.Namespace) -> "Loaded":
 def _write(
     kind: str, file: Path, args: argparse.Namespace, loaded: "Loaded", facts: dict[str, Any]
 ) -> "tuple[Program | None, Difference | None]":
+    from videossl.engine.adaptation import task_weights
     from videossl.export.encoder_file import encoder_record, write_encoder_file
     from videossl.export.programs import Program, write_onnx, write_torch_program
     from videossl.export.state_dicts import write_weights
 
     if kind == "safetensors":
-        write_encoder_file(file, loaded.encoder, facts)
+        task = task_weights(loaded.path, loaded.contents)
+        write_encoder_file(file, loaded.encoder, facts, task=task)
         return None, None
     if kind in LIBRARIES:
         prefix = args.prefix or ""

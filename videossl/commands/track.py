@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.scoring import ObjectScore
     from videossl.eval.youtube_vos import YoutubeVosSequence
 
-USAGE = """videossl track (--checkpoint RUN | --features SPEC) -o OUT [options]
+USAGE = """videossl track [--checkpoint RUN | --features SPEC] -o OUT [options]
                       (--davis ROOT | --youtube-vos ROOT | --video FILE --mask FIRST.png)"""
 EXAMPLE = """Baselines: identity (the first mask repeated), flow (masks warped by dense optical flow; needs
 OpenCV), lab (4x4 patches of Lab), untrained (the same encoder with fresh weights),
@@ -36,15 +36,23 @@ examples (open index.html in the folder of results for all of it on one page):
   videossl track --checkpoint runs/a --davis DAVIS --baselines --untrained-seeds 3 -o results
   videossl track --checkpoint runs/a --davis DAVIS --baselines flow,torchvision:resnet18@layer3 -o more
   videossl track --features mine:encode --davis DAVIS --preset dino --baselines lab -o theirs
-  videossl track --checkpoint runs/a --youtube-vos YouTubeVOS/train --sequences 003234408d -o ytvos
-  videossl track --checkpoint runs/a --video mine.mp4 --mask first.png -o mine
+  videossl track --video mine.mp4 --mask first.png -o mine    # nothing to train or to download
 """
 log = logging.getLogger("videossl")
 
 RESULT, TABLE, PAGE = "result.json", "table.txt", "index.html"
 OWNED = (
     *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention", "*.partial"),
-    *("trained", "features", "identity", "flow", "lab", "untrained_seed*", "torchvision_*"),
+    *(
+        "trained",
+        "adapted",
+        "features",
+        "identity",
+        "flow",
+        "lab",
+        "untrained_seed*",
+        "torchvision_*",
+    ),
 )
 
 
@@ -56,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_baseline_arguments(parser.add_argument_group("beside what"))
     how = parser.add_argument_group("how")
     add_protocol_arguments(how)
+    how.add_argument(
+        "--adapt",
+        type=int,
+        metavar="STEPS",
+        help="first go on learning, without labels, on the frames of each video",
+    )
     how.add_argument(
         "--workers", type=int, metavar="N", help="sequences side by side (default: cores)"
     )
@@ -74,7 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_encoder_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--checkpoint", type=Path, metavar="RUN", help="run folder or file of it")
+    group.add_argument(
+        "--checkpoint", type=Path, metavar="RUN", help="run or file (default: track-small, ours)"
+    )
     group.add_argument(
         "--features", metavar="SPEC", help="instead: module:function, or a folder of .npy"
     )
@@ -288,6 +304,7 @@ def _record(args: argparse.Namespace) -> dict[str, object]:
         "unseen": None if args.unseen is None else str(args.unseen),
         "video": None if args.video is None else str(args.video),
         "preset": args.preset,
+        **({} if args.adapt is None else {"adapt_steps": args.adapt}),
         **({"flow": describe_flow()} if "flow" in args.baselines else {}),
         "versions": versions(),
     }

@@ -1,6 +1,7 @@
 """The rows of `videossl track`: the encoder under test, and what it is compared with."""
 
 import argparse
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,9 +9,16 @@ from pathlib import Path
 
 import torch
 
+from videossl.engine.adaptation import Tracker, adapt, restore_tracker, stretches_of
 from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
-from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, Extractor, LabPatches
+from videossl.eval.features import (
+    LAB_PATCH_TEMPERATURE,
+    EncoderFeatures,
+    Extractor,
+    LabPatches,
+    input_size,
+)
 from videossl.eval.flow import flow_masks, require_opencv
 from videossl.eval.footage import Footage
 from videossl.eval.image_features import (
@@ -24,20 +32,28 @@ from videossl.eval.mask_files import IndexMask
 from videossl.eval.pace import measure_pace
 from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row
+from videossl.models.shipped import TRACK_SMALL
 
 BASELINES = ("identity", "flow", "lab", "untrained")
+log = logging.getLogger("videossl")
+
 FORESEEN_FRAMES = 400  # below which measuring, about 20 frames' work, is not worth it: chosen
 
 
 def main_row(args: argparse.Namespace) -> str:
     """The name of the row under test."""
-    return "trained" if args.features is None else "features"
+    if args.features is not None:
+        return "features"
+    return "trained" if args.adapt is None else "adapted"
 
 
 def check_rows(args: argparse.Namespace) -> torch.device:
     """The device asked for, after everything was checked that can be without loading an encoder."""
-    if (args.checkpoint is None) == (args.features is None):
+    if args.checkpoint is not None and args.features is not None:
         raise UserError("give either --checkpoint RUN or --features SPEC, the encoder under test")
+    if args.checkpoint is None and args.features is None:
+        log.info("tracking with %s, the encoder that comes with videossl", TRACK_SMALL)
+        args.checkpoint = Path(TRACK_SMALL)
     _check_baselines(args)
     if args.features is not None:
         if args.stage is not None:
@@ -47,6 +63,10 @@ def check_rows(args: argparse.Namespace) -> torch.device:
                 "baseline untrained needs the architecture of a --checkpoint: --features gives none to be drawn anew; "
                 "take --baselines identity,lab"
             )
+    if args.adapt is not None and args.features is not None:
+        raise UserError("--adapt goes on training an encoder: it goes with --checkpoint")
+    if args.adapt is not None and args.adapt < 1:
+        raise UserError(f"--adapt takes a number of steps >= 1, got {args.adapt}")
     if args.untrained_seeds < 1:
         raise UserError(f"--untrained-seeds must be >= 1, got {args.untrained_seeds}")
     if args.max_mib is not None and args.max_mib < 1:
@@ -87,6 +107,9 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
     if args.features is None:
         trained = EncoderFeatures(restore_encoder(args.checkpoint), stage=args.stage, device=device)
         main = Row(main_row(args), protocol, partial(_given, trained))
+        if args.adapt is not None:
+            tracker = restore_tracker(args.checkpoint)
+            main = replace(main, adapt=partial(_adapted, tracker, args.adapt, protocol))
     else:
         from videossl.eval.given_features import load_features
 
@@ -107,6 +130,8 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
         for seed in range(args.untrained_seeds):
             make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
             rows.append(Row(f"untrained_seed{seed}", protocol, make))
+    if args.adapt is not None and args.video is None:  # where there is a gain to be measured
+        rows.append(replace(main, name="trained", adapt=None))
     if args.max_mib is None:
         return [*rows, main]
     return [replace(row, max_bytes=args.max_mib * 2**20) for row in [*rows, main]]
@@ -145,6 +170,22 @@ def _flow_masks(footage: Footage) -> Iterator[IndexMask]:
 def _given(extractor: Extractor) -> Extractor:
     """A function by name: what a worker process is handed must be importable there."""
     return extractor
+
+
+def _adapted(
+    tracker: Tracker, steps: int, protocol: Protocol, extractor: Extractor, footage: Footage
+) -> Extractor:
+    """The features of an encoder that went on learning on the frames of this footage, at the size they are tracked at."""
+    assert isinstance(extractor, EncoderFeatures)
+    size = input_size(footage.source.native_size, protocol, extractor.stride)
+    stretches = [
+        footage.source.read(part, size) for part in stretches_of(footage.source.num_frames)
+    ]
+    rate = footage.frames_per_second
+    encoder = adapt(
+        tracker, stretches, steps=steps, frames_per_second=rate, device=extractor.device
+    )
+    return EncoderFeatures(encoder, stage=extractor.stage, device=extractor.device)
 
 
 def _untrained(checkpoint: Path, seed: int, stage: str, device: torch.device) -> Extractor:

@@ -18,6 +18,7 @@ import torch
 from videossl.errors import UserError
 from videossl.models.encoder import Encoder
 from videossl.models.encoder_file import is_encoder_file, read_encoder, untrained_encoder
+from videossl.models.shipped import shipped_or_given
 
 log = logging.getLogger("videossl")
 
@@ -113,8 +114,11 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The newest checkpoint of a run folder, or the file itself; raises UserError if there is none."""
-    path = Path(path)
+    """The newest checkpoint of a run folder, the file itself, or that of a shipped encoder's name.
+
+    Raises UserError if there is none.
+    """
+    path = shipped_or_given(path)
     if path.is_dir():
         found = checkpoints(path / "checkpoints") or checkpoints(path)
         if not found:
@@ -168,12 +172,12 @@ def load_newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def restore_encoder(path: str | Path, *, untrained_seed: int | None = None) -> Encoder:
-    """The encoder of a run folder, checkpoint file or exported encoder file, in evaluation mode.
+    """The encoder of a run folder, checkpoint file, exported encoder file or shipped name, in evaluation mode.
 
     With `untrained_seed` the same architecture with fresh weights of that seed: the row to compare with. Raises UserError
     if there is no sound checkpoint.
     """
-    path = Path(path)
+    path = shipped_or_given(path)
     if is_encoder_file(path):
         find_checkpoint(path)
         return read_encoder(path, untrained_seed=untrained_seed)

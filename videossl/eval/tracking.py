@@ -34,7 +34,8 @@ class Row:
     """One line of the table: what yields a mask per frame.
 
     Features of `make_extractor` carry masks along under the protocol; `make_masks` is anything else that can be asked for
-    the masks of a footage; without either the first mask is repeated. `max_bytes` bounds what reading the memory takes.
+    the masks of a footage; without either the first mask is repeated. `adapt` makes of the extractor one for a footage,
+    before its features are made. `max_bytes` bounds what reading the memory takes.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Row:
     make_extractor: Callable[[], Extractor] | None
     make_masks: Callable[[Footage], Iterator[IndexMask]] | None = None
     max_bytes: int | None = None
+    adapt: Callable[[Extractor, Footage], Extractor] | None = None
 
     def record(self) -> dict[str, object]:
         """Plain types for JSON."""
@@ -63,8 +65,11 @@ def track_row(
     if len(missing) < len(footages):
         log.info("%s: %d sequences are done already", row.name, len(footages) - len(missing))
     is_long = row.make_extractor is not None or row.make_masks is not None
+    adapting: list[float] = []
     steps = (
-        _in_pool(row, missing, folder, pool) if pool and is_long else _in_turn(row, missing, folder)
+        _in_pool(row, missing, folder, pool, adapting)
+        if pool and is_long
+        else _in_turn(row, missing, folder, adapting)
     )
     num_frames = sum(len(footage.frame_names) for footage in missing)
     if is_long and num_frames:  # copying a mask takes no time worth a line
@@ -74,6 +79,8 @@ def track_row(
     record = row.record()
     if num_frames:
         record["seconds_per_frame"] = (time.perf_counter() - begin) / num_frames
+    if adapting:
+        record["adapt_seconds_per_video"] = sum(adapting) / len(adapting)
     if row.make_extractor is not None:
         extractor = row.make_extractor()
         record["features"] = extractor.describe()
@@ -82,23 +89,32 @@ def track_row(
     return record
 
 
-def _in_turn(row: Row, footages: Sequence[Footage], folder: Path) -> Iterator[None]:
-    """One step a frame; while the masks of one footage are made, the features of the next are."""
+def _in_turn(
+    row: Row, footages: Sequence[Footage], folder: Path, adapting: list[float]
+) -> Iterator[None]:
+    """One step a frame; while the masks of one footage are made, the features of the next are.
+
+    `adapting` takes the seconds that each footage took to adapt to.
+    """
     extractor = row.make_extractor() if row.make_extractor is not None else None
-    features = _features_of(row, footages[0], extractor) if footages else None
+    features = _features_of(row, footages[0], extractor, adapting) if footages else None
     for footage, follower in itertools.zip_longest(footages, footages[1:]):
-        following = _features_of(row, follower, extractor) if follower else None
+        following = _features_of(row, follower, extractor, adapting) if follower else None
         masks = _masks(row, footage, extractor, features)
         yield from _write_masks(masks, footage, folder, row.protocol.palette)
         features = following
 
 
 def _features_of(
-    row: Row, footage: Footage, extractor: Extractor | None
+    row: Row, footage: Footage, extractor: Extractor | None, adapting: list[float]
 ) -> Iterator[Tensor] | None:
     """Features that a thread begins to make at once."""
     if extractor is None:
         return None
+    if row.adapt is not None:
+        begin = time.perf_counter()
+        extractor = row.adapt(extractor, footage)
+        adapting.append(time.perf_counter() - begin)
     made = sequence_features(footage.source, extractor, row.protocol, name=footage.name)
     return RunAhead(made, depth=_FEATURES_AHEAD)
 
@@ -126,22 +142,30 @@ def worker_pool(num_workers: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _one_thread)
 
 
-def _in_pool(row: Row, footages: Sequence[Footage], folder: Path, pool: Executor) -> Iterator[None]:
+def _in_pool(
+    row: Row,
+    footages: Sequence[Footage],
+    folder: Path,
+    pool: Executor,
+    adapting: list[float],
+) -> Iterator[None]:
     """One step a frame, when its sequence is done; longest first, so that no process is left alone with a long one."""
     order = sorted(footages, key=lambda footage: -len(footage.frame_names))
     futures = {pool.submit(_in_process, row, footage, folder): footage for footage in order}
     try:
         for future in as_completed(futures):
-            future.result()
+            adapting += future.result()
             yield from [None] * len(futures[future].frame_names)
     finally:  # one that fails is told of at once, not after all others
         for future in futures:
             future.cancel()
 
 
-def _in_process(row: Row, footage: Footage, folder: Path) -> None:
-    for _ in _in_turn(row, [footage], folder):
+def _in_process(row: Row, footage: Footage, folder: Path) -> list[float]:
+    adapting: list[float] = []
+    for _ in _in_turn(row, [footage], folder, adapting):
         pass
+    return adapting
 
 
 def _one_thread() -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from videossl.errors import UserError
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder_file import (
     FILE_FORMAT,
     RECORD_KEY,
+    TASK_PREFIX,
     is_encoder_file,
     read_encoder,
     read_record,
@@ -34,14 +36,25 @@ def encoder_record(encoder: VideoEncoder, facts: Mapping[str, Any]) -> dict[str,
 
 
 def write_encoder_file(
-    path: str | Path, encoder: VideoEncoder, facts: Mapping[str, Any] | None = None
+    path: str | Path,
+    encoder: VideoEncoder,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    task: tuple[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Writes `encoder` to `path`, which must end in .safetensors. Raises UserError if it cannot be written."""
+    """Writes `encoder` to `path`, which must end in .safetensors. Raises UserError if it cannot be written.
+
+    `task` is the name and the weights of the pretext task that made it track, which adapting it goes on with.
+    """
     if not is_encoder_file(path):
         raise UserError(f"{path}: the name of an encoder file must end in .safetensors")
     weights = {n: t.cpu().contiguous() for n, t in encoder.encoder.state_dict().items()}
-    record = json.dumps(encoder_record(encoder, facts or {}))
-    data = save(weights, {"format": "pt", RECORD_KEY: record})
+    record = encoder_record(encoder, facts or {})
+    if task is not None:
+        name, task_weights = task[0], {n: t.cpu().contiguous() for n, t in task[1].items()}
+        record["task"] = {"name": name, "weights_sha256": weights_digest(task_weights)}
+        weights |= {TASK_PREFIX + n: tensor for n, tensor in task_weights.items()}
+    data = save(weights, {"format": "pt", RECORD_KEY: json.dumps(record)})
     with whole_file(path) as partial:
         partial.write_bytes(data)
 

@@ -12,6 +12,7 @@ from videossl.export.download import check_sha256, fetched, is_url
 from videossl.export.encoder_file import read_encoder_file
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder_file import is_encoder_file, read_record
+from videossl.models.shipped import shipped_or_given
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ def load_encoder(
 ) -> VideoEncoder:
     """An encoder with its preprocessing inside, in evaluation mode, on the CPU.
 
-    `source` is a run's folder, a checkpoint file, an exported .safetensors file or the URL of either (fetched once, see
-    `videossl.export.download`). `stage` names the stage whose mean is the feature (None: the deepest, or the exported one).
-    With `untrained_seed` the same architecture has fresh weights of that seed. `sha256` is what the file's digest must be,
-    which is seen before anything in the file is read.
+    `source` is a run's folder, a checkpoint file, an exported .safetensors file, the URL of either (fetched once, see
+    `videossl.export.download`) or "track-small", which comes with the package. `stage` names the stage whose mean is the
+    feature (None: the deepest, or the exported one). With `untrained_seed` the same architecture has fresh weights of that
+    seed. `sha256` is what the file's digest must be, which is seen before anything in the file is read.
 
     Raises UserError if there is no such file or it is damaged, foreign or another one.
     """
@@ -50,7 +51,7 @@ def load(
     sha256: str | None = None,
 ) -> Loaded:
     """As `load_encoder`, with the file and what it says."""
-    path = fetched(str(source), sha256=sha256) if is_url(source) else Path(source)
+    path = fetched(str(source), sha256=sha256) if is_url(source) else shipped_or_given(source)
     if sha256 is not None:  # before anything in the file is read
         path = find_checkpoint(path)
         check_sha256(path, sha256, name=str(path if Path(source).is_dir() else source))

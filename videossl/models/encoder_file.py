@@ -1,7 +1,8 @@
 """Encoder files: safetensors whose header says all that rebuilds the encoder. Nothing in one is ever executed.
 
 The header's metadata holds one JSON object under `videossl`: {"format", "version", "encoder": `Encoder.describe()` with
-what else its writer knows, "weights_sha256", "facts"}.
+what else its writer knows, "weights_sha256", "facts"}. A file may hold besides, under `task.`, the weights of the pretext
+task that made the encoder track: what adapting it to a video goes on with; "task": {"name", "weights_sha256"} names it.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from videossl.models.encoder import Encoder
 SUFFIX = ".safetensors"
 FILE_FORMAT = 1
 RECORD_KEY = "videossl"
+TASK_PREFIX = "task."
 
 
 def is_encoder_file(path: str | Path) -> bool:
@@ -74,6 +76,22 @@ def read_encoder(path: str | Path, *, untrained_seed: int | None = None) -> Enco
     return encoder.eval()
 
 
+def read_task_weights(path: str | Path) -> tuple[str, dict[str, Tensor]] | None:
+    """The name and the weights of the pretext task of a file; None for a file without one. Raises UserError if damaged."""
+    task = read_record(path).get("task")
+    if task is None:
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(TASK_PREFIX)]  # noqa: SIM118
+            weights = {name.removeprefix(TASK_PREFIX): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise _broken(path, error) from error
+    if not isinstance(task, dict) or weights_digest(weights) != task.get("weights_sha256"):
+        raise UserError(f"encoder file {path} is damaged: the weights of its task are not its own")
+    return str(task.get("name")), weights
+
+
 def untrained_encoder(described: Mapping[str, Any], seed: int) -> Encoder:
     """The encoder of a description with weights of that seed, in evaluation mode; torch's own generator is left alone."""
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +112,7 @@ def _checked_weights(path: str | Path, encoder: Encoder) -> dict[str, Tensor]:
     """The file's tensors, read only once names and shapes are seen to be the encoder's."""
     expected = encoder.state_dict()
     with safe_open(path, "pt") as file:
-        found = set(file.keys())
+        found = {name for name in file.keys() if not name.startswith(TASK_PREFIX)}  # noqa: SIM118
         for name in sorted(found ^ expected.keys()):
             what = "lacks" if name in expected else "has besides"
             raise UserError(f"it {what} the tensor {name!r} of {encoder.spec.name}")
