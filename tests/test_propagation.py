@@ -96,6 +96,10 @@ def block_mask(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
     return mask
 
 
+# How labels are carried; tests/test_refinement.py has what is drawn to the frame's edges afterwards.
+CARRIED = {name: replace(found, refine_radius=None) for name, found in PRESETS.items()}
+
+
 def run(frames: Tensor, mask: NDArray[np.uint8], protocol: Protocol) -> list[NDArray[np.uint8]]:
     source, extractor = ArrayFrames(frames), LabPatches()
     ids = [int(value) for value in np.unique(mask) if value not in (0, 255)]
@@ -107,7 +111,7 @@ def run(frames: Tensor, mask: NDArray[np.uint8], protocol: Protocol) -> list[NDA
 @pytest.mark.parametrize("name", ["videossl", "crw", "dino"])
 def test_a_still_video_keeps_the_mask_exactly(name: str) -> None:
     protocol = replace(
-        PRESETS[name],
+        CARRIED[name],
         short_side=None,
         long_side_multiple=None,
         temperature=0.001,
@@ -121,7 +125,7 @@ def test_a_still_video_keeps_the_mask_exactly(name: str) -> None:
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_every_preset_follows_a_moving_texture(name: str) -> None:
     protocol = replace(
-        PRESETS[name],
+        CARRIED[name],
         short_side=None,
         long_side_multiple=None,
         input_hw=None,
@@ -143,7 +147,7 @@ def test_every_preset_follows_a_moving_texture(name: str) -> None:
 
 
 def test_void_in_the_first_mask_is_background() -> None:
-    protocol = replace(PRESETS["videossl"], short_side=None, label_up="nearest", temperature=0.001)
+    protocol = replace(CARRIED["videossl"], short_side=None, label_up="nearest", temperature=0.001)
     mask = block_mask()
     mask[0:8] = 255
     last = run(noise_frames(1).repeat(3, 1, 1, 1), mask, protocol)[-1]
@@ -151,7 +155,7 @@ def test_void_in_the_first_mask_is_background() -> None:
 
 
 def test_an_object_that_appears_later_is_taken_as_given_and_carried_on() -> None:
-    protocol = replace(PRESETS["videossl"], short_side=None, label_up="nearest", temperature=0.001)
+    protocol = replace(CARRIED["videossl"], short_side=None, label_up="nearest", temperature=0.001)
     first, late = block_mask(), np.zeros((48, 64), np.uint8)
     late[0:8, 40:60] = 2
     source, extractor = ArrayFrames(noise_frames(1).repeat(6, 1, 1, 1)), LabPatches()
@@ -169,7 +173,7 @@ def test_an_object_that_appears_later_is_taken_as_given_and_carried_on() -> None
 @pytest.mark.parametrize("name", ["videossl", "uvc", "timecycle", "dino"])
 def test_frames_before_its_first_do_not_change_what_becomes_of_an_object(name: str) -> None:
     protocol = replace(
-        PRESETS[name], short_side=None, long_side_multiple=None, input_hw=None, centre=False
+        CARRIED[name], short_side=None, long_side_multiple=None, input_hw=None, centre=False
     )
     frames, mask = noise_frames(6), block_mask()
     frames = (0.7 * noise_frames(1).float() + 0.3 * frames.float()).byte()
@@ -184,7 +188,7 @@ def test_frames_before_its_first_do_not_change_what_becomes_of_an_object(name: s
 
 
 def test_starts_share_the_features_they_keep() -> None:
-    protocol = replace(PRESETS["videossl"], short_side=None, context_frames=3)
+    protocol = replace(CARRIED["videossl"], short_side=None, context_frames=3)
     memories: list[LabelMemory] = []
     features = [torch.randn(5, 4, 6) for _ in range(5)]
 
@@ -206,7 +210,7 @@ def test_starts_share_the_features_they_keep() -> None:
 
 
 def test_hard_labels_stay_whole() -> None:
-    protocol = replace(PRESETS["videossl"], short_side=None, hard_labels=True, label_up="nearest")
+    protocol = replace(CARRIED["videossl"], short_side=None, hard_labels=True, label_up="nearest")
     for mask in run(noise_frames(4), block_mask(), protocol)[1:]:
         cells = mask.reshape(12, 4, 16, 4)
         assert (cells == cells[:, :1, :, :1]).all()
@@ -227,7 +231,7 @@ def test_hard_labels_stay_whole() -> None:
 def test_memory_holds_what_the_protocol_says(
     settings: dict[str, Any], expected: list[list[int]]
 ) -> None:
-    memory = LabelMemory(replace(PRESETS["videossl"], context_frames=3, **settings))
+    memory = LabelMemory(replace(CARRIED["videossl"], context_frames=3, **settings))
     for target in range(6):
         if target:
             assert memory.context_indices() == expected[target - 1]
@@ -480,7 +484,7 @@ def test_windows_keep_each_frame_once(num_frames: int, window: int, step: int | 
 
 
 def test_causal_windows_end_at_their_frame_and_static_ones_hold_nothing_else() -> None:
-    protocol = replace(PRESETS["videossl"], window_frames=4)
+    protocol = replace(CARRIED["videossl"], window_frames=4)
     causal = list(windows(6, replace(protocol, clip="causal"), is_per_frame=False))
     assert [w.frames for w in causal[:2]] == [(0, 0, 0, 0), (0, 0, 0, 1)]
     assert causal[5].frames == (2, 3, 4, 5)
@@ -505,7 +509,7 @@ class CountingFrames(ArrayFrames):
 @pytest.mark.parametrize("clip", ["sliding", "causal", "static"])
 def test_no_frame_is_read_twice(clip: str) -> None:
     source = CountingFrames(noise_frames(13))
-    protocol = replace(PRESETS["videossl"], short_side=None, clip=clip)
+    protocol = replace(CARRIED["videossl"], short_side=None, clip=clip)
     extractor = EncoderFeatures(ToyEncoder(), stage="late")
     assert len(list(sequence_features(source, extractor, protocol))) == 13
     assert source.read_indices == list(range(13))
@@ -513,7 +517,7 @@ def test_no_frame_is_read_twice(clip: str) -> None:
 
 def test_causal_features_know_nothing_of_the_future() -> None:
     frames = noise_frames(9)
-    protocol = replace(PRESETS["videossl"], short_side=None, centre=False, window_frames=4)
+    protocol = replace(CARRIED["videossl"], short_side=None, centre=False, window_frames=4)
     extractor = EncoderFeatures(ToyEncoder(), stage="late")
     changed = frames.clone()
     changed[5:] = 255 - changed[5:]
@@ -541,7 +545,7 @@ def test_stages_are_joined_on_the_finest_grid() -> None:
 
 def test_a_stage_without_temporal_kernel_equals_frame_by_frame() -> None:
     encoder, source = ToyEncoder(), ArrayFrames(noise_frames(11))
-    protocol = replace(PRESETS["videossl"], short_side=None)
+    protocol = replace(CARRIED["videossl"], short_side=None)
     windowed = list(sequence_features(source, EncoderFeatures(encoder, stage="early"), protocol))
     single = replace(protocol, window_frames=1)
     alone = list(sequence_features(source, EncoderFeatures(encoder, stage="early"), single))
@@ -566,7 +570,7 @@ def test_default_stage_is_the_trained_one_else_the_finest_of_stride_4() -> None:
 
 
 def test_features_are_centred_and_of_unit_length() -> None:
-    protocol = replace(PRESETS["videossl"], short_side=None, normalize=False)
+    protocol = replace(CARRIED["videossl"], short_side=None, normalize=False)
     source = ArrayFrames(noise_frames(3))
     centred = torch.stack(list(sequence_features(source, LabPatches(), protocol)))
     assert centred.mean((0, 2, 3)).abs().max() < 1e-4
@@ -574,10 +578,26 @@ def test_features_are_centred_and_of_unit_length() -> None:
     torch.testing.assert_close(unit[0].norm(dim=0), torch.ones(12, 16))
 
 
+def test_with_the_mirror_image_a_mirrored_video_has_mirrored_features() -> None:
+    protocol = replace(CARRIED["videossl"], short_side=None, normalize=False, centre=False)
+    extractor, frames = EncoderFeatures(ToyEncoder(), stage="early"), noise_frames(3)
+
+    def features(frames: Tensor, *, mirror: bool) -> Tensor:
+        found = sequence_features(ArrayFrames(frames), extractor, replace(protocol, mirror=mirror))
+        return torch.stack(list(found))
+
+    both = features(frames, mirror=True)
+    torch.testing.assert_close(features(frames.flip(-1), mirror=True), both.flip(-1))
+    alone = features(frames, mirror=False)
+    mirrored = features(frames.flip(-1), mirror=False).flip(-1)
+    assert (alone - mirrored).abs().max() > 0.01
+    torch.testing.assert_close(both, (alone + mirrored) / 2)
+
+
 def test_features_beyond_what_memory_may_hold_come_from_a_file_as_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    protocol = replace(PRESETS["videossl"], short_side=None)
+    protocol = replace(CARRIED["videossl"], short_side=None)
     source = CountingFrames(noise_frames(6))
     kept = torch.stack(list(sequence_features(source, LabPatches(), protocol)))
     for num_bytes in (1, 2 * kept[0].nbytes):
@@ -591,7 +611,7 @@ def test_features_beyond_what_memory_may_hold_come_from_a_file_as_they_were(
 def test_grey_input_has_no_colour() -> None:
     frames = noise_frames(2)
     protocol = replace(
-        PRESETS["videossl"], short_side=None, grey=True, centre=False, normalize=False
+        CARRIED["videossl"], short_side=None, grey=True, centre=False, normalize=False
     )
     feature = next(sequence_features(ArrayFrames(frames), LabPatches(), protocol))
     assert feature[16:].abs().max() == 0
@@ -601,14 +621,14 @@ def test_grey_input_has_no_colour() -> None:
 @pytest.mark.parametrize(
     ("native", "name", "stride", "expected"),
     [
-        ((480, 854), "videossl", 4, (240, 428)),
+        ((480, 854), "videossl", 4, (360, 640)),
         ((480, 854), "dino", 8, (480, 832)),
         ((854, 480), "dino", 16, (832, 480)),
         ((480, 854), "crw", 8, (480, 856)),
         ((480, 910), "vondrick", 8, (256, 256)),
         ((480, 854), "rsp", 16, (480, 880)),
         ((480, 854), "timecycle", 8, (320, 320)),
-        ((50, 50), "videossl", 16, (240, 240)),
+        ((50, 50), "videossl", 8, (360, 360)),
     ],
 )
 def test_input_sizes(

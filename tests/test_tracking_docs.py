@@ -37,7 +37,8 @@ def window(p: Protocol) -> str:
 def test_the_docs_state_the_preset(name: str) -> None:
     p = PRESETS[name]
     of_each = " of each frame, rest lost" if p.top_k_of == "frame" else ""
-    features = ("grey, " if p.grey else "") + ("centred, " if p.centre else "")
+    features = "grey, " if p.grey else ""
+    features += ("with its mirror image, " if p.mirror else "") + ("centred, " if p.centre else "")
     cells = [
         f"`{name}`",
         frames_in(p),
@@ -47,6 +48,8 @@ def test_the_docs_state_the_preset(name: str) -> None:
         "all" if p.top_k is None else f"{p.top_k}{of_each}",
         f"{p.temperature:.3g}",
         p.label_down + (f", hard at {p.hard_at}" if p.hard_labels else ""),
-        (f"min-max at {p.min_max_at}, " if p.min_max else "") + f"at {p.decide_at}",
+        (f"min-max at {p.min_max_at}, " if p.min_max else "")
+        + f"at {p.decide_at}"
+        + (f", guided filter {p.refine_radius}" if p.refine_radius else ""),
     ]
     assert f"| {' | '.join(cells)} |" in DOCS.read_text().splitlines()

@@ -274,8 +274,11 @@ def _raw_features(
             clip = encoder_input(clip, dim=0)
         if protocol.grey:
             clip = _grey(clip, extractor.input)
+        features = extractor(clip)
+        if protocol.mirror and not isinstance(extractor, LabPatches):
+            features = (features + extractor(clip.flip(-1)).flip(-1)) / 2
         # A copy: a slice would keep the features of the whole window alive.
-        yield from extractor(clip)[window.start : window.stop].clone()
+        yield from features[window.start : window.stop].clone()
 
 
 def _grey(clip: Tensor, kind: Literal["lab", "rgb"]) -> Tensor:

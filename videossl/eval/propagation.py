@@ -76,7 +76,7 @@ def propagate(
 def _refined(shares: Tensor, frame: Tensor, protocol: Protocol) -> Tensor:
     """Shares of cells as those of the frame's pixels, drawn to its edges, (V, H, W)."""
     assert protocol.refine_radius is not None
-    scale = min(1.0, protocol.refine_side / min(frame.shape[1:]))
+    scale = protocol.refine_side / min(frame.shape[1:])
     fit_size = (round(frame.shape[1] * scale), round(frame.shape[2] * scale))
     return refine(
         shares / shares.sum(0),

@@ -40,6 +40,7 @@ class Protocol:
     time: Literal["trained", "dense", "dilated"] = (
         "trained"  # temporal strides kept, cut, cut and kernels dilated
     )
+    mirror: bool = False  # the mean with those of the mirrored frame; not of raw Lab patches
     centre: bool = False  # features minus their mean over the sequence, before the L2 norm
     normalize: bool = True  # features to unit length
     # Which frames are read.
@@ -131,10 +132,13 @@ PRESETS: dict[str, Protocol] = {
     # Chosen on drift-straight alone, at 240 pixels, for encoders of stride 4 trained for minutes; centring matters most
     # for untrained encoders (J 33.8 -> 51.5), so that a gain over them is not an artefact of their mean feature.
     "videossl": Protocol(
-        source="this library: chosen on the DAVIS sequence drift-straight",
-        short_side=240,
+        source="this library: docs/results.md has what each setting was chosen by",
+        short_side=360,
+        mirror=True,
         centre=True,
         temperature=0.02,
+        refine_radius=8,
+        refine_epsilon=1e-4,
     ),
     "vondrick": Protocol(
         source="Vondrick et al., ECCV 2018, arXiv:1806.09594, section 4",
