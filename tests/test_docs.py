@@ -37,6 +37,7 @@ RECORDS = (
     "docs/distributed.md",
     "docs/mutual_information.md",
     "docs/performance.md",
+    "docs/results.md",
     "docs/scaling.md",
 )
 # What is not run here, and where it is.
