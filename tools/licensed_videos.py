@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 ALLOWED = ("MIT", "Apache-2.0", "BSD", "CC BY 4.0")
-SURVFIGHT = ("seymanurakti/fight-detection-surv-dataset", "MIT")
+SURVFIGHT_SOURCE = ("seymanurakti/fight-detection-surv-dataset", "MIT")
 
 
 def main() -> None:
@@ -24,8 +24,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="the list, CSV")
     args = parser.parse_args()
     videos = args.data.parent / "videos"
-    rows = unlabelled(args.data.read_text(), videos / "unlabelled")
-    rows += survfight(videos / "actions" / "survfight")
+    found = unlabelled(args.data.read_text(), videos / "unlabelled")
+    found += survfight(videos / "actions" / "survfight")
+    rows = list({row[0]: row for row in found}.values())  # a file with two sources is there twice
     missing = [row[0] for row in rows if not Path(row[0]).is_file()]
     if missing:
         sys.exit(f"{len(missing)} files of the list are not there, the first: {missing[0]}")
@@ -57,7 +58,7 @@ def survfight(folder: Path) -> list[tuple[str, str, str, str]]:
         number = re.search(r"(\d+)", path.stem)
         assert number is not None
         group = f"survfight/{path.parent.name}/{(int(number[1]) - 1) // 10}"
-        rows.append((str(path.resolve()), group, *SURVFIGHT))
+        rows.append((str(path.resolve()), group, *SURVFIGHT_SOURCE))
     return rows
 
 
