@@ -79,7 +79,7 @@ def _refined(shares: Tensor, frame: Tensor, protocol: Protocol) -> Tensor:
     scale = protocol.refine_side / min(frame.shape[1:])
     fit_size = (round(frame.shape[1] * scale), round(frame.shape[2] * scale))
     return refine(
-        shares / shares.sum(0),
+        shares / shares.sum(0).clamp_min(torch.finfo(shares.dtype).tiny),
         frame,
         radius=protocol.refine_radius,
         epsilon=protocol.refine_epsilon,

@@ -116,9 +116,9 @@ class Protocol:
                     f"refine_radius must be >= 1 or none, refine_side >= 16 and refine_epsilon > 0, got "
                     f"{self.refine_radius}, {self.refine_side} and {self.refine_epsilon}"
                 )
-            if self.min_max or self.decide_at == "input" or not self.renormalize:
+            if self.min_max or self.decide_at == "input":
                 raise ValueError(
-                    "refine_radius takes shares that sum to 1 at the frame: min_max false, decide_at frame, renormalize true"
+                    "refine_radius needs min_max false and decide_at frame: set those, or refine_radius=none"
                 )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
