@@ -52,6 +52,7 @@ def _untrained(name: str) -> "Callable[..., VideoEncoder]":
 
 
 tiny = _untrained("tiny")
+small = _untrained("small")
 slow_r50 = _untrained("slow_r50")
 x3d_s = _untrained("x3d_s")
 csn_r101 = _untrained("csn_r101")

@@ -26,7 +26,7 @@ from videossl.models.encoder_file import (
     read_task_weights,
 )
 from videossl.models.shipped import shipped_or_given
-from videossl.pretext import load
+from videossl.pretext import available, load
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom, row_random
 from videossl.types import ClipBatch
@@ -70,9 +70,10 @@ def restore_tracker(path: str | Path) -> Tracker:
 
 
 def tracking_task(config: Mapping[str, Any] | None) -> str | None:
-    """The first task of a run's config that tracks; None if there is none."""
+    """The first task of a run's config that tracks; None if there is none. Tasks from outside of videossl are not asked."""
     names = (config or {}).get("tasks") or {}
-    return next((name for name in names if load(name).wants_tracking), None)
+    ours = available()
+    return next((name for name in names if name in ours and load(name).wants_tracking), None)
 
 
 def task_weights(
