@@ -83,6 +83,7 @@ def tracked(footage: Footage) -> NDArray[np.uint8]:
         protocol,
         object_ids=footage.object_ids,
         later_masks=footage.later_masks,
+        frame_at=footage.frame_at,
     )
     return np.stack(list(masks))
 
