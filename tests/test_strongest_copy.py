@@ -140,3 +140,39 @@ def test_frames_of_other_sizes_fail() -> None:
         copied(query[:, :, 1:], keys, values, temperature=1.0, top_k=5)
     with pytest.raises(ValueError, match="values must be"):
         copied(query, keys, values[:, :2], temperature=1.0, top_k=5)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 5000])
+@pytest.mark.parametrize("size", [(5, 6), (18, 25)])
+@pytest.mark.parametrize("mask", ["square", "circle"])
+def test_weights_fall_off_as_a_gaussian_of_the_distance(
+    size: tuple[int, int], mask: str, max_bytes: int | None
+) -> None:
+    query, keys, values = random_inputs(num_rows=1, num_frames=2, height=size[0], width=size[1])
+    radius, sigma, temperature, top_k = 4, 1.7, 0.3, 5
+    expected = torch.empty(values.shape[2], *size, dtype=values.dtype)
+    for y, x in itertools.product(*map(range, size)):
+        scores, read = [], []
+        for frame, v, u in itertools.product(range(2), *map(range, size)):
+            square = (v - y) ** 2 + (u - x) ** 2
+            seen = max(abs(v - y), abs(u - x)) <= radius
+            if mask == "circle":
+                seen = square < radius**2
+            if seen:
+                like = float(query[0, :, y, x] @ keys[0, frame, :, v, u]) / temperature
+                scores.append(like - square / (2 * sigma**2))
+                read.append(values[0, frame, :, v, u])
+        best, order = torch.tensor(scores, dtype=values.dtype).topk(min(top_k, len(scores)))
+        expected[:, y, x] = best.softmax(0) @ torch.stack(read)[order]
+    got = copied(
+        query,
+        keys,
+        values,
+        temperature=temperature,
+        radius=radius,
+        mask=mask,
+        top_k=top_k,
+        distance_sigma=sigma,
+        max_bytes=max_bytes,
+    )
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

@@ -82,6 +82,7 @@ class LabelMemory:
                 mask=protocol.window,
                 unmasked_frames=self._num_unmasked,
                 renormalize=protocol.renormalize,
+                distance_sigma=protocol.distance_sigma,
                 max_bytes=self._max_bytes,
             )
         return (copied / len(groups)).permute(2, 0, 1)

@@ -54,6 +54,7 @@ class Protocol:
     first_unmasked: bool = False  # the kept first frame is searched whole
     radius: int | None = 12  # None = everywhere
     window: Literal["square", "circle"] = "square"  # |d| <= radius, or Euclidean d < radius
+    distance_sigma: float | None = None  # cells; weights fall off as a Gaussian of the distance
     top_k: int | None = 10  # None = all
     top_k_of: Literal["memory", "frame"] = "memory"  # or of each frame, then the mean over frames
     renormalize: bool = True  # weights among the k; else among all cells seen, the rest lost
@@ -120,6 +121,11 @@ class Protocol:
                 raise ValueError(
                     "refine_radius needs min_max false and decide_at frame: set those, or refine_radius=none"
                 )
+        if self.distance_sigma is not None:
+            if not self.distance_sigma > 0:
+                raise ValueError(f"distance_sigma must be > 0 or none, got {self.distance_sigma}")
+            if self.top_k is None or self.radius is None or self.first_unmasked:
+                raise ValueError("distance_sigma needs a top_k, a radius and first_unmasked false")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
 

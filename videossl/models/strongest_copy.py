@@ -33,6 +33,7 @@ def strongest_copy(
     mask: Window = "square",
     unmasked_frames: int = 0,
     renormalize: bool = True,
+    distance_sigma: float | None = None,
     max_bytes: int | None = None,
 ) -> Tensor:
     """What each query cell reads from its `top_k` most similar memory cells, (h, w, V).
@@ -40,7 +41,9 @@ def strongest_copy(
     `query` (h, w, D), `keys` M frames (h, w, D), `values` M frames (h, w, V), as given: L2 normalisation is the caller's.
     `radius`, `mask` and `unmasked_frames` are those of `attention_copy`. The weights are the softmax of similarity over
     temperature among the k; without `renormalize` among all cells seen, so that those kept sum to less than 1.
-    `max_bytes` bounds similarities and keys at a time, down to one row of tiles; what selecting takes comes on top.
+    With `distance_sigma` a cell d cells away weighs exp(-d^2 / (2 sigma^2)) times as much, before the strongest are chosen;
+    in frames that are seen whole it does not. `max_bytes` bounds similarities and keys at a time, down to one row of tiles;
+    what selecting takes comes on top.
 
     Raises ValueError for shapes that disagree and settings out of range.
     """
@@ -54,6 +57,7 @@ def strongest_copy(
         query = query.to(dtype) / temperature
         keys, values = ([frame.to(dtype) for frame in frames] for frames in (keys, values))
         cut = _cut(query, len(keys) - num_whole, num_whole, radius, mask, max_bytes)
+        cut = cut._replace(sigma=distance_sigma)
         whole_keys, whole_values = (_stacked(frames[:num_whole]) for frames in (keys, values))
         copied = query.new_empty(cut.rows * cut.height, cut.columns * cut.width, values[0].shape[2])
         work = _Work(query, keys[num_whole:], values[num_whole:], cut)
@@ -91,6 +95,7 @@ class _Cut(NamedTuple):
     rows_at_once: int
     radius: int
     mask: Window
+    sigma: float | None = None
 
 
 class _Block(NamedTuple):
@@ -181,7 +186,7 @@ class _Work:
         return strip.flatten(1, 2)
 
     def _penalty(self, y: int, x: int, num_rows: int) -> Tensor:
-        """0 for the cells of a tile's patch that its queries may see, -inf for others: (R, q, P)."""
+        """What is added to similarities for where a cell of the patch lies, -inf for those not seen: (R, q, P)."""
         cut, query = self.cut, self.query
         # Blocks that stick out of the frame alike have the same.
         out_y = (min(y, cut.radius), min(query.shape[0] - y, num_rows * cut.height + cut.radius))
@@ -208,9 +213,15 @@ def _penalty(query: Tensor, y: int, x: int, num_rows: int, cut: _Cut) -> Tensor:
     # A query beyond the frame's edge is dropped later; it needs one cell to look at, or it would read nan.
     seen = window & inside[:, None]
     seen[..., 0] |= ~seen.any(-1)
-    return torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill_(
-        ~seen, -torch.inf
-    )
+    penalty = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
+    if cut.sigma is not None:
+        dy = (
+            torch.arange(cut.height, device=query.device)[:, None] - rows
+        )  # (tile rows, patch rows)
+        dx = torch.arange(cut.width, device=query.device)[:, None] - columns
+        squares = dy[:, None, :, None] ** 2 + dx[None, :, None, :] ** 2
+        penalty -= squares.flatten(0, 1).flatten(1) / (2 * cut.sigma**2)
+    return penalty.masked_fill_(~seen, -torch.inf)
 
 
 class _Found(NamedTuple):
