@@ -37,7 +37,7 @@ from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_arr
 from videossl.models.attention_copy import attention_copy
 from videossl.models.attention_map import attention_statistics
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views
 
@@ -79,16 +79,8 @@ class Task(PretextTask):
     def __init__(self, config: CorrespondenceFlowConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.config = config
-        info = stages[config.stage]
-        if info.temporal_stride != 1:
-            raise ValueError(
-                f"correspondence_flow needs every frame's own features, but {config.stage} has temporal stride "
-                f"{info.temporal_stride}: set encoder.keep_time=true or read an earlier stage"
-            )
-        if config.crop_size % info.spatial_stride:
-            raise ValueError(
-                f"crop_size {config.crop_size} must be a multiple of {config.stage}'s stride {info.spatial_stride}"
-            )
+        info = stage_keeping_time(stages, config.stage, task="correspondence_flow")
+        check_whole_cells(stages, config.stage, crop_size=config.crop_size)
         self.clip_spec = ClipSpec(
             1, NUM_FRAMES, config.seconds_between_frames, config.crop_size + 2 * config.frame_shift
         )

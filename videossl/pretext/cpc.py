@@ -44,7 +44,7 @@ from videossl.losses.in_batch import (
 )
 from videossl.models.conv_gru import ConvGRU
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
 
@@ -88,10 +88,7 @@ class Task(PretextTask):
         super().__init__(config, stages)
         self.config = config
         info = stages[config.stage]
-        if config.crop_size % info.spatial_stride:
-            raise ValueError(
-                f"crop_size {config.crop_size} must be a multiple of {config.stage}'s stride {info.spatial_stride}"
-            )
+        check_whole_cells(stages, config.stage, crop_size=config.crop_size)
         self.clip_spec = ClipSpec(
             1,
             config.num_blocks * config.block_frames,

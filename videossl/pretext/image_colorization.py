@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from videossl.color import LAB_OFFSET, LAB_SCALE, chroma_bins, picture
 from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -60,10 +60,7 @@ class Task(PretextTask):
         super().__init__(config, stages)
         self.config = config
         info = stages[config.stage]
-        if config.crop_size % info.spatial_stride:
-            raise ValueError(
-                f"crop_size {config.crop_size} must be a multiple of {config.stage}'s stride {info.spatial_stride}"
-            )
+        check_whole_cells(stages, config.stage, crop_size=config.crop_size)
         self.clip_spec = ClipSpec(1, 1, 1.0, config.crop_size)
         self.spatial_stride = info.spatial_stride
         bins = chroma_bins(config.bin_size)

@@ -37,7 +37,7 @@ from videossl.drawing import (
     mark_cell,
 )
 from videossl.models.encoder import StageInfo, pooled
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
 
@@ -138,16 +138,8 @@ class Task(PretextTask):
     def __init__(self, config: RandomWalkConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)
         self.config = config
-        info = stages[config.stage]
-        if info.temporal_stride != 1:
-            raise ValueError(
-                f"random_walk needs every frame's own features, but {config.stage} has temporal stride "
-                f"{info.temporal_stride}: set encoder.keep_time=true or read an earlier stage"
-            )
-        if config.patch_size % info.spatial_stride:
-            raise ValueError(
-                f"patch_size {config.patch_size} must be a multiple of {config.stage}'s stride {info.spatial_stride}"
-            )
+        info = stage_keeping_time(stages, config.stage, task="random_walk")
+        check_whole_cells(stages, config.stage, patch_size=config.patch_size)
         self.clip_spec = ClipSpec(
             num_clips=1,
             num_frames=config.num_frames,

@@ -24,6 +24,25 @@ from videossl.types import (
 )
 
 
+def stage_keeping_time(stages: Mapping[str, StageInfo], stage: str, *, task: str) -> StageInfo:
+    """The stage of a task that needs features of every frame. Raises ValueError if its temporal stride is not 1."""
+    info = stages[stage]
+    if info.temporal_stride != 1:
+        raise ValueError(
+            f"{task} needs every frame's own features, but {stage} has temporal stride "
+            f"{info.temporal_stride}: set encoder.keep_time=true or read an earlier stage"
+        )
+    return info
+
+
+def check_whole_cells(stages: Mapping[str, StageInfo], stage: str, **sizes: int) -> None:
+    """Raises ValueError if one of the sizes in pixels, by its setting, is no whole number of the stage's cells."""
+    stride = stages[stage].spatial_stride
+    for name, size in sizes.items():
+        if size % stride:
+            raise ValueError(f"{name} {size} must be a multiple of {stage}'s stride {stride}")
+
+
 class TaskConfig(BaseModel):
     """What every task's configuration has."""
 
