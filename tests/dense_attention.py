@@ -15,6 +15,7 @@ def dense_loop(
     mask: str,
     top_k: int | None,
     unmasked_frames: int,
+    distance_sigma: float | None = None,
 ) -> Tensor:
     """The definition, one query cell at a time."""
     num_rows, num_frames, num_values, height, width = values.shape
@@ -28,7 +29,10 @@ def dense_loop(
                     continue
                 if mask == "circle" and (i - y) ** 2 + (j - x) ** 2 >= radius**2:
                     continue
-            logits.append(similarity[m, i, j])
+            logit = similarity[m, i, j]
+            if distance_sigma is not None:
+                logit = logit - ((i - y) ** 2 + (j - x) ** 2) / (2 * distance_sigma**2)
+            logits.append(logit)
             read.append(values[n, m, :, i, j])
         weights, cells = torch.stack(logits), torch.stack(read)
         if top_k is not None and top_k < len(weights):

@@ -148,31 +148,15 @@ def test_frames_of_other_sizes_fail() -> None:
 def test_weights_fall_off_as_a_gaussian_of_the_distance(
     size: tuple[int, int], mask: str, max_bytes: int | None
 ) -> None:
-    query, keys, values = random_inputs(num_rows=1, num_frames=2, height=size[0], width=size[1])
-    radius, sigma, temperature, top_k = 4, 1.7, 0.3, 5
-    expected = torch.empty(values.shape[2], *size, dtype=values.dtype)
-    for y, x in itertools.product(*map(range, size)):
-        scores, read = [], []
-        for frame, v, u in itertools.product(range(2), *map(range, size)):
-            square = (v - y) ** 2 + (u - x) ** 2
-            seen = max(abs(v - y), abs(u - x)) <= radius
-            if mask == "circle":
-                seen = square < radius**2
-            if seen:
-                like = float(query[0, :, y, x] @ keys[0, frame, :, v, u]) / temperature
-                scores.append(like - square / (2 * sigma**2))
-                read.append(values[0, frame, :, v, u])
-        best, order = torch.tensor(scores, dtype=values.dtype).topk(min(top_k, len(scores)))
-        expected[:, y, x] = best.softmax(0) @ torch.stack(read)[order]
+    inputs = random_inputs(num_rows=1, num_frames=2, height=size[0], width=size[1])
+    expected = dense_loop(*inputs, 0.3, 4, mask, 5, 0, distance_sigma=1.7)[0]
     got = copied(
-        query,
-        keys,
-        values,
-        temperature=temperature,
-        radius=radius,
+        *inputs,
+        temperature=0.3,
+        radius=4,
         mask=mask,
-        top_k=top_k,
-        distance_sigma=sigma,
+        top_k=5,
+        distance_sigma=1.7,
         max_bytes=max_bytes,
     )
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)

@@ -83,14 +83,23 @@ def check_settings(temperature: float, radius: int | None, mask: str, top_k: int
         raise ValueError(f"top_k must be >= 1, got {top_k}")
 
 
-def in_window(tile_h: int, tile_w: int, radius: int, mask: Window, device: torch.device) -> Tensor:
-    """Which cells of the patch around a tile each of its cells may see, (tile cells, patch cells) bool."""
+def cell_offsets(
+    tile_h: int, tile_w: int, radius: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Rows and columns from each cell of the patch around a tile to each cell of the tile; they broadcast to
+    (tile_h, tile_w, patch_h, patch_w)."""
     query_y, query_x = (torch.arange(side, device=device) for side in (tile_h, tile_w))
     key_y, key_x = (
         torch.arange(side + 2 * radius, device=device) - radius for side in (tile_h, tile_w)
     )
     dy = query_y[:, None, None, None] - key_y[None, None, :, None]
     dx = query_x[None, :, None, None] - key_x[None, None, None, :]
+    return dy, dx
+
+
+def in_window(tile_h: int, tile_w: int, radius: int, mask: Window, device: torch.device) -> Tensor:
+    """Which cells of the patch around a tile each of its cells may see, (tile cells, patch cells) bool."""
+    dy, dx = cell_offsets(tile_h, tile_w, radius, device)
     if mask == "square":
         window = (dy.abs() <= radius) & (dx.abs() <= radius)
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.models.attention_copy import Window, check_settings, in_window
+from videossl.models.attention_copy import Window, cell_offsets, check_settings, in_window
 
 # Similarities and a strip of keys at a time. On a CPU what stays in its caches is quickest (measured: 256 channels, 8 frames
 # of 60 x 106 cells, radius 12: 0.25 s with 48 MiB, 0.31 s with 256 MiB); a GPU wants large pieces.
@@ -56,8 +56,7 @@ def strongest_copy(
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         query = query.to(dtype) / temperature
         keys, values = ([frame.to(dtype) for frame in frames] for frames in (keys, values))
-        cut = _cut(query, len(keys) - num_whole, num_whole, radius, mask, max_bytes)
-        cut = cut._replace(sigma=distance_sigma)
+        cut = _cut(query, len(keys) - num_whole, num_whole, radius, mask, distance_sigma, max_bytes)
         whole_keys, whole_values = (_stacked(frames[:num_whole]) for frames in (keys, values))
         copied = query.new_empty(cut.rows * cut.height, cut.columns * cut.width, values[0].shape[2])
         work = _Work(query, keys[num_whole:], values[num_whole:], cut)
@@ -95,7 +94,7 @@ class _Cut(NamedTuple):
     rows_at_once: int
     radius: int
     mask: Window
-    sigma: float | None = None
+    sigma: float | None
 
 
 class _Block(NamedTuple):
@@ -110,7 +109,13 @@ class _Block(NamedTuple):
 
 
 def _cut(
-    query: Tensor, num_local: int, num_whole: int, radius: int | None, mask: Window, max_bytes: int
+    query: Tensor,
+    num_local: int,
+    num_whole: int,
+    radius: int | None,
+    mask: Window,
+    sigma: float | None,
+    max_bytes: int,
 ) -> _Cut:
     height, width, dim = query.shape
     reach = 0 if radius is None else radius
@@ -126,7 +131,7 @@ def _cut(
     row_bytes = (similarities * tile_w + num_local * wide * dim) * tile_h * query.element_size()
     rows = -(-height // tile_h)
     at_once = max(1, min(rows, max_bytes // max(1, row_bytes)))
-    return _Cut(tile_h, tile_w, rows, -(-width // tile_w), at_once, reach, mask)
+    return _Cut(tile_h, tile_w, rows, -(-width // tile_w), at_once, reach, mask, sigma)
 
 
 class _Work:
@@ -215,12 +220,8 @@ def _penalty(query: Tensor, y: int, x: int, num_rows: int, cut: _Cut) -> Tensor:
     seen[..., 0] |= ~seen.any(-1)
     penalty = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
     if cut.sigma is not None:
-        dy = (
-            torch.arange(cut.height, device=query.device)[:, None] - rows
-        )  # (tile rows, patch rows)
-        dx = torch.arange(cut.width, device=query.device)[:, None] - columns
-        squares = dy[:, None, :, None] ** 2 + dx[None, :, None, :] ** 2
-        penalty -= squares.flatten(0, 1).flatten(1) / (2 * cut.sigma**2)
+        dy, dx = cell_offsets(cut.height, cut.width, cut.radius, query.device)
+        penalty -= (dy**2 + dx**2).flatten(0, 1).flatten(1) / (2 * cut.sigma**2)
     return penalty.masked_fill_(~seen, -torch.inf)
 
 
