@@ -258,29 +258,16 @@ def _limit_stride(modules: list[nn.Module], *, axes: tuple[int, ...], limit: int
 
 def _flatten_in_time(part: nn.Module) -> None:
     """Every temporal kernel becomes 1 frame deep, without padding; convolutions are drawn anew."""
-    for parent in list(part.modules()):
-        for name, layer in list(parent.named_children()):
-            if (
-                not isinstance(layer, nn.Conv3d | nn.MaxPool3d)
-                or _triple(layer.kernel_size)[0] == 1
-            ):
-                continue
-            kernel, stride, padding = (
-                _triple(value) for value in (layer.kernel_size, layer.stride, layer.padding)
-            )
-            kernel, padding = (1, *kernel[1:]), (0, *padding[1:])
-            flat: nn.Module = nn.MaxPool3d(kernel, stride, padding)
-            if isinstance(layer, nn.Conv3d):
-                flat = nn.Conv3d(
-                    layer.in_channels,
-                    layer.out_channels,
-                    kernel,
-                    stride,
-                    padding,
-                    groups=layer.groups,
-                    bias=layer.bias is not None,
-                )
-            setattr(parent, name, flat)
+    for layer in part.modules():
+        if not isinstance(layer, nn.Conv3d | nn.MaxPool3d):
+            continue
+        kernel, padding = _triple(layer.kernel_size), _triple(layer.padding)
+        if kernel[0] == 1:
+            continue
+        layer.kernel_size, layer.padding = (1, *kernel[1:]), (0, *padding[1:])
+        if isinstance(layer, nn.Conv3d):
+            layer.weight = nn.Parameter(torch.empty_like(layer.weight[:, :, :1]))
+            layer.reset_parameters()
 
 
 def _unstride(layer: nn.Conv3d | nn.MaxPool3d, axes: tuple[int, ...]) -> None:
