@@ -12,7 +12,7 @@ import selectors
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -184,6 +184,11 @@ class WorkerPool:
         self._dispatch()  # work for the time until the next call
         outcomes, self._outcomes = self._outcomes, []
         return outcomes
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Outcomes as they come, until nothing is outstanding; whoever takes one may submit more tasks."""
+        while self.num_outstanding:
+            yield from self.wait()
 
     def close(self) -> None:
         """Ends the workers at once, whatever they do."""

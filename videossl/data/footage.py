@@ -170,15 +170,14 @@ def _read_all(
         memory_bytes=MEMORY_BYTES,
     ) as pool:
         pool.submit_all((piece, piece) for piece in pieces)
-        while pool.num_outstanding:
-            for outcome in pool.wait():
-                failure = outcome.failure
-                if failure is None:
-                    yield outcome.key, outcome.value
-                elif isinstance(failure.error, VideoDecodeError):
-                    yield outcome.key, failure.error.cause
-                else:
-                    yield outcome.key, failure.cause
+        for outcome in pool.outcomes():
+            failure = outcome.failure
+            if failure is None:
+                yield outcome.key, outcome.value
+            elif isinstance(failure.error, VideoDecodeError):
+                yield outcome.key, failure.error.cause
+            else:
+                yield outcome.key, failure.cause
 
 
 def _add_video(source: VideoSource, signatures: SignatureList) -> None:

@@ -23,9 +23,7 @@ from videossl.progress import track
 
 SAME_DISTANCE = 0.2
 NUM_SAME = 3  # frames of a video that must match; all of a video or of footage that has fewer
-CHUNK_FRAMES = (
-    256  # compared at once: the products of these with those of the footage are in memory
-)
+CHUNK_FRAMES = 256  # compared at once: their products with those of the footage are in memory
 BLANK = "not one of its frames can be told from others: they are uniform"
 NUM_LINES = 20  # of what is printed; the list holds all
 

@@ -178,14 +178,13 @@ def _read_class(
     batches: Sequence[tuple[FoundVideo, ...]], pool: WorkerPool, deep: bool
 ) -> Iterator[_Read]:
     pool.submit_all((batch, batch) for batch in batches)
-    while pool.num_outstanding:
-        for outcome in pool.wait():
-            if _is_to_split(outcome):
-                pool.submit_all(((video,), (video,)) for video in outcome.key)
-            elif outcome.failure is not None:
-                yield broken_entry(outcome.key[0], _reason(outcome.failure), deep=deep), None
-            else:
-                yield from outcome.value
+    for outcome in pool.outcomes():
+        if _is_to_split(outcome):
+            pool.submit_all(((video,), (video,)) for video in outcome.key)
+        elif outcome.failure is not None:
+            yield broken_entry(outcome.key[0], _reason(outcome.failure), deep=deep), None
+        else:
+            yield from outcome.value
 
 
 def _is_to_split(outcome: Outcome) -> bool:

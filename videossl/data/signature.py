@@ -17,14 +17,7 @@ NUM_VALUES = 64
 # The frequencies that share its sizes, in effect: a plain gradient has few and is like every other one. Of 8,500 frames of
 # 578 real videos none has below 15.
 MIN_DETAIL = 8.0
-CROPS = (
-    1.0,
-    0.9,
-    0.81,
-    0.73,
-    0.66,
-    0.6,
-)  # of the sides; a crop between two of them is near to both
+CROPS = (1.0, 0.9, 0.81, 0.73, 0.66, 0.6)  # of the sides; one between two is near to both
 SHAPES = (4 / 3, 1.0)  # long side to short side
 THIN_DISTANCE = 0.005  # a frame nearer to the one kept before it tells nothing new; 1/40 of what is called the same
 FRAMES_PER_SECOND = 4.0  # of a video; chosen: of an excerpt of 0.75 s three frames are looked at
