@@ -10,8 +10,9 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.config import Config
+from videossl.data.transforms import transform_clips
 from videossl.engine.adaptation import adapt, restore_tracker, stretches_of
-from videossl.engine.build import build_model
+from videossl.engine.build import build_augmentation, build_model
 from videossl.engine.checkpoint import save_checkpoint
 from videossl.errors import UserError
 from videossl.masks import write_mask
@@ -92,9 +93,6 @@ def loss_on_video(tracker, encoder) -> float:
     total = 0.0
     for seed in range(4):
         rng = row_random(seed, "test", rank=0, world_size=1, num_rows=4, device=torch.device("cpu"))
-        from videossl.data.transforms import transform_clips
-        from videossl.engine.build import build_augmentation
-
         start = torch.randint(0, FRAMES - 1, (4,), generator=torch.Generator().manual_seed(seed))
         index = start[:, None] + torch.arange(spec.num_frames)
         squares = frames()[index][:, None, ..., 12 : 12 + H]

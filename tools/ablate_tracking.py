@@ -28,11 +28,11 @@ from videossl.data.manifest import write_manifest
 from videossl.data.table import read_manifest
 from videossl.engine.checkpoint import restore_encoder
 from videossl.eval.davis import DavisSequence, read_tree
-from videossl.eval.features import EncoderFeatures, input_size, sequence_features
-from videossl.eval.footage import davis_footage
+from videossl.eval.features import EncoderFeatures
 from videossl.eval.protocol import preset
-from videossl.eval.scoring import score_masks, write_json
-from videossl.eval.tracking import footage_masks, worker_pool
+from videossl.eval.scoring import write_json
+from videossl.eval.tracking import worker_pool
+from videossl.eval.tuning import Trial
 from videossl.intervals import Interval, bootstrap_over_videos
 from videossl.rng import fold
 from videossl.workers import num_cores
@@ -148,7 +148,7 @@ def part_of(plan: Plan, share: float) -> Path:
 
 def score_path(plan: Plan, row: Setting, seed: int) -> Path:
     """Where the scores of a row are kept: by its run and by how it tracks."""
-    text = json.dumps([row.track, row.stage, row.untrained], sort_keys=True)
+    text = json.dumps([preset("videossl", row.track).as_dict(), row.stage, row.untrained])
     name = f"{plan.run_of(row, seed).name}_{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     return plan.out / "scores" / name
 
@@ -171,12 +171,7 @@ def track_sequence(row: Setting, run: Path, seed: int, sequence: DavisSequence) 
     """[J, F] of one sequence, as fractions: means over its frames and objects."""
     encoder = restore_encoder(run, untrained_seed=seed if row.untrained else None)
     extractor = EncoderFeatures(encoder, stage=row.stage)
-    protocol = preset("videossl", row.track)
-    footage = davis_footage(sequence)
-    size = input_size(footage.source.native_size, protocol, extractor.stride)
-    features = sequence_features(footage.source, extractor, protocol)
-    masks = list(footage_masks(footage, features, protocol, input_size=size))
-    scores = score_masks(sequence, masks.__getitem__)
+    scores = Trial(preset("videossl", row.track), extractor, extractor.stride)(sequence)
     return [float(np.mean([s.j.mean for s in scores])), float(np.mean([s.f.mean for s in scores]))]
 
 

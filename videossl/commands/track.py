@@ -43,16 +43,8 @@ log = logging.getLogger("videossl")
 RESULT, TABLE, PAGE = "result.json", "table.txt", "index.html"
 OWNED = (
     *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention", "*.partial"),
-    *(
-        "trained",
-        "adapted",
-        "features",
-        "identity",
-        "flow",
-        "lab",
-        "untrained_seed*",
-        "torchvision_*",
-    ),
+    *("trained", "adapted", "features", "identity", "flow", "lab"),
+    *("untrained_seed*", "torchvision_*"),
 )
 
 

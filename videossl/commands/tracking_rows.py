@@ -34,9 +34,9 @@ from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row
 from videossl.models.shipped import TRACK_SMALL
 
-BASELINES = ("identity", "flow", "lab", "untrained")
 log = logging.getLogger("videossl")
 
+BASELINES = ("identity", "flow", "lab", "untrained")
 FORESEEN_FRAMES = 400  # below which measuring, about 20 frames' work, is not worth it: chosen
 
 
@@ -105,10 +105,11 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
     Raises UserError if what is under test cannot be loaded.
     """
     if args.features is None:
-        trained = EncoderFeatures(restore_encoder(args.checkpoint), stage=args.stage, device=device)
+        tracker = None if args.adapt is None else restore_tracker(args.checkpoint)
+        encoder = restore_encoder(args.checkpoint) if tracker is None else tracker.encoder
+        trained = EncoderFeatures(encoder, stage=args.stage, device=device)
         main = Row(main_row(args), protocol, partial(_given, trained))
-        if args.adapt is not None:
-            tracker = restore_tracker(args.checkpoint)
+        if tracker is not None:
             main = replace(main, adapt=partial(_adapted, tracker, args.adapt, protocol))
     else:
         from videossl.eval.given_features import load_features

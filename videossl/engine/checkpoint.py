@@ -190,11 +190,7 @@ def encoder_of_state(
     """The encoder of a loaded checkpoint, as `restore_encoder`; `path` is what errors name."""
     try:
         described = state["encoder"]
-        weights = {
-            key.removeprefix("encoder."): value
-            for key, value in state["model"].items()
-            if key.startswith("encoder.")
-        }
+        weights = weights_below(state["model"], "encoder.")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"checkpoint {path} does not describe its encoder: {error}") from error
     try:
@@ -207,3 +203,8 @@ def encoder_of_state(
             f"checkpoint {path} does not fit its own encoder: {str(error).splitlines()[0]}"
         ) from error
     return encoder.eval()
+
+
+def weights_below(weights: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Those of one part of a model, by their names in it."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}

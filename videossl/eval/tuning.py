@@ -14,7 +14,6 @@ from videossl.eval.features import Extractor, input_size, sequence_features
 from videossl.eval.footage import davis_footage
 from videossl.eval.protocol import Protocol
 from videossl.eval.scoring import ObjectScore, score_masks
-from videossl.eval.stored_features import StoredFeatures
 from videossl.eval.tracking import footage_masks
 
 
@@ -120,10 +119,10 @@ def check_space(sequences: Sequence[DavisSequence], folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """A setting to be tried on stored features; picklable, so that sequences can be tried side by side."""
+    """A setting to be tried on features, most often stored ones; picklable, so that sequences can be tried side by side."""
 
     protocol: Protocol
-    features: StoredFeatures
+    features: Extractor
     cell_pixels: int  # of the encoder that made the features
 
     def __call__(self, sequence: DavisSequence) -> list[ObjectScore]:
