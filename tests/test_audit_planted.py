@@ -97,8 +97,10 @@ def said(task: TaskAudit) -> str:
 def test_nothing_is_found_where_nothing_is(videos, tmp_path):
     audit, task = audited(videos, tmp_path, clips=6)
     assert audit.leaks == []
-    assert {c.verdict for c in task.cheats} <= {"at chance", "unclear"}
-    assert sum(c.verdict == "unclear" for c in task.cheats) <= 2  # of 18, each in one of 40
+    verdicts = [c.verdict for c in task.cheats]
+    assert set(verdicts) <= {"at chance", "unclear", "baseline to beat"}
+    # Intervals of 95 %: of 18, each lies above chance by accident in one of 40, and machines encode the videos differently.
+    assert len(verdicts) - verdicts.count("at chance") <= 2
     assert {c.form for c in task.cheats} == {"evaluation", "training", "flicker"}
 
 
