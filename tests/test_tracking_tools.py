@@ -47,10 +47,11 @@ PLAN = {
         "tasks.colorization.frame_shift=4",
     ],
     "seeds": [0, 1],
-    "baseline": {"name": "baseline", "track": {"short_side": 64}},
+    "track": {"short_side": 64, "mirror": False, "radius": 8},
+    "baseline": {"name": "baseline"},
     "questions": {
-        "objective": [{"name": "untrained", "untrained": True, "track": {"short_side": 64}}],
-        "window": [{"name": "radius 2", "track": {"short_side": 64, "radius": 2}}],
+        "objective": [{"name": "untrained", "untrained": True}],
+        "window": [{"name": "radius 2", "track": {"radius": 2}}],
     },
 }
 
@@ -75,6 +76,9 @@ def test_ablations_are_trained_tracked_judged_and_drawn_once(video_folder, tmp_p
         out,
     ]
     run(ablate, monkeypatch, *arguments)
+    read = ablate.Plan("c", (), {"short_side": "64", "radius": "8"}, (0,), None, {}, out, out, [])
+    changed = read.protocol_of(ablate.Setting("row", track={"radius": "2"}))
+    assert (changed.short_side, changed.radius) == (64, 2)  # a row says last
     assert len(list((out / "runs").glob("*_seed0"))) == 1  # rows that track otherwise train nothing
     kept = {path: path.read_bytes() for path in (out / "scores").glob("*.json")}
     by_row = {json.loads(text)["row"]: json.loads(text)["sequences"] for text in kept.values()}
@@ -106,7 +110,7 @@ class Here:
 def test_shares_of_the_videos_are_nested_and_keep_sources_whole(video_folder, tmp_path):
     ablate = tool("ablate_tracking")
     baseline = ablate.Setting("baseline")
-    plan = ablate.Plan("c", (), (0,), baseline, {}, video_folder, tmp_path, [])
+    plan = ablate.Plan("c", (), {}, (0,), baseline, {}, video_folder, tmp_path, [])
     sources = [
         {entry.group for entry in read_manifest(ablate.part_of(plan, share))}
         for share in (0.3, 0.6, 1.0)

@@ -3,8 +3,9 @@
     python tools/ablate_tracking.py tools/tracking_ablations.yaml --manifest videos.parquet --davis DAVIS -o ablations
     python tools/ablate_tracking.py ... --only objective stride --seeds 0     # a part of it
 
-The plan names what all rows share and, by question, rows that differ from the first row of the baseline: in training
-(`train`, `videos`: the share of the sources) or in tracking alone (`track`, `stage`, `untrained`), which trains nothing.
+The plan names what all rows share in training (`shared`) and in tracking (`track`) and, by question, rows that differ from
+the baseline: in training (`train`, `videos`: the share of the sources) or in tracking alone (`track`, `stage`, `untrained`),
+which trains nothing.
 Each row is judged by official J&F on the sequences of a split, against the baseline of the same seeds, with the interval
 of a paired bootstrap over sequences. Out come scores.json, tables.md and one picture per question.
 """
@@ -29,7 +30,7 @@ from videossl.data.table import read_manifest
 from videossl.engine.checkpoint import restore_encoder
 from videossl.eval.davis import DavisSequence, read_tree
 from videossl.eval.features import EncoderFeatures
-from videossl.eval.protocol import preset
+from videossl.eval.protocol import Protocol, preset
 from videossl.eval.scoring import write_json
 from videossl.eval.tracking import worker_pool
 from videossl.eval.tuning import Trial
@@ -57,10 +58,15 @@ class Setting:
     @classmethod
     def of(cls, row: dict) -> "Setting":
         """From the plan; a key that is unknown is an error of Python's own."""
-        track = {key: str(value) for key, value in row.pop("track", {}).items()}
+        track = as_settings(row.pop("track", {}))
         train = tuple(row.pop("train", ()))
         seeds = tuple(row.pop("seeds")) if "seeds" in row else None
         return cls(track=track, train=train, seeds=seeds, **row)
+
+
+def as_settings(track: dict) -> dict[str, str]:
+    """What a plan sets of a protocol, as text."""
+    return {key: str(value).lower() for key, value in track.items()}
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class Plan:
 
     config: str
     shared: tuple[str, ...]
+    track: dict[str, str]
     seeds: tuple[int, ...]
     baseline: Setting
     questions: dict[str, list[Setting]]
@@ -80,6 +87,10 @@ class Plan:
         """The folder of the training that a row reads; rows that differ in tracking alone share it."""
         text = json.dumps([row.config, row.train, row.videos])
         return self.out / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:10]}_seed{seed}"
+
+    def protocol_of(self, row: Setting) -> Protocol:
+        """The preset with what all rows and this one set."""
+        return preset("videossl", {**self.track, **row.track})
 
     def seeds_of(self, row: Setting) -> tuple[int, ...]:
         """Those of the row, where it names its own."""
@@ -112,6 +123,7 @@ def read_plan(args: argparse.Namespace) -> Plan:
     return Plan(
         config=text["config"],
         shared=tuple(text.get("shared", ())),
+        track=as_settings(text.get("track", {})),
         seeds=tuple(args.seeds or text["seeds"]),
         baseline=Setting.of(text["baseline"]),
         questions={name: [Setting.of(r) for r in rows] for name, rows in text["questions"].items()},
@@ -148,7 +160,7 @@ def part_of(plan: Plan, share: float) -> Path:
 
 def score_path(plan: Plan, row: Setting, seed: int) -> Path:
     """Where the scores of a row are kept: by its run and by how it tracks."""
-    text = json.dumps([preset("videossl", row.track).as_dict(), row.stage, row.untrained])
+    text = json.dumps([plan.protocol_of(row).as_dict(), row.stage, row.untrained])
     name = f"{plan.run_of(row, seed).name}_{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     return plan.out / "scores" / name
 
@@ -159,7 +171,9 @@ def track(plan: Plan, row: Setting, seed: int, pool: Executor) -> None:
     if path.is_file():
         return
     order = sorted(plan.sequences, key=lambda sequence: -len(sequence.frame_names))
-    scored = pool.map(partial(track_sequence, row, plan.run_of(row, seed), seed), order)
+    protocol = plan.protocol_of(row)
+    tracked = partial(track_sequence, protocol, row, plan.run_of(row, seed), seed)
+    scored = pool.map(tracked, order)
     found = {s.name: scores for s, scores in zip(order, scored, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"row": row.name, "seed": seed, "sequences": found})
@@ -167,11 +181,13 @@ def track(plan: Plan, row: Setting, seed: int, pool: Executor) -> None:
     print(f"  J&F {100 * np.mean(means):.1f}", flush=True)
 
 
-def track_sequence(row: Setting, run: Path, seed: int, sequence: DavisSequence) -> list[float]:
+def track_sequence(
+    protocol: Protocol, row: Setting, run: Path, seed: int, sequence: DavisSequence
+) -> list[float]:
     """[J, F] of one sequence, as fractions: means over its frames and objects."""
     encoder = restore_encoder(run, untrained_seed=seed if row.untrained else None)
     extractor = EncoderFeatures(encoder, stage=row.stage)
-    scores = Trial(preset("videossl", row.track), extractor, extractor.stride)(sequence)
+    scores = Trial(protocol, extractor, extractor.stride)(sequence)
     return [float(np.mean([s.j.mean for s in scores])), float(np.mean([s.f.mean for s in scores]))]
 
 
