@@ -162,7 +162,8 @@ PROTOCOLS = {
     "videossl": replace(preset("videossl"), radius=4),
     "crw": replace(preset("crw"), radius=3),
     "vondrick": preset("vondrick"),
-    "circle": replace(SOFT, window="circle", radius=3, top_k=None),
+    "circle": replace(SOFT, window="circle", radius=3, top_k=None, distance_sigma=None),
+    "falls off": replace(SOFT, radius=4, distance_sigma=1.5),
     "of each frame": replace(SOFT, top_k_of="frame", renormalize=False, radius=4),
 }
 

@@ -35,7 +35,14 @@ def test_weights_are_what_attention_copies_of_an_identity(settings):
         assert weights.sum().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+FALLING_OFF = [
+    {"radius": 3, "distance_sigma": 1.2},
+    {"radius": None, "mask": "circle", "distance_sigma": 2.5},
+    {"radius": 2, "distance_sigma": 0.8, "unmasked_frames": 1},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS + FALLING_OFF)
 @pytest.mark.parametrize("top_k", [1, 5, 10_000])
 @pytest.mark.parametrize("renormalize", [True, False])
 def test_the_strongest_are_those_of_strongest_copy(settings, top_k, renormalize):

@@ -145,15 +145,16 @@ def test_frames_of_other_sizes_fail() -> None:
 @pytest.mark.parametrize("max_bytes", [None, 5000])
 @pytest.mark.parametrize("size", [(5, 6), (18, 25)])
 @pytest.mark.parametrize("mask", ["square", "circle"])
+@pytest.mark.parametrize("radius", [4, None])
 def test_weights_fall_off_as_a_gaussian_of_the_distance(
-    size: tuple[int, int], mask: str, max_bytes: int | None
+    size: tuple[int, int], radius: int | None, mask: str, max_bytes: int | None
 ) -> None:
     inputs = random_inputs(num_rows=1, num_frames=2, height=size[0], width=size[1])
-    expected = dense_loop(*inputs, 0.3, 4, mask, 5, 0, distance_sigma=1.7)[0]
+    expected = dense_loop(*inputs, 0.3, radius, mask, 5, 0, distance_sigma=1.7)[0]
     got = copied(
         *inputs,
         temperature=0.3,
-        radius=4,
+        radius=radius,
         mask=mask,
         top_k=5,
         distance_sigma=1.7,

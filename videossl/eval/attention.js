@@ -17,11 +17,19 @@ function product(cell, key, place) {
   return sum * query.scales[cell] * key.scales[place];
 }
 
+const offset = (row, column, place) => [Math.floor(place / width) - row, (place % width) - column];
+
 function sees(row, column, place) {
-  const down = Math.abs(Math.floor(place / width) - row);
-  const across = Math.abs((place % width) - column);
+  const [down, across] = offset(row, column, place).map(Math.abs);
   if (data.isCircle) return down ** 2 + across ** 2 < data.radius ** 2;
   return Math.max(down, across) <= data.radius;
+}
+
+// What distance takes from a logit, where weights fall off with it.
+function falloff(row, column, place) {
+  if (data.distanceSigma === null) return 0;
+  const [down, across] = offset(row, column, place);
+  return (down ** 2 + across ** 2) / (2 * data.distanceSigma ** 2);
 }
 
 // What the cell sees in some of the frames it reads, strongest first if only those count: [frame, place, logit].
@@ -29,11 +37,12 @@ function seen(row, column, slots) {
   const cells = [];
   for (const slot of slots) {
     const frame = data.read[slot];
-    const isWhole = data.radius === null || slot < data.numUnmasked;
+    const isUnmasked = slot < data.numUnmasked;
+    const isWhole = data.radius === null || isUnmasked;
     for (let place = 0; place < numCells; place++) {
       if (!isWhole && !sees(row, column, place)) continue;
       const logit = product(row * width + column, keys[frame], place) / data.temperature;
-      cells.push([frame, place, logit]);
+      cells.push([frame, place, isUnmasked ? logit : logit - falloff(row, column, place)]);
     }
   }
   return data.topK === null ? cells : cells.sort((one, other) => other[2] - one[2]);

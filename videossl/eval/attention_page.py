@@ -76,6 +76,7 @@ def write_attention_page(
         "scales": [_text(scales.astype("<f4")) for scales in packed.scales],
         "temperature": protocol.temperature,
         "radius": protocol.radius,
+        "distanceSigma": protocol.distance_sigma,
         "isCircle": protocol.window == "circle",
         "topK": protocol.top_k,
         "isPerFrame": protocol.top_k_of == "frame",

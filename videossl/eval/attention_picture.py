@@ -95,6 +95,7 @@ def reading_weights(
             top_k=protocol.top_k,
             unmasked_frames=int(protocol.first_unmasked and protocol.keep_first),
             renormalize=protocol.renormalize,
+            distance_sigma=protocol.distance_sigma,
         )
         for index, part in zip(indices, weights / len(groups), strict=True):
             found[index] = found[index] + part if index in found else part

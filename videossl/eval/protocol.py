@@ -124,8 +124,10 @@ class Protocol:
         if self.distance_sigma is not None:
             if not self.distance_sigma > 0:
                 raise ValueError(f"distance_sigma must be > 0 or none, got {self.distance_sigma}")
-            if self.top_k is None or self.radius is None or self.first_unmasked:
-                raise ValueError("distance_sigma needs a top_k, a radius and first_unmasked false")
+            if self.top_k is None or self.first_unmasked:
+                raise ValueError(
+                    "distance_sigma needs a top_k and first_unmasked false: set those, or distance_sigma=none"
+                )
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
 
@@ -142,6 +144,8 @@ PRESETS: dict[str, Protocol] = {
         short_side=360,
         mirror=True,
         centre=True,
+        radius=18,
+        distance_sigma=8.0,
         temperature=0.02,
         refine_radius=8,
         refine_epsilon=1e-4,

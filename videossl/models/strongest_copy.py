@@ -42,7 +42,7 @@ def strongest_copy(
     `radius`, `mask` and `unmasked_frames` are those of `attention_copy`. The weights are the softmax of similarity over
     temperature among the k; without `renormalize` among all cells seen, so that those kept sum to less than 1.
     With `distance_sigma` a cell d cells away weighs exp(-d^2 / (2 sigma^2)) times as much, before the strongest are chosen;
-    in frames that are seen whole it does not. `max_bytes` bounds similarities and keys at a time, down to one row of tiles;
+    in the `unmasked_frames` it does not. `max_bytes` bounds similarities and keys at a time, down to one row of tiles;
     what selecting takes comes on top.
 
     Raises ValueError for shapes that disagree and settings out of range.
@@ -51,6 +51,8 @@ def strongest_copy(
     check_settings(temperature, radius, mask, top_k)
     if max_bytes is None:
         max_bytes = CPU_BYTES if query.device.type == "cpu" else GPU_BYTES
+    if radius is None and distance_sigma is not None:
+        radius, mask = max(query.shape[:2]), "square"  # holds every frame, cell by cell
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     num_whole = len(keys) if radius is None else min(unmasked_frames, len(keys))
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
