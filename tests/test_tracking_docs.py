@@ -30,7 +30,8 @@ def window(p: Protocol) -> str:
         return "everywhere"
     whole = ", first frame whole" if p.first_unmasked else ""
     coarse = f", searched coarsely after {p.align_after} frames" if p.align_after else ""
-    return f"{p.window} {p.radius}{whole}{coarse}"
+    falloff = f", sigma {p.distance_sigma:g}" if p.distance_sigma else ""
+    return f"{p.window} {p.radius}{falloff}{whole}{coarse}"
 
 
 @pytest.mark.parametrize("name", list(PRESETS))
