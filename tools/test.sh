@@ -17,5 +17,7 @@ if [ "${1:-}" = --all ]; then selection=(); shift; fi
 ruff check .
 ruff format --check .
 mypy
-# One thread per process: tests start processes of their own, and torch's pools would fight for the cores.
-OMP_NUM_THREADS=1 pytest "${selection[@]}" "$@"
+# One thread per process: tests start processes of their own, and torch's pools would fight for the cores. Files of tests go to
+# up to four processes; each file stays in one, since its tests share fixtures.
+processes=$(python -c "from videossl.workers import num_cores; print(min(4, num_cores()))")
+OMP_NUM_THREADS=1 pytest --numprocesses "$processes" --dist loadfile "${selection[@]}" "$@"
