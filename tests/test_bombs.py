@@ -130,6 +130,12 @@ def test_bomb_fails(bombs, name):
         read_index(bombs / name)
 
 
+def test_a_cause_is_given_again_although_ffmpeg_says_the_same_twice(bombs):
+    for name in ("ffv1.avi", "ffv1.avi", "picture.gif", "ffv1.avi"):
+        with pytest.raises(VideoDecodeError, match=re.escape(CAUSES[name])):
+            read_index(bombs / name)
+
+
 @pytest.mark.parametrize("options", [[], ["--deep"]])
 def test_scan_of_bombs_gives_each_its_reason(bombs, tmp_path, options):
     out = tmp_path / "m.parquet"

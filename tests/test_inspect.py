@@ -102,9 +102,9 @@ def test_file_whose_frames_change_their_size_fails(tmp_path):
 
 
 def test_inspection_leaves_the_log_level_alone(tmp_path):
-    before = av.logging.get_level()
+    before = av.logging.get_level(), av.logging.get_skip_repeated()
     inspect_video(write(tmp_path / "a.mp4", scene(1, 5)))
-    assert av.logging.get_level() == before
+    assert (av.logging.get_level(), av.logging.get_skip_repeated()) == before
 
 
 # --- motion ---

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
-import av.logging
 import numpy as np
 
 from videossl.data.bars import BarFinder
@@ -18,7 +17,7 @@ from videossl.data.manifest import VideoEntry
 from videossl.data.phash import QUARTERS, spectra, video_hash
 from videossl.data.picture import FilterChain, full_luma_of, luma_of
 from videossl.data.signature import SignatureList
-from videossl.decode.container import as_decode_error, open_container, video_stream
+from videossl.decode.container import as_decode_error, logged_errors, open_container, video_stream
 from videossl.decode.info import VideoIndex, read_index
 from videossl.decode.source import VideoSource, as_source
 from videossl.decode.timing import NUM_MOTION_BINS
@@ -124,20 +123,15 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
     def _decode(
         self, container: "av.container.InputContainer", stream: "av.VideoStream"
     ) -> Iterator["av.VideoFrame"]:
-        level = av.logging.get_level()
         # Warnings are of odd but sound files: none of 302 such says more, all of 53 with 20 flipped bits do.
-        av.logging.set_level(av.logging.ERROR)
-        try:
-            with av.logging.Capture() as said:
-                packets = container.demux(stream)
-                while (packet := self._next(packets)) is not None:
-                    frames, failed = self._decode_packet(packet)
-                    is_bad = failed or packet.is_corrupt or any(f.is_corrupt for f in frames)
-                    self.errors += bool(said) or is_bad
-                    said.clear()
-                    yield from frames
-        finally:
-            av.logging.set_level(level)
+        with logged_errors() as said:
+            packets = container.demux(stream)
+            while (packet := self._next(packets)) is not None:
+                frames, failed = self._decode_packet(packet)
+                is_bad = failed or packet.is_corrupt or any(f.is_corrupt for f in frames)
+                self.errors += bool(said) or is_bad
+                said.clear()
+                yield from frames
 
     def _next(self, packets: Iterator["av.Packet"]) -> "av.Packet | None":
         try:

@@ -79,22 +79,32 @@ def video_stream(container: "av.container.InputContainer", source: VideoSource) 
     return stream
 
 
+@contextmanager
+def logged_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg logs as errors from here on, as (level, name, text)."""
+    level, skips_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    # Else an error goes unsaid where the one before it, of another file perhaps, had the same words.
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as said:
+            yield said
+    finally:
+        av.logging.set_level(level)
+        av.logging.set_skip_repeated(skips_repeated)
+
+
 def refused_size(source: VideoSource) -> str:
     """The picture size ("65535x65535") for which FFmpeg refuses a video, or an empty string.
 
     Its exceptions say "Invalid argument" then: the size is in its log alone, so the file is opened once more.
     """
-    level = av.logging.get_level()
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with (
-            av.logging.Capture() as said,
-            suppress(av.FFmpegError, VideoDecodeError, IndexError, UnicodeError, MemoryError),
-            open_container(source) as container,
-        ):
-            next(container.demux(video_stream(container, source))).decode()
-    finally:
-        av.logging.set_level(level)
+    with (
+        logged_errors() as said,
+        suppress(av.FFmpegError, VideoDecodeError, IndexError, UnicodeError, MemoryError),
+        open_container(source) as container,
+    ):
+        next(container.demux(video_stream(container, source))).decode()
     sizes = [match for _, _, text in said if (match := _PICTURE_SIZE.search(text))]
     return sizes[0][1] if sizes else ""
 
