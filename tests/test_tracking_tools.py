@@ -150,6 +150,21 @@ def frames(j: float, f: float) -> dict[str, list[str]]:
     return {"J": [f"{j - 0.1:.3f}", f"{j + 0.1:.3f}"], "F": [f"{f:.3f}"]}
 
 
+def test_rows_of_several_checkpoints_carry_their_folders(tmp_path, monkeypatch, capsys):
+    for folder, j in (("a", 0.2), ("b", 0.4)):
+        rows = {
+            "trained": {"per_object": {"ant_1": scored(j, j)}},
+            "identity": {"per_object": {"ant_1": scored(0.1, 0.1)}},
+        }
+        (tmp_path / folder).mkdir()
+        record = json.dumps({"complete": True, "rows": rows})
+        (tmp_path / folder / "result.json").write_text(record)
+    run(tool("tracking_results"), monkeypatch, tmp_path / "a", tmp_path / "b")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "| | a, trained | identity | b, trained |"
+    assert printed[2] == "| ant | 20.0 | 10.0 | 40.0 |"
+
+
 def test_a_run_that_is_not_finished_is_no_row(tmp_path, monkeypatch):
     (tmp_path / "result.json").write_text(json.dumps({"complete": False, "rows": {}}))
     with pytest.raises(SystemExit, match="is not finished: run its command again"):

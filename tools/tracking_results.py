@@ -2,8 +2,9 @@
 
     python tools/tracking_results.py results/a results/b --published DAVIS/reference/2016 --methods bvs siammask osvos
 
-Folders are those of `videossl track --davis`; of a row that is in several the first counts. Published rows are the official
-per-frame J and F of the DAVIS web site (`<method>_davis.json`), of the same sequences and frames.
+Folders are those of `videossl track --davis`: rows of their checkpoints are told apart by the folder's name, of a baseline
+that is in several the first counts. Published rows are the official per-frame J and F of the DAVIS web site
+(`<method>_davis.json`), of the same sequences and frames.
 """
 
 import argparse
@@ -26,7 +27,8 @@ def main() -> None:
     ours: dict[str, Scores] = {}
     for folder in args.results:
         for name, scores in rows_of(folder).items():
-            ours.setdefault(f"{name}", scores)
+            is_ours = len(args.results) > 1 and name in ("trained", "adapted")
+            ours.setdefault(f"{folder.name}, {name}" if is_ours else name, scores)
     sequences = sorted(next(iter(ours.values())))
     published = {name: published_row(args.published, name, sequences) for name in args.methods}
     print("\n".join(table(ours, published, sequences)))
