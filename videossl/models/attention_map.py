@@ -32,19 +32,17 @@ def attention_map(
     check_settings(temperature, radius, mask, top_k)
     height, width = query.shape[1:]
     similarity = (query[:, cell[0], cell[1], None, None] * keys).sum(1) / temperature  # (M, h, w)
-    if radius is not None or distance_sigma is not None:
-        reach, shape = (max(height, width), "square") if radius is None else (radius, mask)
-        down = (torch.arange(height, device=query.device) - cell[0])[:, None]
-        across = torch.arange(width, device=query.device) - cell[1]
-        if shape == "square":
-            outside = torch.maximum(down.abs(), across.abs()) > reach
+    down = (torch.arange(height, device=query.device) - cell[0])[:, None]
+    across = torch.arange(width, device=query.device) - cell[1]
+    if distance_sigma is not None:
+        similarity[unmasked_frames:] -= (down**2 + across**2) / (2 * distance_sigma**2)
+    if radius is not None:
+        if mask == "square":
+            outside = torch.maximum(down.abs(), across.abs()) > radius
         else:
-            outside = down**2 + across**2 >= reach**2
+            outside = down**2 + across**2 >= radius**2
         hidden = outside.repeat(len(keys), 1, 1)
         hidden[:unmasked_frames] = False
-        if distance_sigma is not None:
-            falloff = (down**2 + across**2) / (2 * distance_sigma**2)
-            similarity[unmasked_frames:] -= falloff
         similarity = similarity.masked_fill(hidden, -torch.inf)
     flat = similarity.flatten()
     weights = flat.softmax(0)

@@ -51,8 +51,6 @@ def strongest_copy(
     check_settings(temperature, radius, mask, top_k)
     if max_bytes is None:
         max_bytes = CPU_BYTES if query.device.type == "cpu" else GPU_BYTES
-    if radius is None and distance_sigma is not None:
-        radius, mask = max(query.shape[:2]), "square"  # holds every frame, cell by cell
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     num_whole = len(keys) if radius is None else min(unmasked_frames, len(keys))
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
@@ -65,7 +63,9 @@ def strongest_copy(
         for block in work.blocks():
             found = []
             if whole_keys is not None and whole_values is not None:
-                found.append(_of_whole(block.queries, whole_keys, whole_values, top_k, renormalize))
+                falloff = _falloff(query, block.y, cut) if radius is None else None
+                whole = _whole_similarities(block.queries, whole_keys, falloff, unmasked_frames)
+                found.append(_of_whole(whole, whole_values, top_k, renormalize))
             if block.keys is not None:
                 found.append(_of_strip(block, work, top_k, renormalize))
             tiles = _weigh(found, top_k, renormalize).unflatten(1, (cut.height, cut.width))
@@ -235,15 +235,35 @@ class _Found(NamedTuple):
     total: Tensor | None
 
 
-def _of_whole(
-    queries: Tensor, keys: Tensor, values: Tensor, top_k: int, renormalize: bool
-) -> _Found:
-    """Of frames (M, cells, D) that are seen whole."""
-    similarities = (queries.flatten(0, 1) @ keys.mT).unflatten(1, queries.shape[:2])  # (M, R, q, P)
-    best = similarities.amax(0)
-    kept, frames, places = _largest(similarities, best, None, top_k)
+def _falloff(query: Tensor, y: int, cut: _Cut) -> Tensor | None:
+    """What distance takes from similarities to a whole frame, (R, q, cells), of a block that begins at row y."""
+    if cut.sigma is None:
+        return None
+    height, width = query.shape[:2]
+    # Where every frame is seen whole, a tile is a row of cells.
+    down = y + torch.arange(min(cut.rows_at_once, height - y), device=query.device)
+    down = down[:, None] - torch.arange(height, device=query.device)  # (R, h)
+    across = torch.arange(width, device=query.device)
+    across = across[:, None] - across  # (q, w)
+    squares = down[:, None, :, None] ** 2 + across[:, None] ** 2
+    return squares.flatten(2) / (2 * cut.sigma**2)
+
+
+def _whole_similarities(
+    queries: Tensor, keys: Tensor, falloff: Tensor | None, unmasked_frames: int
+) -> Tensor:
+    """To all cells of frames (M, cells, D), (M, R, q, cells)."""
+    similarities = (queries.flatten(0, 1) @ keys.mT).unflatten(1, queries.shape[:2])
+    if falloff is not None:
+        similarities[unmasked_frames:] -= falloff
+    return similarities
+
+
+def _of_whole(similarities: Tensor, values: Tensor, top_k: int, renormalize: bool) -> _Found:
+    """Of frames that are seen whole."""
+    kept, frames, places = _largest(similarities, similarities.amax(0), None, top_k)
     total = None if renormalize else similarities.logsumexp((0, 3))[..., None]
-    return _Found(kept, values.flatten(0, 1)[frames * keys.shape[1] + places], total)
+    return _Found(kept, values.flatten(0, 1)[frames * values.shape[1] + places], total)
 
 
 def _of_strip(block: _Block, work: _Work, top_k: int, renormalize: bool) -> _Found:
