@@ -25,6 +25,8 @@ from videossl.video_writer import write_video
 
 NUM_VIDEOS, SIZE = 40, 64
 FRAME = 1 / FRAMES_PER_SECOND
+# Else x264 gives one of several files, by chance and by the machine's cores, and what is found in them differs.
+SAME_BYTES = {"threads": "1", "mbtree": "0", "bf": "0"}
 
 
 def render(
@@ -35,7 +37,9 @@ def render(
         frames = reversible_frames(seed, size=SIZE)
         frames = np.pad(frames, ((0, 0), (bars, bars), (0, 0), (0, 0)))
         path = folder / f"{seed}.mp4"
-        write_video(path, frames, frames_per_second=FRAMES_PER_SECOND, options=options)
+        write_video(
+            path, frames, frames_per_second=FRAMES_PER_SECOND, options=SAME_BYTES | (options or {})
+        )
     manifest = folder / "manifest.parquet"
     # Groups are drawn for the split by their names, which are not to hold the folder's.
     groups = ["--group-regex", r"^(\d+)"]
@@ -97,10 +101,8 @@ def said(task: TaskAudit) -> str:
 def test_nothing_is_found_where_nothing_is(videos, tmp_path):
     audit, task = audited(videos, tmp_path, clips=6)
     assert audit.leaks == []
-    verdicts = [c.verdict for c in task.cheats]
-    assert set(verdicts) <= {"at chance", "unclear", "baseline to beat"}
-    # Intervals of 95 %: of 18, each lies above chance by accident in one of 40, and machines encode the videos differently.
-    assert len(verdicts) - verdicts.count("at chance") <= 2
+    assert {c.verdict for c in task.cheats} <= {"at chance", "unclear"}
+    assert sum(c.verdict == "unclear" for c in task.cheats) <= 2  # of 18, each in one of 40
     assert {c.form for c in task.cheats} == {"evaluation", "training", "flicker"}
 
 
