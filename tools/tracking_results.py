@@ -2,9 +2,9 @@
 
     python tools/tracking_results.py results/a results/b --published DAVIS/reference/2016 --methods bvs siammask osvos
 
-Folders are those of `videossl track --davis`: rows of their checkpoints are told apart by the folder's name, of a baseline
-that is in several the first counts. Published rows are the official per-frame J and F of the DAVIS web site
-(`<method>_davis.json`), of the same sequences and frames.
+Folders are those of `videossl track --davis`: rows of their encoders are told apart by the folder's name, of a baseline
+without an encoder that is in several the first counts. Published rows are the official per-frame J and F of the DAVIS web
+site (`<method>_davis.json`), of the same sequences and frames.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def main() -> None:
     ours: dict[str, Scores] = {}
     for folder in args.results:
         for name, scores in rows_of(folder).items():
-            is_ours = len(args.results) > 1 and name in ("trained", "adapted")
-            ours.setdefault(f"{folder.name}, {name}" if is_ours else name, scores)
+            is_anyones = len(args.results) == 1 or name in ("identity", "flow", "lab")
+            ours.setdefault(name if is_anyones else f"{folder.name}, {name}", scores)
     sequences = sorted(next(iter(ours.values())))
     published = {name: published_row(args.published, name, sequences) for name in args.methods}
     print("\n".join(table(ours, published, sequences)))
