@@ -1,10 +1,12 @@
 """The tools behind docs/results.md: ablations, the table beside published rows, the list of licensed videos."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,9 +78,6 @@ def test_ablations_are_trained_tracked_judged_and_drawn_once(video_folder, tmp_p
         out,
     ]
     run(ablate, monkeypatch, *arguments)
-    read = ablate.Plan("c", (), {"short_side": "64", "radius": "8"}, (0,), None, {}, out, out, [])
-    changed = read.protocol_of(ablate.Setting("row", track={"radius": "2"}))
-    assert (changed.short_side, changed.radius) == (64, 2)  # a row says last
     assert len(list((out / "runs").glob("*_seed0"))) == 1  # rows that track otherwise train nothing
     kept = {path: path.read_bytes() for path in (out / "scores").glob("*.json")}
     by_row = {json.loads(text)["row"]: json.loads(text)["sequences"] for text in kept.values()}
@@ -107,10 +106,27 @@ class Here:
         pass
 
 
+def plan_of(out: Path, shared: tuple[str, ...] = (), **track: str) -> Any:
+    ablate = tool("ablate_tracking")
+    return ablate.Plan("c", shared, track, (0,), ablate.Setting("baseline"), {}, out, out, [])
+
+
+def test_what_a_row_sets_of_the_protocol_comes_last(tmp_path):
+    plan = plan_of(tmp_path, short_side="64", radius="8")
+    changed = plan.protocol_of(tool("ablate_tracking").Setting("row", track={"radius": "2"}))
+    assert (changed.short_side, changed.radius) == (64, 2)
+
+
+def test_a_training_is_read_again_only_where_all_of_its_settings_are_the_same(tmp_path):
+    row = tool("ablate_tracking").Setting("row", train=("seed=1",))
+    short, long = plan_of(tmp_path, ("train.steps=2",)), plan_of(tmp_path, ("train.steps=3",))
+    assert short.run_of(row, 0) != long.run_of(row, 0)
+    assert short.run_of(row, 0) == plan_of(tmp_path, ("train.steps=2",), radius="2").run_of(row, 0)
+
+
 def test_shares_of_the_videos_are_nested_and_keep_sources_whole(video_folder, tmp_path):
     ablate = tool("ablate_tracking")
-    baseline = ablate.Setting("baseline")
-    plan = ablate.Plan("c", (), {}, (0,), baseline, {}, video_folder, tmp_path, [])
+    plan = dataclasses.replace(plan_of(tmp_path), manifest=video_folder)
     sources = [
         {entry.group for entry in read_manifest(ablate.part_of(plan, share))}
         for share in (0.3, 0.6, 1.0)
@@ -153,7 +169,7 @@ def frames(j: float, f: float) -> dict[str, list[str]]:
 def test_rows_of_several_checkpoints_carry_their_folders(tmp_path, monkeypatch, capsys):
     for folder, j in (("a", 0.2), ("b", 0.4)):
         rows = {
-            "trained": {"per_object": {"ant_1": scored(j, j)}},
+            "features": {"per_object": {"ant_1": scored(j, j)}},
             "identity": {"per_object": {"ant_1": scored(0.1, 0.1)}},
         }
         (tmp_path / folder).mkdir()
@@ -161,7 +177,7 @@ def test_rows_of_several_checkpoints_carry_their_folders(tmp_path, monkeypatch, 
         (tmp_path / folder / "result.json").write_text(record)
     run(tool("tracking_results"), monkeypatch, tmp_path / "a", tmp_path / "b")
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "| | a, trained | identity | b, trained |"
+    assert printed[0] == "| | a, features | identity | b, features |"
     assert printed[2] == "| ant | 20.0 | 10.0 | 40.0 |"
 
 

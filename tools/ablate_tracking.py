@@ -7,7 +7,7 @@ The plan names what all rows share in training (`shared`) and in tracking (`trac
 the baseline: in training (`train`, `videos`: the share of the sources) or in tracking alone (`track`, `stage`, `untrained`),
 which trains nothing.
 Each row is judged by official J&F on the sequences of a split, against the baseline of the same seeds, with the interval
-of a paired bootstrap over sequences. Out come scores.json, tables.md and one picture per question.
+of a paired bootstrap over sequences. Out come scores/*.json, tables.md and one picture per question.
 """
 
 import argparse
@@ -85,7 +85,7 @@ class Plan:
 
     def run_of(self, row: Setting, seed: int) -> Path:
         """The folder of the training that a row reads; rows that differ in tracking alone share it."""
-        text = json.dumps([row.config, row.train, row.videos])
+        text = json.dumps([row.config or self.config, self.shared, row.train, row.videos])
         return self.out / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:10]}_seed{seed}"
 
     def protocol_of(self, row: Setting) -> Protocol:
