@@ -1,5 +1,6 @@
 """Real video files whose frame number can be read from the pixels: eight blocks, black or white, in the upper half."""
 
+import os
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -98,9 +99,20 @@ def write_numbered_video(path: Path, variant: Variant) -> Path:
             frame.pts, frame.time_base = tick, time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    end_realtime()
     if variant.clockwise_rotation:
         write_rotation_flag(path, variant.clockwise_rotation)
     return path
+
+
+def end_realtime() -> None:
+    """Ends what SVT-AV1 begins: run as root, it makes the thread that writes a file a real-time one, for good.
+
+    What that thread starts inherits it, and two such processes starve each other and all else, once they have more threads
+    than cores.
+    """
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def stored_picture(number: int, variant: Variant) -> np.ndarray:
