@@ -1,8 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 from numbered_video import VARIANTS, write_numbered_video
 
+# As the command line does, which is too late in a process that has loaded torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 

@@ -114,6 +114,17 @@ def test_a_reader_that_leaves_leaves_no_traceback(arguments):
     assert done.returncode == 141
 
 
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_torch_sleep_while_they_wait_unless_told_otherwise(
+    given, expected, monkeypatch, tmp_path
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert main(["scan", str(tmp_path / "none"), "-o", str(tmp_path / "list.csv")]) == 2
+    assert os.environ["OMP_WAIT_POLICY"] == expected
+
+
 def test_ctrl_c_is_one_line(tmp_path):
     code = "from videossl import __main__, commands\nimport time, types, sys\n"
     code += "from videossl.commands import doctor\n"

@@ -5,6 +5,7 @@ is imported, so that `scan` never waits for torch.
 """
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    # Before torch is loaded: its threads else spin while they wait for each other, and what shares their cores takes much
+    # longer (docs/performance.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         namespace = parse(arguments, COMMANDS)
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
