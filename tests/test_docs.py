@@ -298,6 +298,10 @@ def test_the_tour_of_the_readme(tmp_path):
     """`bash tools/demo.sh` in a clone, with this environment."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
-    (clone / ".venv").symlink_to(Path(sys.prefix))
+    (clone / ".venv").mkdir()
+    for part in ("bin", "lib", "pyvenv.cfg"):
+        (clone / ".venv" / part).symlink_to(Path(sys.prefix) / part)
+    # Else it would be installed from this clone, and its owner's checkout no more.
+    shutil.copy(clone / "pyproject.toml", clone / ".venv/installed")
     subprocess.run(["bash", "tools/demo.sh"], cwd=clone, check=True)
     assert (clone / "runs/demo/tracking/index.html").is_file()
