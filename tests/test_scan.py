@@ -170,13 +170,14 @@ def eat_memory():
             lambda: (faulthandler.disable(), os.kill(os.getpid(), signal.SIGSEGV)),
             "it crashes the decoder (the process died of SIGSEGV)",
         ),
-        (hang, "it hangs the decoder (no answer for 0.3 s)"),
+        (hang, "it hangs the decoder (no answer for 3 s)"),
         (eat_memory, "it needs more than 0.25 GiB of memory (MemoryError)"),
     ],
 )
 def test_file_that_takes_its_process_down_costs_one_row(monkeypatch, tmp_path, do, reason):
     harm(monkeypatch, do)
-    monkeypatch.setattr(scan, "FAST_SECONDS", 0.3)
+    # Time enough for all else on a busy machine: what is judged is the fault, not the pace.
+    monkeypatch.setattr(scan, "FAST_SECONDS", 3 if do is hang else 60)
     monkeypatch.setattr(scan, "FAST_BYTES_PER_SECOND", 1e30)
     monkeypatch.setattr(scan, "MEMORY_BYTES", 2**28)
     reasons = rows_of([f"/{name}.mp4" for name in "abcdefghijkl"], tmp_path)
