@@ -266,7 +266,10 @@ def draw(judged: Sequence[Judged], path: Path) -> None:
     axis.axvline(np.mean(list(judged[0].by_seed.values())), color="C1", linewidth=1, linestyle=":")
     axis.set_yticks(range(len(judged)), [row.name for row in judged])
     axis.invert_yaxis()
-    axis.set_xlabel("J&F, %: seeds, their mean, 95 % interval of the gain on the first row")
+    # Below the whole figure: names of rows leave the axis too narrow for it.
+    figure.supxlabel(
+        "J&F, %: seeds, their mean, 95 % interval of the gain on the first row", fontsize=9
+    )
     axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
