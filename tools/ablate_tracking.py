@@ -83,9 +83,13 @@ class Plan:
     out: Path
     sequences: Sequence[DavisSequence]
 
+    def config_of(self, row: Setting) -> str:
+        """The row's own, where it names one."""
+        return row.config or self.config
+
     def run_of(self, row: Setting, seed: int) -> Path:
         """The folder of the training that a row reads; rows that differ in tracking alone share it."""
-        text = json.dumps([row.config or self.config, self.shared, row.train, row.videos])
+        text = json.dumps([self.config_of(row), self.shared, row.train, row.videos])
         return self.out / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:10]}_seed{seed}"
 
     def protocol_of(self, row: Setting) -> Protocol:
@@ -139,7 +143,7 @@ def train(plan: Plan, row: Setting, seed: int) -> None:
     manifest = plan.manifest if row.videos == 1 else part_of(plan, row.videos)
     settings = [*plan.shared, *row.train, f"seed={seed}", f"data.manifest={manifest}", f"out={run}"]
     print(f"{row.name}, seed {seed}: {run.name}", flush=True)
-    command = [sys.executable, "-m", "videossl", "train", "--config", row.config or plan.config]
+    command = [sys.executable, "-m", "videossl", "train", "--config", plan.config_of(row)]
     log = run.with_suffix(".log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
