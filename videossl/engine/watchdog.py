@@ -132,7 +132,9 @@ class Watchdog:
         """The ranks that write no more."""
         ranks = [rank for rank in range(self._world.size) if rank != self._world.rank]
         before = {rank: self._read(rank) for rank in ranks}
-        time.sleep(PULSES_TO_ANSWER * self._pulse_seconds)
+        for _ in range(PULSES_TO_ANSWER):
+            time.sleep(self._pulse_seconds)
+            self._publish()  # a rank that looks for the gone is not itself one of them
         return [seen for rank in ranks if (seen := before[rank]) and self._read(rank) == seen]
 
     def _own(self) -> _Seen:
