@@ -57,6 +57,29 @@ def test_a_frame_wise_encoder_with_temporal_strides_is_refused():
         Encoder(EncoderSpec("r3d_18", keep_time=False, frame_wise=True))
 
 
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_without_normalization_untrained_features_are_those_with_fresh_statistics(name):
+    torch.manual_seed(0)
+    plain = Encoder(EncoderSpec(name, normalization="none"))
+    torch.manual_seed(0)
+    normalized = Encoder(EncoderSpec(name)).eval()
+    assert not [m for m in plain.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    clip = torch.randn(1, 3, FRAMES, 2 * SIZE, 2 * SIZE)
+    features = plain(clip)
+    with torch.no_grad():
+        wanted = normalized(clip)
+    for stage in features:
+        data, target = features[stage].data, wanted[stage].data
+        torch.testing.assert_close(data, target, rtol=1e-4, atol=1e-5)
+    features["res5"].data.sum().backward()
+    assert all(p.grad is not None for p in plain.parameters())
+
+
+def test_an_unknown_normalization_is_refused():
+    with pytest.raises(UserError, match="normalization 'layer' is unknown; allowed: batch, none"):
+        Encoder(EncoderSpec("tiny", normalization="layer"))
+
+
 def test_every_parameter_of_a_cut_encoder_gets_a_gradient():
     encoder = Encoder(EncoderSpec("tiny", deepest_stage="res3"))
     encoder(torch.randn(2, 3, 2, 32, 32))["res3"].data.sum().backward()

@@ -162,6 +162,8 @@ def test_what_no_library_has_fails():
         UserError, match="'tiny' is no model of another library; those are slow_r50"
     ):
         export_weights(Encoder(EncoderSpec("tiny")))
+    with pytest.raises(UserError, match="normalization 'none' is no model of torchvision: export"):
+        export_weights(Encoder(EncoderSpec("r3d_18", "res2", normalization="none")))
     with pytest.raises(UserError, match="no stage is among them"):
         import_weights("r3d_18", {})
 

@@ -31,6 +31,9 @@ class EncoderSection(Section):
     frame_wise: bool = Field(
         False, description="temporal kernels 1 frame deep: the architecture's 2D form"
     )
+    normalization: Literal["batch", "none"] = Field(
+        "batch", description="none: convolutions have a bias instead; for networks of a few layers"
+    )
     init: str | None = Field(
         None,
         description="encoder file, checkpoint or run whose weights a new run begins with; null: random",

@@ -43,9 +43,14 @@ def build_model(config: Config) -> MultiTask:
     configs = task_configs(config.tasks)
     deepest = max((c.stage for c in configs.values()), key=STAGES.index)
     section = config.encoder
-    colours = section.colours or "lab"
     spec = EncoderSpec(
-        section.name, deepest, section.keep_time, section.max_stride, colours, section.frame_wise
+        section.name,
+        deepest,
+        section.keep_time,
+        section.max_stride,
+        section.colours or "lab",
+        section.frame_wise,
+        section.normalization,
     )
     tracking = [configs[name].stage for name in configs if load(name).wants_tracking]
     encoder = Encoder(spec, track_stage=tracking[0] if tracking else None)

@@ -123,7 +123,8 @@ def _what_it_is(
     lines = [
         f"A video encoder of videossl, as {kind}: RGB video in, features out.\n",
         f"- Encoder: {spec.name} up to {spec.deepest_stage}, {count_parameters(encoder.encoder):,} parameters"
-        f"{', its 2D form: each frame alone' if spec.frame_wise else ''}",
+        f"{', its 2D form: each frame alone' if spec.frame_wise else ''}"
+        f"{', without normalisation' if spec.normalization == 'none' else ''}",
         f"- Strides: {'1 along time everywhere' if spec.keep_time else 'along time as published'}; "
         f"{'along space as published' if spec.max_stride is None else f'{spec.max_stride} pixels at most'}",
         f"- Feature: mean of stage {encoder.stage}, {encoder.num_channels} numbers",

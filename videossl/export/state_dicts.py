@@ -118,9 +118,15 @@ def import_weights(name: str, state: Mapping[str, Any]) -> tuple[Encoder, list[s
 def export_weights(encoder: Encoder, *, prefix: str = "") -> dict[str, Tensor]:
     """The encoder's weights under its counterpart's keys, without a head; load them with strict=False.
 
-    `prefix` stands in front of each key: `model.` for a module that holds the network as `self.model`.
+    `prefix` stands in front of each key: `model.` for a module that holds the network as `self.model`. Raises UserError for
+    an encoder without batch normalisation, which their models have.
     """
     theirs, state = counterpart_of(encoder.spec.name), encoder.state_dict()
+    if encoder.spec.normalization != "batch":
+        raise UserError(
+            f"an encoder of normalization {encoder.spec.normalization!r} is no model of {theirs.library}: export it as "
+            "safetensors"
+        )
     return {prefix + _their_key(key, theirs): value.cpu() for key, value in state.items()}
 
 

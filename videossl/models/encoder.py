@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from videossl.errors import UserError
 from videossl.models import zoo
 from videossl.models.colours import check_colours, colours_of_lab
+from videossl.models.normalization import check_normalization, remove_normalization
 from videossl.types import FeatureMaps
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -36,7 +37,7 @@ class EncoderSpec:
     `keep_time` sets every temporal stride to 1, so that each frame has its own features. `max_stride` caps the spatial
     stride (in pixels per cell) by setting later strides to 1; None keeps the published ones. `colours` are those that the
     weights read, see `videossl.models.colours`. `frame_wise` makes every temporal kernel 1 frame deep: the architecture's 2D
-    form, whose features of a frame depend on that frame alone.
+    form, whose features of a frame depend on that frame alone. `normalization` is "batch" as published, or "none".
     """
 
     name: str
@@ -45,6 +46,7 @@ class EncoderSpec:
     max_stride: int | None = None
     colours: str = "lab"
     frame_wise: bool = False
+    normalization: str = "batch"
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Encoder(nn.Module):
     `encoder(x)` takes (N, 3, T, H, W) and returns a FeatureMaps per stage; H and W should be multiples of the deepest
     stage's spatial stride. `track_stage` is the stage whose features correspond best, if a task was trained for that.
 
-    Raises UserError for an unknown name, stage or colours, for a `max_stride` or `frame_wise` that the architecture
-    cannot meet.
+    Raises UserError for an unknown name, stage, colours or normalization, for a `max_stride` or `frame_wise` that the
+    architecture cannot meet.
     """
 
     def __init__(self, spec: EncoderSpec, *, track_stage: str | None = None) -> None:
@@ -98,6 +100,9 @@ class Encoder(nn.Module):
                 )
             for part in (self.stem, *self.blocks.values()):
                 _flatten_in_time(part)
+        check_normalization(spec.normalization)
+        if spec.normalization == "none":
+            remove_normalization([self.stem, *self.blocks.values()])
         infos = {name: StageInfo(*natural[name]) for name in names}
         if spec.keep_time:
             _limit_stride([self.stem, *self.blocks.values()], axes=(0,), limit=1)
