@@ -108,7 +108,8 @@ class Here:
 
 def plan_of(out: Path, shared: tuple[str, ...] = (), **track: str) -> Any:
     ablate = tool("ablate_tracking")
-    return ablate.Plan("c", shared, track, (0,), ablate.Setting("baseline"), {}, out, out, [])
+    config = str(out / "config.yaml")
+    return ablate.Plan(config, shared, track, (0,), ablate.Setting("baseline"), {}, out, out, [])
 
 
 def test_what_a_row_sets_of_the_protocol_comes_last(tmp_path):
@@ -118,10 +119,16 @@ def test_what_a_row_sets_of_the_protocol_comes_last(tmp_path):
 
 
 def test_a_training_is_read_again_only_where_all_of_its_settings_are_the_same(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 3")
     row = tool("ablate_tracking").Setting("row", train=("seed=1",))
     short, long = plan_of(tmp_path, ("train.steps=2",)), plan_of(tmp_path, ("train.steps=3",))
     assert short.run_of(row, 0) != long.run_of(row, 0)
     assert short.run_of(row, 0) == plan_of(tmp_path, ("train.steps=2",), radius="2").run_of(row, 0)
+    before = short.run_of(row, 0)
+    (tmp_path / "config.yaml").write_text("# a remark\nseed: 3")
+    assert short.run_of(row, 0) == before
+    (tmp_path / "config.yaml").write_text("seed: 4")
+    assert short.run_of(row, 0) != before
 
 
 def test_shares_of_the_videos_are_nested_and_keep_sources_whole(video_folder, tmp_path):

@@ -89,7 +89,8 @@ class Plan:
 
     def run_of(self, row: Setting, seed: int) -> Path:
         """The folder of the training that a row reads; rows that differ in tracking alone share it."""
-        text = json.dumps([self.config_of(row), self.shared, row.train, row.videos])
+        config = yaml.safe_load(Path(self.config_of(row)).read_text())  # not its name: it changes
+        text = json.dumps([config, self.shared, row.train, row.videos])
         return self.out / "runs" / f"{hashlib.sha256(text.encode()).hexdigest()[:10]}_seed{seed}"
 
     def protocol_of(self, row: Setting) -> Protocol:
