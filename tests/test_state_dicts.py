@@ -423,6 +423,8 @@ def test_resuming_reads_the_checkpoint_and_not_init(train, checkpoint, tmp_path)
             "ends after res3, but tasks read res5",
         ),
         (["encoder.init={tiny}", "encoder.colours=rgb_torchvision"], "set encoder.colours=null"),
+        (["encoder.init={tiny}", "encoder.normalization=none"], "set encoder.normalization=batch"),
+        (["encoder.init={tiny}", "encoder.frame_wise=true"], "set encoder.frame_wise=false"),
         (["encoder.init=/none.pt"], "/none.pt does not exist"),
     ],
 )

@@ -44,6 +44,12 @@ def _check(source: Encoder, encoder: Encoder, init: str) -> None:
         raise UserError(
             f"encoder.init {init} reads {given.colours}, the run's encoder {wanted.colours}: set encoder.colours={value}"
         )
+    for setting in ("frame_wise", "normalization"):
+        theirs, ours = (str(getattr(spec, setting)).lower() for spec in (given, wanted))
+        if theirs != ours:
+            raise UserError(
+                f"encoder.init {init} has {setting} {theirs}, the run's encoder {ours}: set encoder.{setting}={theirs}"
+            )
     if STAGES.index(given.deepest_stage) < STAGES.index(wanted.deepest_stage):
         raise UserError(
             f"encoder.init {init} ends after {given.deepest_stage}, but tasks read {wanted.deepest_stage}: choose tasks' "
