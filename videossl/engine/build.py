@@ -46,11 +46,11 @@ def build_model(config: Config) -> MultiTask:
     spec = EncoderSpec(
         section.name,
         deepest,
-        section.keep_time,
-        section.max_stride,
-        section.colours or "lab",
-        section.frame_wise,
-        section.normalization,
+        keep_time=section.keep_time,
+        max_stride=section.max_stride,
+        colours=section.colours or "lab",
+        frame_wise=section.frame_wise,
+        normalization=section.normalization,
     )
     tracking = [configs[name].stage for name in configs if load(name).wants_tracking]
     encoder = Encoder(spec, track_stage=tracking[0] if tracking else None)

@@ -88,6 +88,7 @@ class Encoder(nn.Module):
                 f"track_stage {track_stage!r} is not in an encoder up to {spec.deepest_stage}"
             )
         check_colours(spec.colours)
+        check_normalization(spec.normalization)
         build, natural = ENCODERS[spec.name]
         stem, blocks = build()
         names = STAGES[: STAGES.index(spec.deepest_stage) + 1]
@@ -100,7 +101,6 @@ class Encoder(nn.Module):
                 )
             for part in (self.stem, *self.blocks.values()):
                 _flatten_in_time(part)
-        check_normalization(spec.normalization)
         if spec.normalization == "none":
             remove_normalization([self.stem, *self.blocks.values()])
         infos = {name: StageInfo(*natural[name]) for name in names}
