@@ -50,6 +50,7 @@ def test_the_docs_state_the_preset(name: str) -> None:
         f"{p.temperature:.3g}",
         p.label_down + (f", hard at {p.hard_at}" if p.hard_labels else ""),
         (f"min-max at {p.min_max_at}, " if p.min_max else "")
+        + (f"expected J of shares^{p.decide_power:g}, " if p.decide_by == "expected_j" else "")
         + f"at {p.decide_at}"
         + (f", guided filter {p.refine_radius}" if p.refine_radius else ""),
     ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from videossl.eval.decision import greatest_expected_j
 from videossl.eval.memory import LabelMemory
 from videossl.eval.protocol import Protocol
 from videossl.eval.refinement import refine
@@ -66,7 +67,7 @@ def propagate(
         numbers = [0, *(value for start in groups for value in ids[start])]
         shares = _merged(list(groups.values()))
         if protocol.refine_radius is not None and frame_at is not None:
-            winners = _refined(shares, frame_at(index), protocol).argmax(0)
+            winners = _winner(_refined(shares, frame_at(index), protocol), protocol)
         else:
             winners = decide(shares)
         mask = torch.tensor(numbers, dtype=torch.uint8)[winners.cpu()].numpy()
@@ -199,12 +200,18 @@ def _winners(
         shares = functional.interpolate(labels[None], decide_size, mode="nearest-exact")[0]
     if protocol.min_max and protocol.min_max_at == "pixels":
         shares = _stretch(shares)
-    winners = shares.argmax(0)
+    winners = _winner(shares, protocol)
     if decide_size != size:
         winners = functional.interpolate(winners[None, None].float(), size, mode="nearest-exact")[
             0, 0
         ].long()
     return winners
+
+
+def _winner(shares: Tensor, protocol: Protocol) -> Tensor:
+    if protocol.decide_by == "expected_j":
+        return greatest_expected_j(shares, power=protocol.decide_power)
+    return shares.argmax(0)
 
 
 def _stretch(shares: Tensor) -> Tensor:

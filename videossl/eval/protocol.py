@@ -67,6 +67,8 @@ class Protocol:
     min_max: bool = False  # each object's map stretched to [0, 1] before the winner is taken
     min_max_at: Literal["pixels", "cells"] = "pixels"  # after going up; or before, memory included
     decide_at: Literal["frame", "input"] = "frame"  # "input" then goes nearest to the frame
+    decide_by: Literal["share", "expected_j"] = "share"  # the largest wins; or see `decision`
+    decide_power: float = 1.0  # of shares, before expected_j takes them for probabilities
     refine_radius: int | None = None  # of the guided filter that draws shares to the frame's edges
     refine_epsilon: float = 0.001  # its ridge, on colours in [0, 1]
     refine_side: int = 240  # pixels of the short side at which the filter is fitted
@@ -128,6 +130,8 @@ class Protocol:
                 raise ValueError(
                     "distance_sigma needs a top_k and first_unmasked false: set those, or distance_sigma=none"
                 )
+        if not self.decide_power > 0:
+            raise ValueError(f"decide_power must be > 0, got {self.decide_power}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
 
@@ -137,8 +141,8 @@ class Protocol:
 
 
 PRESETS: dict[str, Protocol] = {
-    # Chosen on drift-straight alone, at 240 pixels, for encoders of stride 4 trained for minutes; centring matters most
-    # for untrained encoders (J 33.8 -> 51.5), so that a gain over them is not an artefact of their mean feature.
+    # Centring matters most for untrained encoders (J 33.8 -> 51.5), so that a gain over them is not an artefact of their
+    # mean feature.
     "videossl": Protocol(
         source="this library: docs/results.md has what each setting was chosen by",
         short_side=360,
