@@ -81,7 +81,7 @@ def test_shares_need_not_sum_to_one_and_may_be_just_below_zero():
 
 @pytest.mark.parametrize("refined", [False, True])
 def test_a_protocol_decides_by_it(refined):
-    """Features that answer half from the object, half from two frames' background: a share of about a third."""
+    """Features that are the same everywhere, so that every cell copies from all of the first mask."""
     features = [torch.nn.functional.normalize(torch.ones(4, 6, 8), dim=0)] * 3
     mask = np.zeros((24, 32), np.uint8)
     mask[6:18, 8:20] = 1

@@ -25,23 +25,20 @@ def greatest_expected_j(shares: Tensor, *, power: float = 1.0) -> Tensor:
     if not len(parts):
         return torch.zeros(shares.shape[1:], dtype=torch.int64, device=shares.device)
     raised = parts**power
-    probability = raised / (raised + (1 - parts).clamp_min(0) ** power)
+    probability = raised / (raised + (1 - parts) ** power)
     above = torch.stack([plane / _threshold(plane) for plane in probability])
     ratio, winner = above.max(0)
     return torch.where(ratio > 1, winner + 1, 0)
 
 
 def _threshold(probability: Tensor) -> Tensor:
-    """Of one object; 1/2 where it is nowhere."""
-    level = (
-        (probability * LEVELS).ceil().long().sub(1).clamp_min(0).flatten()
-    )  # the last one that it is above
+    """Of one object: a scalar, the lowest that counts where the object is nowhere, which nothing is above then."""
+    # The last level that a pixel is above.
+    level = (probability * LEVELS).ceil().long().sub(1).clamp_min(0).flatten()
     counts = torch.bincount(level, minlength=LEVELS).double()
     sums = torch.bincount(level, probability.flatten().double(), minlength=LEVELS)
     first = round(FAINT * LEVELS)
     # From a level on upwards: how many pixels a mask with that threshold has, and how many of them are the object's.
     area, inside = (values[first:].flip(0).cumsum(0).flip(0) for values in (counts, sums))
     expected_j = inside / (area + inside[0] - inside).clamp_min(1)
-    usable = expected_j[: LEVELS // 2 - first + 1]
-    best = first + usable.argmax() if usable.max() > 0 else LEVELS // 2
-    return torch.as_tensor(best / LEVELS, device=probability.device)
+    return (first + expected_j[: LEVELS // 2 - first + 1].argmax()) / LEVELS
