@@ -8,8 +8,9 @@ import torch
 
 from videossl.errors import UserError
 from videossl.eval.memory import LabelMemory
+from videossl.eval.presets import PRESETS, preset
 from videossl.eval.propagation import propagate
-from videossl.eval.protocol import PRESETS, Protocol, preset
+from videossl.eval.protocol import Protocol
 from videossl.models import aligned_copy as module
 from videossl.models.aligned_copy import MemoryFrame, aligned_copy
 

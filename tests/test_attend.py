@@ -15,7 +15,8 @@ from PIL import Image
 from videossl.__main__ import main
 from videossl.eval.attention_page import pack_features, write_attention_page
 from videossl.eval.attention_picture import Reading, gather_reading, reading_weights
-from videossl.eval.protocol import Protocol, preset
+from videossl.eval.presets import preset
+from videossl.eval.protocol import Protocol
 from videossl.video_writer import write_video
 
 T, H, W = 6, 12, 18

@@ -18,7 +18,7 @@ from videossl.eval.attention_picture import (
     reading_weights,
 )
 from videossl.eval.memory import LabelMemory
-from videossl.eval.protocol import PRESETS, preset
+from videossl.eval.presets import PRESETS, preset
 
 T, D, H, W = 9, 6, 4, 5
 READABLE = [name for name, protocol in PRESETS.items() if protocol.align_after is None]

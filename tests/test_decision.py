@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from videossl.eval.decision import greatest_expected_j
+from videossl.eval.presets import preset
 from videossl.eval.propagation import propagate
-from videossl.eval.protocol import preset
 
 
 def slow_mask(part: np.ndarray, power: float) -> np.ndarray:
@@ -100,5 +100,5 @@ def test_a_protocol_decides_by_it(refined):
 
 
 def test_a_power_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"decide_power must be > 0, got 0\.0"):
+    with pytest.raises(ValueError, match=r"decide_power must be > 0 and finite, got 0\.0"):
         preset("videossl", {"decide_power": "0"})

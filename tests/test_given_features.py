@@ -16,8 +16,8 @@ from videossl.eval.features import input_size, sequence_features
 from videossl.eval.footage import Footage
 from videossl.eval.given_features import load_features
 from videossl.eval.pace import measure_pace
+from videossl.eval.presets import PRESETS
 from videossl.eval.propagation import propagate
-from videossl.eval.protocol import PRESETS
 from videossl.eval.tracking import Row, track_row
 
 RESNET = """

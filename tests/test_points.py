@@ -17,7 +17,7 @@ from videossl.eval.points import (
     standing_still,
     track_points,
 )
-from videossl.eval.protocol import PRESETS
+from videossl.eval.presets import PRESETS
 
 PROTOCOL = replace(PRESETS["videossl"], short_side=None, radius=3)
 CELL = 4  # pixels

@@ -27,8 +27,9 @@ from videossl.eval.frames import ImageFrames
 from videossl.eval.mask_files import read_mask
 from videossl.eval.memory import LabelMemory
 from videossl.eval.metrics import region_similarity
+from videossl.eval.presets import PRESETS, preset
 from videossl.eval.propagation import propagate, propagate_labels
-from videossl.eval.protocol import PRESETS, Protocol, preset
+from videossl.eval.protocol import Protocol
 from videossl.eval.windows import sliding_windows, windows
 from videossl.models.encoder import StageInfo
 from videossl.types import FeatureMaps

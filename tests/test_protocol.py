@@ -3,7 +3,7 @@
 import pytest
 
 from videossl.errors import UserError
-from videossl.eval.protocol import preset
+from videossl.eval.presets import preset
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,10 @@ from videossl.eval.protocol import preset
         ("mast", {"first_unmasked": "true"}, "align_after needs .* first_unmasked false"),
         ("mast", {"first_copies": "queried"}, "queried cannot be with memory_offsets"),
         ("videossl", {"input_hw": "256,100000"}, "input_hw must be up to 16384 pixels"),
+        ("videossl", {"temperature": "inf"}, "temperature must be > 0 and finite, got inf"),
+        ("videossl", {"decide_power": "inf"}, "decide_power must be > 0 and finite, got inf"),
+        ("videossl", {"distance_sigma": "nan"}, "distance_sigma must be > 0 and finite, or none"),
+        ("videossl", {"refine_epsilon": "inf"}, "refine_epsilon > 0, got 8, 240 and inf"),
     ],
 )
 def test_settings_that_do_not_go_together_fail(

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from videossl.errors import UserError
+from videossl.eval.presets import preset
 from videossl.eval.propagation import propagate
-from videossl.eval.protocol import Protocol, preset
+from videossl.eval.protocol import Protocol
 from videossl.eval.refinement import refine
 
 RADIUS, EPSILON = 2, 1e-3

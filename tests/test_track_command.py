@@ -22,7 +22,7 @@ from videossl.eval.features import LabPatches
 from videossl.eval.footage import davis_footage
 from videossl.eval.mask_files import read_mask
 from videossl.eval.overlay import draw_mask
-from videossl.eval.protocol import preset
+from videossl.eval.presets import preset
 from videossl.eval.tracking import Row
 from videossl.masks import write_mask
 from videossl.video_writer import write_video

@@ -12,7 +12,7 @@ from torch import Tensor
 from videossl.errors import UserError
 from videossl.eval.footage import Footage, video_footage
 from videossl.eval.mask_files import read_mask
-from videossl.eval.protocol import PRESETS
+from videossl.eval.presets import PRESETS
 from videossl.eval.tracking import Row, track_row
 from videossl.video_writer import write_video
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from videossl.eval.protocol import PRESETS, Protocol
+from videossl.eval.presets import PRESETS
+from videossl.eval.protocol import Protocol
 
 DOCS = Path(__file__).parents[1] / "docs" / "tracking.md"
 

@@ -18,7 +18,7 @@ from videossl.engine.checkpoint import save_checkpoint
 from videossl.eval.davis import listed_sequences, read_tree
 from videossl.eval.davis_splits import OFFICIAL_VAL
 from videossl.eval.features import EncoderFeatures
-from videossl.eval.protocol import PRESETS, parse_overrides, preset
+from videossl.eval.presets import PRESETS, parse_overrides, preset
 from videossl.eval.settings_search import (
     all_combinations,
     changes,

@@ -14,8 +14,8 @@ from videossl.errors import UserError
 from videossl.eval.features import LabPatches, sequence_features
 from videossl.eval.footage import Footage
 from videossl.eval.mask_files import read_mask
+from videossl.eval.presets import preset
 from videossl.eval.propagation import propagate
-from videossl.eval.protocol import preset
 from videossl.eval.scoring import ObjectScore, global_scores
 from videossl.eval.youtube_scoring import (
     group_scores,

@@ -30,7 +30,8 @@ from videossl.data.table import read_manifest
 from videossl.engine.checkpoint import restore_encoder
 from videossl.eval.davis import DavisSequence, read_tree
 from videossl.eval.features import EncoderFeatures
-from videossl.eval.protocol import Protocol, preset
+from videossl.eval.presets import preset
+from videossl.eval.protocol import Protocol
 from videossl.eval.scoring import write_json
 from videossl.eval.tracking import worker_pool
 from videossl.eval.tuning import Trial

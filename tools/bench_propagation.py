@@ -168,7 +168,7 @@ def bench_encoder(checkpoint: Path, device: str, rounds: int) -> None:
     from videossl.eval.features import EncoderFeatures
     from videossl.eval.footage import Footage
     from videossl.eval.pace import measure_pace
-    from videossl.eval.protocol import preset
+    from videossl.eval.presets import preset
     from videossl.eval.tracking import Row
 
     encoder = restore_encoder(checkpoint)

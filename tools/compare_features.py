@@ -23,7 +23,7 @@ from videossl.eval.digests import file_digest, tree_digest
 from videossl.eval.features import EncoderFeatures
 from videossl.eval.footage import davis_footage
 from videossl.eval.output_folder import clear_folder
-from videossl.eval.protocol import preset
+from videossl.eval.presets import preset
 from videossl.eval.scoring import global_scores, score_results, versions, write_json
 from videossl.eval.tracking import Row, track_row, worker_pool
 from videossl.models.encoder import Encoder, EncoderSpec

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from videossl.commands.protocol_arguments import add_protocol_arguments, add_stage_and_device
 from videossl.errors import UserError
-from videossl.eval.protocol import parse_overrides, preset
+from videossl.eval.presets import parse_overrides, preset
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.drawing import Rgb

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     from videossl.__main__ import COMMANDS
     from videossl.commands.parsing import build_parser, subparsers_of
-    from videossl.eval.protocol import PRESETS
+    from videossl.eval.presets import PRESETS
 
     parser = build_parser(COMMANDS, imported=COMMANDS)
     words = {"preset": tuple(PRESETS), "device": ("auto", "cpu", "cuda")}

@@ -21,7 +21,7 @@ from videossl.eval.davis import DavisSequence, read_tree
 from videossl.eval.features import EncoderFeatures, input_size, sequence_features
 from videossl.eval.footage import davis_footage
 from videossl.eval.mask_files import IndexMask
-from videossl.eval.protocol import preset
+from videossl.eval.presets import preset
 from videossl.eval.scoring import ObjectScore, global_scores, score_masks
 from videossl.eval.tracking import footage_masks
 from videossl.models.encoder import pooled

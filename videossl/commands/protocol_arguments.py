@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videossl.errors import UserError
-from videossl.eval.protocol import PRESETS
+from videossl.eval.presets import PRESETS
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 

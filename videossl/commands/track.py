@@ -17,7 +17,7 @@ from videossl.commands.protocol_arguments import (
     names,
 )
 from videossl.errors import UserError
-from videossl.eval.protocol import parse_overrides, preset
+from videossl.eval.presets import parse_overrides, preset
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed

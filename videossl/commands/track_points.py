@@ -196,7 +196,7 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, LabPatches
     from videossl.eval.point_tracking import track_videos
     from videossl.eval.points import check_protocol
-    from videossl.eval.protocol import parse_overrides, preset
+    from videossl.eval.presets import parse_overrides, preset
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     check_protocol(protocol)

@@ -13,7 +13,8 @@ from videossl.commands.protocol_arguments import (
     names,
 )
 from videossl.errors import UserError
-from videossl.eval.protocol import Protocol, parse_overrides, preset
+from videossl.eval.presets import parse_overrides, preset
+from videossl.eval.protocol import Protocol
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence
-from videossl.eval.protocol import PRESETS, Protocol, preset
+from videossl.eval.presets import PRESETS, preset
+from videossl.eval.protocol import Protocol
 from videossl.eval.settings_search import Settings, changes
 from videossl.eval.stored_features import StoredFeatures
 from videossl.eval.tuning import Scores, Trial, scores_of

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from videossl.errors import UserError
-from videossl.eval.protocol import Protocol, preset
+from videossl.eval.presets import preset
+from videossl.eval.protocol import Protocol
 
 Settings = Mapping[str, str]
 Grid = Mapping[str, tuple[str, ...]]
