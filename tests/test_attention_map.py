@@ -68,6 +68,7 @@ def test_the_strongest_are_those_of_strongest_copy(settings, top_k, renormalize)
         ({"radius": -1}, "radius must be None"),
         ({"mask": "disc"}, "square or circle"),
         ({"top_k": 0}, "top_k must be"),
+        ({"distance_sigma": 0.0}, "distance_sigma must be None or > 0, got 0.0"),
     ],
 )
 def test_settings_out_of_range_fail(settings, message):

@@ -127,6 +127,7 @@ def test_a_cap_on_memory_changes_nothing_but_the_memory() -> None:
         ({"radius": -1}, "radius"),
         ({"mask": "star"}, "square or circle"),
         ({"top_k": 0}, "top_k must be >= 1"),
+        ({"distance_sigma": 0.0}, "distance_sigma must be None or > 0"),
     ],
 )
 def test_settings_out_of_range_fail(change: dict, message: str) -> None:

@@ -309,6 +309,7 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
         (["--set", "top_k"], "--set takes KEY=VALUE"),
         (["--video", "a.mp4"], "give either --davis ROOT or --video FILE"),
         (["--device", "tpu"], "allowed: auto, cpu, cuda"),
+        (["--device", "cuda:1"], "one of several GPUs: CUDA_VISIBLE_DEVICES=N"),
     ],
 )
 def test_wrong_input_is_one_clear_line(

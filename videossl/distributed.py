@@ -37,7 +37,9 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cpu":
         return torch.device("cpu")
     if name != "cuda":
-        raise UserError(f"device is {name!r}; allowed: auto, cpu, cuda")
+        raise UserError(
+            f"device is {name!r}; allowed: auto, cpu, cuda (one of several GPUs: CUDA_VISIBLE_DEVICES=N)"
+        )
     if not torch.cuda.is_available():
         raise UserError(
             "device is 'cuda' but torch sees no GPU: install a driver, or set device=cpu"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from videossl.distributed import choose_device
 from videossl.engine.adaptation import Tracker, adapt, restore_tracker, stretches_of
 from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
@@ -73,7 +74,7 @@ def check_rows(args: argparse.Namespace) -> torch.device:
         raise UserError(f"--max-mib must be >= 1, got {args.max_mib}")
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")
-    return _device(args.device)
+    return choose_device(args.device)
 
 
 def _check_baselines(args: argparse.Namespace) -> None:
@@ -192,13 +193,3 @@ def _adapted(
 def _untrained(checkpoint: Path, seed: int, stage: str, device: torch.device) -> Extractor:
     encoder = restore_encoder(checkpoint, untrained_seed=seed)
     return EncoderFeatures(encoder, stage=stage, device=device)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"--device {name!r} is unknown; allowed: auto, cpu, cuda, cuda:N")
-    if name != "cpu" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: no GPU can be used here; take auto or cpu")
-    return torch.device(name)

@@ -71,7 +71,13 @@ class _Tiling(NamedTuple):
     recompute: bool
 
 
-def check_settings(temperature: float, radius: int | None, mask: str, top_k: int | None) -> None:
+def check_settings(
+    temperature: float,
+    radius: int | None,
+    mask: str,
+    top_k: int | None,
+    distance_sigma: float | None = None,
+) -> None:
     """Raises ValueError for settings that no attention can have."""
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
@@ -81,6 +87,8 @@ def check_settings(temperature: float, radius: int | None, mask: str, top_k: int
         raise ValueError(f"mask must be square or circle, got {mask!r}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be >= 1, got {top_k}")
+    if distance_sigma is not None and not distance_sigma > 0:
+        raise ValueError(f"distance_sigma must be None or > 0, got {distance_sigma}")
 
 
 def cell_offsets(

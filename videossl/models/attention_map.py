@@ -29,7 +29,7 @@ def attention_map(
     The weights with which `attention_copy` or, with `top_k`, `strongest_copy` reads for that cell; their settings mean the
     same here. Without `renormalize` the sum over the strongest is less than 1. Raises ValueError for settings out of range.
     """
-    check_settings(temperature, radius, mask, top_k)
+    check_settings(temperature, radius, mask, top_k, distance_sigma)
     height, width = query.shape[1:]
     similarity = (query[:, cell[0], cell[1], None, None] * keys).sum(1) / temperature  # (M, h, w)
     down = (torch.arange(height, device=query.device) - cell[0])[:, None]

@@ -48,7 +48,7 @@ def strongest_copy(
     Raises ValueError for shapes that disagree and settings out of range.
     """
     _check(query, keys, values)
-    check_settings(temperature, radius, mask, top_k)
+    check_settings(temperature, radius, mask, top_k, distance_sigma)
     if max_bytes is None:
         max_bytes = CPU_BYTES if query.device.type == "cpu" else GPU_BYTES
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
