@@ -45,6 +45,7 @@ ALLOWED = {
         "video_writer",
         "workers",
         "worker_process",
+        "whole_file",
     },
     "eval": {
         "eval",
@@ -59,6 +60,7 @@ ALLOWED = {
         "picture_files",
         "video_writer",
         "version",
+        "whole_file",
     },
     "pretext": {
         "pretext",

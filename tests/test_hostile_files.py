@@ -322,7 +322,7 @@ def test_a_link_in_the_folder_of_results_is_removed_and_not_followed(tmp_path, c
     (out / "trained").symlink_to(mine)
     (out / "overlay").symlink_to(mine)
     (out / "table.txt").symlink_to(mine / "precious.txt")
-    (out / "result.json.partial").symlink_to(mine / "precious.txt")
+    (out / f".result.{os.getpid()}.partial.json").symlink_to(mine / "precious.txt")
     given = ["--checkpoint", checkpoint, "--davis", davis, "--device", "cpu", "--workers", "1"]
     assert main(["track", *map(str, given), "-o", str(out)]) == 0
     assert [path.name for path in mine.iterdir()] == ["precious.txt"]
@@ -338,7 +338,8 @@ def test_a_link_in_a_folder_to_pack_into_is_not_written_through(tmp_path, video_
     assert main(["pack", *given]) == 0
     (shard,) = out.glob("*.tar")
     packed = shard.read_bytes()
-    links = (f".{shard.name}.partial", ".shard-000000.rows.json.partial", ".skipped.jsonl.partial")
+    skipped = f".skipped.{os.getpid()}.partial.jsonl"
+    links = (f".{shard.name}.partial", ".shard-000000.rows.json.partial", skipped)
     for name in (shard.name, "manifest.parquet", "shard-000000.rows.json", *links):
         (out / name).unlink(missing_ok=True)
         (out / name).symlink_to(tmp_path / "precious.txt")

@@ -282,7 +282,7 @@ def test_a_search_that_was_killed_while_it_wrote_goes_on(
 ) -> None:
     arguments = ("--grid", "temperature=0.02", "--sequences", " ant, bee,")
     assert tune(checkpoint, davis, tmp_path / "out", *arguments) == 0
-    (tmp_path / "out/result.json.partial").write_text("{")
+    (tmp_path / "out/.result.9999.partial.json").write_text("{")
     assert tune(checkpoint, davis, tmp_path / "out", *arguments) == 0
 
 

@@ -32,11 +32,11 @@ from videossl.eval.davis import DavisSequence, read_tree
 from videossl.eval.features import EncoderFeatures
 from videossl.eval.presets import preset
 from videossl.eval.protocol import Protocol
-from videossl.eval.scoring import write_json
 from videossl.eval.tracking import worker_pool
 from videossl.eval.tuning import Trial
 from videossl.intervals import Interval, bootstrap_over_videos
 from videossl.rng import fold
+from videossl.whole_file import write_json
 from videossl.workers import num_cores
 
 matplotlib.use("Agg")

@@ -24,9 +24,10 @@ from videossl.eval.features import EncoderFeatures
 from videossl.eval.footage import davis_footage
 from videossl.eval.output_folder import clear_folder
 from videossl.eval.presets import preset
-from videossl.eval.scoring import global_scores, score_results, versions, write_json
+from videossl.eval.scoring import global_scores, score_results, versions
 from videossl.eval.tracking import Row, track_row, worker_pool
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.whole_file import write_json
 from videossl.workers import num_cores
 
 Variant = tuple[str, str, dict[str, str]]  # name, stage, overrides of the preset

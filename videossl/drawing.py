@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from videossl.color import picture
+from videossl.whole_file import whole_file
 
 Rgb = NDArray[np.uint8]  # (H, W, 3)
 
@@ -43,13 +44,8 @@ def contact_sheet(strips: Sequence[Strip], *, height: int) -> Rgb:
 
 def write_png(path: Path, picture: Rgb) -> None:
     """Writes a picture whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path, sync=False) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _draw(strip: Strip, height: int) -> Image.Image:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from videossl.whole_file import whole_file
+
 Palette = Literal["davis", "grey"]
 
 
@@ -31,7 +33,5 @@ def write_mask(path: Path, mask: NDArray[np.uint8], *, palette: Palette = "davis
     image = Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8))
     if palette == "davis":
         image.putpalette(_PALETTE_BYTES)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+    with whole_file(path, sync=False) as partial:
+        image.save(partial, format="PNG")

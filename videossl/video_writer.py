@@ -10,7 +10,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from videossl.errors import UserError
+from videossl.whole_file import whole_file
 
 CRF = "20"  # of x264: visually near lossless, a few MB a minute
 MPEG4_BIT_RATE = 6_000_000
@@ -34,18 +34,13 @@ def write_video(
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     if codec == "mpeg4":
         log.info("this PyAV cannot encode H.264: %s is written as MPEG-4", path.name)
-    partial = path.with_name("." + path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The index first: a browser then plays the file while it still arrives.
-        layout = {"movflags": "+faststart"}
-        with av.open(str(partial), "w", format="mp4", options=layout) as container:
-            _encode(container, codec, frames, frames_per_second, options or {})
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"video {path} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    # The index first: a browser then plays the file while it still arrives.
+    layout = {"movflags": "+faststart"}
+    with (
+        whole_file(path, sync=False) as partial,
+        av.open(str(partial), "w", format="mp4", options=layout) as container,
+    ):
+        _encode(container, codec, frames, frames_per_second, options or {})
 
 
 def _encode(

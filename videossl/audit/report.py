@@ -1,10 +1,8 @@
 """An audit as people and programs read it: a table, and JSON."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from videossl.audit.battery import Audit
@@ -37,13 +35,6 @@ def audit_record(audit: Audit, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
     known: dict[str, Any] = _without_nan(record)
     return known
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Written whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(path)
 
 
 def audit_text(audit: Audit) -> str:

@@ -74,11 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
     from videossl.audit.battery import Options, run_battery
     from videossl.audit.chart import draw_audit
-    from videossl.audit.report import audit_record, audit_text, write_json
+    from videossl.audit.report import audit_record, audit_text
     from videossl.audit.subject import Subject, audited_config
     from videossl.distributed import World, choose_device
     from videossl.engine.checkpoint import find_checkpoint, load_checkpoint
     from videossl.engine.run_folder import environment
+    from videossl.whole_file import write_json
 
     _check(args)
     take_permission(args)

@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> int:
     from videossl.detection.pictures import draw_boxes
     from videossl.detection.voc import VocImages
     from videossl.engine.run_folder import environment
-    from videossl.eval.scoring import write_json, write_text
     from videossl.export.download import file_sha256
     from videossl.export.loading import load
+    from videossl.whole_file import write_json, write_text
 
     _check(args)
     train = VocImages(args.voc, args.train_split)

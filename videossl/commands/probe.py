@@ -77,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
     from videossl.data.table import read_manifest
     from videossl.distributed import choose_device
     from videossl.embedding.digests import videos_digest
-    from videossl.eval.scoring import write_json, write_text
     from videossl.export.download import cache_folder
     from videossl.export.loading import load
     from videossl.export.video_encoder import VideoEncoder
@@ -85,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.probe.protocols import Setting, chance
     from videossl.probe.report import format_table, records
     from videossl.probe.split import split_labelled
+    from videossl.whole_file import write_json, write_text
 
     _check(args)
     manifest = read_manifest(args.manifest)

@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
 
     from videossl.errors import UserError
     from videossl.eval.output_folder import check_writable_file
-    from videossl.eval.scoring import write_text
     from videossl.report.owners import own_results, owner_of
     from videossl.report.page import report_page
     from videossl.report.results import read_results, result_paths
     from videossl.report.run_record import read_run
+    from videossl.whole_file import write_text
 
     check_writable_file(args.out, option="-o")
     runs = [read_run(folder) for folder in args.runs]

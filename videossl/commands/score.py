@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
         score_results,
         scores_record,
         versions,
-        write_json,
         write_tables,
     )
+    from videossl.whole_file import write_json
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")

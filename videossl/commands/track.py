@@ -42,7 +42,7 @@ log = logging.getLogger("videossl")
 
 RESULT, TABLE, PAGE = "result.json", "table.txt", "index.html"
 OWNED = (
-    *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention", "*.partial"),
+    *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention"),
     *("trained", "adapted", "features", "identity", "flow", "lab"),
     *("untrained_seed*", "torchvision_*"),
 )
@@ -144,8 +144,8 @@ def run(args: argparse.Namespace) -> int:
     from videossl.commands.youtube_rows import score_videos
     from videossl.eval.output_folder import check_folder, clear_folder
     from videossl.eval.page import write_page
-    from videossl.eval.scoring import write_json
     from videossl.eval.tracking import track_row, worker_pool
+    from videossl.whole_file import write_json
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)

@@ -33,7 +33,7 @@ examples:
 BASELINES = ("lab", "untrained")
 IDENTITY, TRAINED, TRACKS = "identity", "trained", "tracks"
 RESULT, TABLE, SHEETS = "result.json", "table.txt", "sheets"
-OWNED = (RESULT, TABLE, SHEETS, IDENTITY, TRAINED, TRACKS, *BASELINES, "*.partial")
+OWNED = (RESULT, TABLE, SHEETS, IDENTITY, TRAINED, TRACKS, *BASELINES)
 
 Row = Callable[[], tuple[dict[str, "Tracks"], dict[str, object]]]
 
@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     from videossl.eval.output_folder import check_folder, clear_folder
     from videossl.eval.point_drawing import write_point_sheet
     from videossl.eval.point_scoring import format_scores, score_points, write_tracks
-    from videossl.eval.scoring import versions, write_json, write_text
+    from videossl.eval.scoring import versions
+    from videossl.whole_file import write_json, write_text
 
     _check(args)
     benchmark, videos = _read(args)

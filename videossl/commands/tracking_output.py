@@ -22,7 +22,6 @@ from videossl.eval.scoring import (
     global_scores,
     score_sequence,
     write_tables,
-    write_text,
 )
 from videossl.eval.statistics import (
     LEVEL,
@@ -34,6 +33,7 @@ from videossl.eval.statistics import (
     format_differences,
     paired_difference,
 )
+from videossl.whole_file import write_text
 
 # Of n draws the spread is sqrt((n - 1) / n) of what it should be, and its percentiles are few: chosen.
 _ENOUGH_SEQUENCES = 10

@@ -41,7 +41,7 @@ examples:
       --grid temperature=0.02,0.05,0.1 --grid radius=8,12,none --full --out tuned
 """
 RESULT, TABLE, JOURNAL, FEATURES = "result.json", "table.txt", "journal.jsonl", "features"
-OWNED = (RESULT, TABLE, JOURNAL, FEATURES, "*.partial")
+OWNED = (RESULT, TABLE, JOURNAL, FEATURES)
 _SHOWN_SETTINGS = 20  # of the table, on screen; all are in table.txt
 
 log = logging.getLogger("videossl")
@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     """Checks everything, makes the features, searches, reports."""
     from videossl.commands.tuning_trials import Search
     from videossl.eval.output_folder import check_folder
-    from videossl.eval.scoring import write_json
     from videossl.eval.tuning_journal import TuningJournal
+    from videossl.whole_file import write_json
 
     start = parse_overrides(args.overrides)
     grid = _grid(args, start)
@@ -169,10 +169,10 @@ def _features(
     import shutil
 
     from videossl import progress
-    from videossl.eval.scoring import write_json
     from videossl.eval.settings_search import FEATURE_SETTINGS
     from videossl.eval.stored_features import StoredFeatures
     from videossl.eval.tuning import check_space, store_features
+    from videossl.whole_file import write_json
 
     settings = {name: getattr(protocol, name) for name in FEATURE_SETTINGS}
     key, key_file = json.loads(json.dumps({**depends_on, **settings})), folder / "made_of.json"
@@ -222,8 +222,8 @@ def _report(args: argparse.Namespace, search: "Search", record: Mapping[str, obj
     """Writes and prints all settings, best first, and the line that asks for the best."""
     import shutil
 
-    from videossl.eval.scoring import write_json, write_text
     from videossl.eval.settings_search import changes
+    from videossl.whole_file import write_json, write_text
 
     ranked = search.ranked
     best = ranked[0][0]

@@ -1,7 +1,6 @@
 """The manifest: one Parquet row per video, with all that planning and decoding a clip need before the file is opened."""
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +16,7 @@ from videossl.decode.info import VideoIndex, VideoInfo
 from videossl.decode.source import WHOLE_FILE, VideoSource
 from videossl.decode.timing import frame_ticks, tick_deltas, usable_seconds
 from videossl.errors import UserError
+from videossl.whole_file import whole_file
 
 MANIFEST_VERSION = 2
 VERSION_KEY = b"videossl_manifest_version"
@@ -220,19 +220,13 @@ def write_manifest(entries: Iterable[VideoEntry], path: str | Path) -> None:
 
     Raises UserError if the folder cannot be written.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer:
-            rows = iter(entries)
-            while batch := list(itertools.islice(rows, ROWS_PER_GROUP)):
-                writer.write_batch(entry_batch(batch))
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        whole_file(path) as partial,
+        pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
+    ):
+        rows = iter(entries)
+        while batch := list(itertools.islice(rows, ROWS_PER_GROUP)):
+            writer.write_batch(entry_batch(batch))
 
 
 def entry_batch(entries: Sequence[VideoEntry]) -> pa.RecordBatch:

@@ -15,7 +15,7 @@ from typing import Any
 
 from videossl.data.manifest import VideoEntry, entry_of, write_manifest
 from videossl.data.pack_video import PackedShot, PackedVideo
-from videossl.errors import UserError
+from videossl.whole_file import whole_file
 
 BLOCK = tarfile.BLOCKSIZE  # of the header before each member
 
@@ -123,18 +123,13 @@ def write_packed_manifest(folder: Path, numbers: Iterable[int]) -> None:
     """
     numbers = list(numbers)
     write_manifest(_entries(folder, numbers), folder / "manifest.parquet")
-    partial = folder / ".skipped.jsonl.partial"
-    try:
-        partial.unlink(missing_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            for number in numbers:
-                for skipped in (read_rows(folder, number) or {}).get("skipped", ()):
-                    file.write(json.dumps(skipped) + "\n")
-        partial.replace(folder / "skipped.jsonl")
-    except OSError as error:
-        raise UserError(f"cannot write {folder / 'skipped.jsonl'}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        whole_file(folder / "skipped.jsonl") as partial,
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        for number in numbers:
+            for skipped in (read_rows(folder, number) or {}).get("skipped", ()):
+                file.write(json.dumps(skipped) + "\n")
 
 
 def _entries(folder: Path, numbers: list[int]) -> Iterator[VideoEntry]:

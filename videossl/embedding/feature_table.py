@@ -6,7 +6,6 @@ together in the manifest's order, so that neither the number of processes nor st
 
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from videossl.embedding.features import VideoFeatures, video_features
 from videossl.errors import UserError
 from videossl.export.video_encoder import VideoEncoder
 from videossl.progress import track
-from videossl.whole_file import whole_file
+from videossl.whole_file import is_unfinished, whole_file
 
 log = logging.getLogger("videossl")
 
@@ -69,7 +68,7 @@ class FeatureTable:
         """
         if (self.parts / _SETTINGS).exists():
             _check_same(self.parts, _read_settings(self.parts / _SETTINGS), self.settings)
-        elif self.parts.exists() and not all(map(_is_begun, self.parts.iterdir())):
+        elif self.parts.exists() and not all(map(is_unfinished, self.parts.iterdir())):
             raise UserError(f"{self.parts} holds files of something else: name another -o")
         if not self.out.exists():
             return False
@@ -152,14 +151,6 @@ class FeatureTable:
         with whole_file(self.out) as partial, pq.ParquetWriter(partial, self.schema) as writer:
             for start in starts:
                 writer.write_table(pq.read_table(self._part(start), schema=self.schema))
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether this is what a process left that was killed while it wrote the settings."""
-    partial = (
-        rf"\.{Path(_SETTINGS).stem}\.\d+\.partial{Path(_SETTINGS).suffix}"  # as whole_file names it
-    )
-    return re.fullmatch(partial, path.name) is not None
 
 
 def _meet(world: World, point: str) -> None:

@@ -22,7 +22,7 @@ from videossl.eval.attention_picture import Reading
 from videossl.eval.frames import FrameSource
 from videossl.eval.page_template import asset, jpeg_uri, render_page
 from videossl.eval.protocol import Protocol
-from videossl.eval.scoring import write_text
+from videossl.whole_file import write_text
 
 FEATURE_BYTES = 24 * 2**20  # chosen: a third more in base64, and a click is answered at once
 _LARGEST = 2**15 - 1

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videossl.errors import UserError
+from videossl.whole_file import is_unfinished, temporary_name
 
 
 def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
@@ -18,7 +19,7 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
     check_writable(out)
     if not out.exists():
         return
-    entries = sorted(out.iterdir())
+    entries = sorted(entry for entry in out.iterdir() if not is_unfinished(entry))
     foreign = [entry.name for entry in entries if not any(entry.match(name) for name in owned)]
     if foreign or (entries and not (out / marker).is_file()):
         names = ", ".join(foreign or [entry.name for entry in entries][:3])
@@ -57,7 +58,7 @@ def check_writable_file(path: Path, *, option: str) -> None:
 def _check_name(path: Path, option: str) -> None:
     """Raises UserError for a name that the system does not take, such as one that is too long."""
     try:
-        Path(f"{path.absolute()}.partial").lstat()
+        temporary_name(path.absolute()).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:

@@ -25,8 +25,8 @@ from videossl.eval.page_tables import (
 )
 from videossl.eval.page_template import asset, data_uri, definitions, jpeg_uri, render_page
 from videossl.eval.score_plot import ScoreLine, score_plot
-from videossl.eval.scoring import write_text
 from videossl.picture_files import PICTURE_FORMATS
+from videossl.whole_file import write_text
 
 PAGE = "index.html"
 EMBED_BYTES = 64 * 2**20  # of videos; chosen: a browser opens such a page within a second or two

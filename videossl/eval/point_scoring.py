@@ -18,6 +18,7 @@ from videossl.eval.point_metrics import (
 )
 from videossl.eval.point_sets import Benchmark, PointVideo, read_all
 from videossl.eval.points import Tracks
+from videossl.whole_file import whole_file
 
 COLUMNS: dict[Benchmark, tuple[str, ...]] = {
     "badja": ("PCK@0.2",),
@@ -103,10 +104,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def write_tracks(folder: Path, video: PointVideo, tracks: Tracks) -> None:
     """Writes `folder/<name>.npz`: tracks (N, T, 2) x and y, occluded (N, T), and the frame size (H, W) of their pixels."""
-    path = folder / f"{video.name}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with whole_file(folder / f"{video.name}.npz") as partial, partial.open("wb") as file:
         np.savez_compressed(
             file,
             tracks=tracks.places.astype(np.float32),
@@ -114,7 +112,6 @@ def write_tracks(folder: Path, video: PointVideo, tracks: Tracks) -> None:
             query_frames=video.query_frames,
             size=np.array(video.size),
         )
-    partial.replace(path)
 
 
 def read_tracks(

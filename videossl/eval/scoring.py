@@ -6,7 +6,6 @@ plain means over all objects of all sequences. Unlike there, old result files ar
 
 import csv
 import io
-import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +29,7 @@ from videossl.eval.metrics import (
     tolerance_pixels,
 )
 from videossl.version import __version__
+from videossl.whole_file import write_text
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
@@ -227,20 +227,6 @@ def versions() -> dict[str, str]:
         # Asked of the installation: scoring needs no torch, whose import takes longer than the scoring.
         **{name: metadata.version(name) for name in libraries},
     }
-
-
-def write_json(path: Path, record: Mapping[str, object]) -> None:
-    """Writes a record whole or not at all."""
-    write_text(path, json.dumps(record, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)  # through a link, another file would be written
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def format_table(rows: Mapping[str, Mapping[str, float]]) -> str:
