@@ -89,14 +89,14 @@ def test_it_tracks_a_real_sequence_as_when_it_was_shipped(shared_data, tmp_path)
     assert got == pytest.approx(measured()[f"car-shadow, {', '.join(SMALLER)}"], abs=0.5)
 
 
-def test_it_tracks_a_video_of_ones_own_from_one_mask(tmp_path):
+def test_it_tracks_a_video_of_ones_own_from_one_mask(tmp_path, monkeypatch):
     (name,) = render_davis(tmp_path / "davis", seed=1, num_sequences=1, num_frames=4)
     frames = sorted((tmp_path / "davis/JPEGImages/480p" / name).glob("*.jpg"))
     pictures = (np.asarray(Image.open(frame)) for frame in frames)
     write_video(tmp_path / "mine.mp4", pictures, frames_per_second=10)
     mask = tmp_path / "davis/Annotations/480p" / name / "00000.png"
-    out = tmp_path / "out"
-    command = ["track", "--video", str(tmp_path / "mine.mp4"), "--mask", str(mask), "-o", str(out)]
-    assert main(command) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["track", "--video", "mine.mp4", "--mask", str(mask)]) == 0
+    out = tmp_path / "mine_tracked"
     assert len(list((out / "trained/mine").glob("*.png"))) == 4
     assert list(out.rglob("*.mp4"))

@@ -331,6 +331,13 @@ def test_wrong_input_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tree_needs_a_folder_for_its_results(
+    davis: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["track", "--davis", str(davis)]) == 2
+    assert "-o/--out names the folder for results: only --video" in capsys.readouterr().err
+
+
 def test_flow_and_image_models_are_rows_like_others(
     checkpoint: Path, davis: Path, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.scoring import ObjectScore
     from videossl.eval.youtube_vos import YoutubeVosSequence
 
-USAGE = """videossl track [--checkpoint RUN | --features SPEC] -o OUT [options]
+USAGE = """videossl track [--checkpoint RUN | --features SPEC] [-o OUT] [options]
                       (--davis ROOT | --youtube-vos ROOT | --video FILE --mask FIRST.png)"""
 EXAMPLE = """Baselines: identity (the first mask repeated), flow (masks warped by dense optical flow; needs
 OpenCV), lab (4x4 patches of Lab), untrained (the same encoder with fresh weights),
@@ -36,7 +36,7 @@ examples (open index.html in the folder of results for all of it on one page):
   videossl track --checkpoint runs/a --davis DAVIS --baselines --untrained-seeds 3 -o results
   videossl track --checkpoint runs/a --davis DAVIS --baselines flow,torchvision:resnet18@layer3 -o more
   videossl track --features mine:encode --davis DAVIS --preset dino --baselines lab -o theirs
-  videossl track --video mine.mp4 --mask first.png -o mine    # nothing to train or to download
+  videossl track --video mine.mp4 --mask first.png    # into mine_tracked; nothing to train or to download
 """
 log = logging.getLogger("videossl")
 
@@ -73,7 +73,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory of similarities at a time (default: what is quickest)",
     )
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, help="folder for masks, videos, tables, the page"
+        "-o",
+        "--out",
+        type=Path,
+        help="folder for masks, videos, tables, the page (default for --video FILE.mp4: FILE_tracked)",
     )
     add_json_argument(parser)
     parser.epilog = EXAMPLE
@@ -147,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.eval.tracking import track_row, worker_pool
     from videossl.whole_file import write_json
 
+    args.out = args.out or _default_out(args.video)
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
     named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")
@@ -188,6 +192,13 @@ def run(args: argparse.Namespace) -> int:
     print(f"written to {args.out}, to be seen in {args.out / PAGE}")
     print_result(args, record)
     return 0
+
+
+def _default_out(video: Path | None) -> Path:
+    """In the folder where the command is given, named after the video."""
+    if video is None:
+        raise UserError("-o/--out names the folder for results: only --video FILE goes without")
+    return Path(f"{video.stem}_tracked")
 
 
 def _judge(
