@@ -39,6 +39,7 @@ RECORDS = (
     "docs/performance.md",
     "docs/results.md",
     "docs/scaling.md",
+    "docs/tracking_ablations.md",
 )
 # What is not run here, and where it is.
 ELSEWHERE = {

@@ -1,4 +1,4 @@
-"""Encoders without batch normalisation, whose random weights track far better than with it (docs/results.md)."""
+"""Encoders without batch normalisation, whose random weights track far better than with it (docs/tracking_ablations.md)."""
 
 from collections.abc import Iterable
 
