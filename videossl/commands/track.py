@@ -36,7 +36,7 @@ examples (open index.html in the folder of results for all of it on one page):
   videossl track --checkpoint runs/a --davis DAVIS --baselines --untrained-seeds 3 -o results
   videossl track --checkpoint runs/a --davis DAVIS --baselines flow,torchvision:resnet18@layer3 -o more
   videossl track --features mine:encode --davis DAVIS --preset dino --baselines lab -o theirs
-  videossl track --video mine.mp4 --mask first.png    # into mine_tracked; nothing to train or to download
+  videossl track --video mine.mp4 --mask first.png    # into mine_tracked; nothing to train
 """
 log = logging.getLogger("videossl")
 
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--out",
         type=Path,
-        help="folder for masks, videos, tables, the page (default for --video FILE.mp4: FILE_tracked)",
+        help="folder for results (default for --video mine.mp4: mine_tracked)",
     )
     add_json_argument(parser)
     parser.epilog = EXAMPLE
