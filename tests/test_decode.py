@@ -3,11 +3,12 @@ import random
 import subprocess
 import sys
 
+import av
 import fsspec
 import numpy as np
 import pytest
 import torch
-from numbered_video import VARIANTS, Variant, read_numbers, write_numbered_video
+from numbered_video import VARIANTS, Variant, read_numbers, stored_picture, write_numbered_video
 
 from videossl.decode import torchcodec_reader
 from videossl.decode.backends import READERS, available_backends, open_video, resolve_backend
@@ -347,7 +348,6 @@ def test_broken_file_fails(tmp_path, numbered_video, backend, name):
 
 
 def test_file_cut_after_its_index_fails(tmp_path, numbered_video, backend):
-    import av
 
     whole = tmp_path / "whole.mp4"
     with (
@@ -365,8 +365,26 @@ def test_file_cut_after_its_index_fails(tmp_path, numbered_video, backend):
         READERS[backend](str(cut))
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_metadata_that_is_not_utf_8_costs_no_video(tmp_path, suffix):
+    path, title = tmp_path / f"phone{suffix}", b"Zug nach Z_rich"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = title.decode()
+        stream = container.add_stream("mpeg4", rate=25, width=128, height=96, pix_fmt="yuv420p")
+        stream.metadata["title"] = title.decode()
+        for number in range(6):
+            frame = av.VideoFrame.from_ndarray(stored_picture(number, Variant()), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    written = path.read_bytes()
+    assert written.count(title) == 2
+    path.write_bytes(written.replace(title, title.replace(b"_", b"\xfc")))
+    index = read_index(path)
+    with READERS["pyav"](path, index=index) as reader:
+        assert read_numbers(reader.frames_at([4, 0, 5]).data) == [4, 0, 5]
+
+
 def test_audio_only_file_fails(tmp_path, backend):
-    import av
 
     path = tmp_path / "sound.m4a"
     with av.open(str(path), "w") as container:

@@ -29,6 +29,7 @@ from torchvision.transforms.v2 import functional as transforms
 from videossl.data.manifest import VideoEntry
 from videossl.data.table import read_manifest
 from videossl.decode.backends import available_backends, open_video
+from videossl.decode.container import AS_ANY_METADATA
 from videossl.decode.reader import resized_shape
 
 SHORT_SIDE = 128
@@ -140,7 +141,7 @@ def pyav_at_size(work: Work) -> None:
     height, width = shape_of(work.entry)
     for clip in work.times(work.entry):
         kept: list[np.ndarray] = []
-        with av.open(work.entry.path, metadata_errors="replace") as container:
+        with av.open(work.entry.path, **AS_ANY_METADATA) as container:
             stream = container.streams.best("video")
             stream.thread_type = "NONE"
             container.seek(int(clip[0] / stream.time_base), stream=stream)

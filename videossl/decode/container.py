@@ -19,6 +19,9 @@ MAX_FRAME_SECONDS = 60.0  # mean time that a frame is shown: a slide show, not a
 # Headers that count a frame or two too many are common; a tenth more than there is means that much is missing.
 MAX_OVERCOUNT_SHARE = 0.1
 MAX_OVERCOUNT = 16
+# Phone files carry metadata that is not UTF-8, for which PyAV before version 19 refuses a file unless told otherwise.
+# Later versions keep such bytes as surrogates and know the argument no more.
+AS_ANY_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _PICTURE_SIZE = re.compile(r"Picture size ([1-9]\d*x[1-9]\d*)")
 
 
@@ -29,9 +32,8 @@ def open_container(source: VideoSource, *, is_known: bool = False) -> "av.contai
 
     Raises VideoDecodeError if its bytes cannot be had, PyAV's errors if they are no video.
     """
-    # Phone files carry metadata that is not UTF-8.
     options = {"analyzeduration": "0", "fpsprobesize": "0"} if is_known else {}
-    container = av.open(source.open(), metadata_errors="replace", options=options)
+    container = av.open(source.open(), options=options, **AS_ANY_METADATA)
     for stream in container.streams.video:
         if stream.codec_context is None:  # `video_stream` refuses it
             continue
