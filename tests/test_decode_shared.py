@@ -74,8 +74,13 @@ def assert_agrees_with_pyav(name, path):
         expected, got = reference.frames_at(indices), reader.frames_at(indices)
     assert torch.equal(got.pts_seconds, expected.pts_seconds)
     assert got.data.shape == expected.data.shape
+    is_scaled = not probe(
+        path
+    ).has_square_pixels  # and each scales at another point of the conversion
     for one, other in zip(got.data, expected.data, strict=True):
-        assert (one.short() - other.short()).abs().max() <= 2
+        difference = (one.short() - other.short()).abs()
+        assert difference.max() <= (48 if is_scaled else 2)
+        assert difference.float().mean() <= (3 if is_scaled else 2)
 
 
 @pytest.mark.parametrize("name", ["torchcodec", "decord"])
@@ -121,13 +126,19 @@ def test_torn_stream_fails_at_the_torn_frame_only(shared_data):
             reader.frames_at(range(reader.num_frames))
 
 
-# Facts of ffprobe 5.1: size as stored, frames decoded, rotation (counter-clockwise).
+# Facts of ffprobe 5.1: size as shown (display_aspect_ratio), frames decoded, rotation (counter-clockwise).
 @pytest.mark.parametrize(
     ("file", "width", "height", "num_frames", "rotation"),
     [
         ("ExoPlayer__dolbyVision-hdr.MOV", 720, 1280, 4, 90),  # 5 packets, one edited out
         ("ExoPlayer__portrait_4k60.mp4", 2160, 3840, 18, 90),
-        ("ExoPlayer__video_desks.3gp", 352, 288, 71, 0),  # metadata that is not UTF-8
+        (
+            "ExoPlayer__video_desks.3gp",
+            384,
+            288,
+            71,
+            0,
+        ),  # 352x288 at 12:11, metadata that is not UTF-8
         ("OpenCV-Python-Tutorial__Megamind.avi", 720, 528, 270, 0),
         ("decord__video_180.mov", 568, 320, 3, 180),
         ("mmaction2__test.avi", 320, 240, 164, 0),

@@ -7,6 +7,9 @@ is at least a quarter of the picture, where a lamp in the night is less.
 
 import numpy as np
 
+from videossl.decode.orientation import Orientation
+
+AS_STORED = Orientation()
 BLACK = 12  # the brightest that a bar may be, of 255 (full range); coding leaves 0-4
 MAX_SWING = 8  # between its brightest and its darkest, over the video
 BLACK_SHARE = 0.99  # of the pixels of a row that must be so: logos and specks are let pass
@@ -30,12 +33,12 @@ class BarFinder:
         np.maximum(self._brightest, picture, out=self._brightest)
         np.minimum(self._darkest, picture, out=self._darkest)
 
-    def find(self, *, quarter_turns: int = 0) -> tuple[int, int, int, int]:
-        """Rows and columns at (top, bottom, left, right), after so many clockwise quarter turns of the pictures."""
+    def find(self, orientation: Orientation = AS_STORED) -> tuple[int, int, int, int]:
+        """Rows and columns at (top, bottom, left, right) of the pictures made upright."""
         if self._brightest is None or self._darkest is None:
             return (0, 0, 0, 0)
-        brightest = np.rot90(self._brightest, -quarter_turns)
-        darkest = np.rot90(self._darkest, -quarter_turns)
+        brightest = orientation.upright(self._brightest, rows=0)
+        darkest = orientation.upright(self._darkest, rows=0)
         return find_bars(brightest, darkest)
 
 

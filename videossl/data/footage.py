@@ -182,14 +182,14 @@ def _read_all(
 
 def _add_video(source: VideoSource, signatures: SignatureList) -> None:
     index = read_index(source)
-    quarter_turns = index.info.rotation // 90
     with as_decode_error(source, "pyav"), open_container(source) as container:
         stream = video_stream(container, source)
         shrink = Shrinker(stream, source)
         for number, frame in enumerate(DecodedFrames(container, stream)):
             seconds = frame_seconds(index, number, frame)
             if signatures.wants(seconds):
-                signatures.add(seconds, np.rot90(shrink(frame), -quarter_turns))
+                upright = index.info.orientation.upright(shrink(frame), rows=0)
+                signatures.add(seconds, upright)
 
 
 def _picture(path: Path) -> np.ndarray:

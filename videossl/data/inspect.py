@@ -19,12 +19,14 @@ from videossl.data.picture import FilterChain, full_luma_of, luma_of
 from videossl.data.signature import SignatureList
 from videossl.decode.container import as_decode_error, logged_errors, open_container, video_stream
 from videossl.decode.info import VideoIndex, read_index
+from videossl.decode.shown_frames import decode_packets, max_clock_gap
 from videossl.decode.source import VideoSource, as_source
 from videossl.decode.timing import NUM_MOTION_BINS
 from videossl.errors import VideoDecodeError
 
 LONG_SIDE = 96  # pixels of the small pictures; chosen: a cut, a hash and motion need no more
 BATCH = 128  # small pictures worked on at once: numpy's own cost is spread over them
+PACKETS_AROUND_A_JOIN = 3  # a decoder is as many behind; chosen
 NUM_BAR_PICTURES = 32  # of the full size, evenly over the file
 
 
@@ -74,9 +76,8 @@ def inspect_video(
             small.append(shrink(frame))
             measures.note(number, frame)
             if signatures is not None and signatures.wants(measures.seconds[-1]):
-                signatures.add(
-                    measures.seconds[-1], np.rot90(small[-1], -index.info.rotation // 90)
-                )
+                upright = index.info.orientation.upright(small[-1], rows=0)
+                signatures.add(measures.seconds[-1], upright)
             if len(small) == BATCH:
                 measures.add(np.stack(small))
                 small.clear()
@@ -114,8 +115,13 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
     """The frames of a stream, and the number of packets that had something wrong."""
 
     def __init__(self, container: "av.container.InputContainer", stream: "av.VideoStream") -> None:
-        self.errors = 0
+        self._complaints = Complaints(max_clock_gap(container, stream))
         self._frames = self._decode(container, stream)
+
+    @property
+    def errors(self) -> int:
+        """How many packets so far were damaged."""
+        return self._complaints.num_damaged()
 
     def __next__(self) -> "av.VideoFrame":
         return next(self._frames)
@@ -125,26 +131,67 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
     ) -> Iterator["av.VideoFrame"]:
         # Warnings are of odd but sound files: none of 302 such says more, all of 53 with 20 flipped bits do.
         with logged_errors() as said:
-            packets = container.demux(stream)
-            while (packet := self._next(packets)) is not None:
-                frames, failed = self._decode_packet(packet)
-                is_bad = failed or packet.is_corrupt or any(f.is_corrupt for f in frames)
-                self.errors += bool(said) or is_bad
+            for packet, frames, error in decode_packets(container.demux(stream)):
+                is_marked = any(frame.is_corrupt for frame in frames)
+                if packet is not None and packet.size:
+                    is_marked |= packet.is_corrupt
+                self._complaints.note(packet, bool(said), is_marked or error is not None)
                 said.clear()
+                self._complaints.has_shown |= bool(frames)
                 yield from frames
 
-    def _next(self, packets: Iterator["av.Packet"]) -> "av.Packet | None":
-        try:
-            return next(packets, None)
-        except av.FFmpegError:  # the container breaks off here
-            self.errors += 1
-            return None
 
-    def _decode_packet(self, packet: "av.Packet") -> "tuple[list[av.VideoFrame], bool]":
-        try:
-            return packet.decode(), False
-        except av.FFmpegError:
-            return [], True
+class Complaints:
+    """Which packets a decoder complained of, without those of which it must, though the file is sound.
+
+    It must where the stream begins between two key frames, until it has found its feet: what comes first refers to frames
+    that are not there. It must of packets that are hidden, and where one recording ends and the next begins.
+    """
+
+    def __init__(self, max_gap: float) -> None:
+        """`max_gap`: ticks by which the clock may go on from one packet to the next."""
+        self.has_shown = False  # whether a frame has come out
+        self._max_gap = max_gap
+        self._number = 0
+        self._bad: list[int] = []
+        self._joins: list[int] = []
+        self._last_dts: int | None = None
+        self._first_pts: int | None = None
+        self._num_keys = 0
+        self._begins_amid = False
+
+    def note(self, packet: "av.Packet | None", has_said: bool, is_marked: bool) -> None:
+        """Takes the next packet, or the end of a container that breaks off; what the log says of it, and what else."""
+        self._number += 1
+        if packet is not None and packet.size:
+            self._follow(packet)
+            if packet.is_discard:
+                return
+        is_excused = self._begins_amid and (
+            not self.has_shown or (self._num_keys < 2 and not is_marked)
+        )
+        if (has_said or is_marked) and not is_excused:
+            self._bad.append(self._number)
+
+    def num_damaged(self) -> int:
+        """How many packets had something wrong, those at a join left out."""
+        return sum(
+            all(abs(bad - join) > PACKETS_AROUND_A_JOIN for join in self._joins)
+            for bad in self._bad
+        )
+
+    def _follow(self, packet: "av.Packet") -> None:
+        if self._number == 1:
+            self._first_pts, self._begins_amid = packet.pts, not packet.is_keyframe
+        elif self._num_keys < 2 and self._first_pts is not None:
+            # A frame shown before the first key frame; a copied one may have lost its time.
+            self._begins_amid |= packet.pts is None or packet.pts < self._first_pts
+        self._num_keys += packet.is_keyframe
+        if packet.dts is not None:
+            step = 0 if self._last_dts is None else packet.dts - self._last_dts
+            if not 0 <= step <= self._max_gap:
+                self._joins.append(self._number)
+            self._last_dts = packet.dts
 
 
 class Shrinker:
@@ -196,14 +243,16 @@ class _Measures:
         """Takes the (n, h, w) small pictures of the frames last noted."""
         self._cuts.add(pictures)
         quarters = self._bins(np.array(self.seconds[-len(pictures) :]), QUARTERS)
-        upright = np.rot90(pictures, -self._index.info.rotation // 90, axes=(1, 2))
+        upright = self._index.info.orientation.upright(pictures, rows=1)
         np.add.at(self._quarters, quarters, spectra(upright))
         self._counts += np.bincount(quarters, minlength=QUARTERS)
 
     def result(self, decode_errors: int) -> Inspection:
         """All of it, once every frame has been taken."""
-        differences, cuts = self._cuts.finish()
+        differences, found = self._cuts.finish()
         seconds = np.array(self.seconds)
+        joins = [join for join in self._index.joins if join < len(seconds)]
+        cuts = np.union1d(found, np.array(joins, dtype=np.int64))
         moves = np.ones(len(seconds), dtype=bool)
         moves[0] = False  # there is none before it
         moves[cuts] = False
@@ -212,9 +261,24 @@ class _Measures:
             decode_errors=decode_errors,
             motion_score=float(differences[moves].mean()) if moves.any() else 0.0,
             motion=self._profile(seconds[moves], differences[moves]),
-            bars=self._bars.find(quarter_turns=self._index.info.rotation // 90),
+            bars=self._shown_bars(),
             cuts=tuple(float(seconds[cut]) for cut in cuts),
             phash=video_hash(_filled(self._quarters, self._counts)),
+        )
+
+    def _shown_bars(self) -> tuple[int, int, int, int]:
+        """Of the picture as shown, in square pixels."""
+        info = self._index.info
+        height, width = info.orientation.stored(
+            info.stored_height, info.stored_width
+        )  # its own inverse
+        rows, columns = info.height / height, info.width / width
+        top, bottom, left, right = self._bars.find(info.orientation)
+        return (
+            round(top * rows),
+            round(bottom * rows),
+            round(left * columns),
+            round(right * columns),
         )
 
     def _profile(self, seconds: np.ndarray, differences: np.ndarray) -> tuple[float, ...]:

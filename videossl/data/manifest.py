@@ -18,7 +18,7 @@ from videossl.decode.timing import frame_ticks, tick_deltas, usable_seconds
 from videossl.errors import UserError
 from videossl.whole_file import whole_file
 
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 VERSION_KEY = b"videossl_manifest_version"
 LEFT_OUT = "left out"
 ROWS_PER_GROUP = 100_000
@@ -41,7 +41,10 @@ SCHEMA = pa.schema(
         ("pixel_format", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("stored_width", pa.int32()),
+        ("stored_height", pa.int32()),
         ("rotation", pa.int32()),
+        ("is_mirrored", pa.bool_()),
         ("num_frames", pa.int64()),
         ("fps", pa.float64()),
         ("duration_seconds", pa.float64()),
@@ -59,10 +62,12 @@ SCHEMA = pa.schema(
         ("last_tick", pa.int64()),
         ("tick_deltas", pa.list_(pa.int32())),
         ("times_by_order", pa.bool_()),
+        ("by_decoding", pa.bool_()),
+        ("has_closed_groups", pa.bool_()),
         ("is_deep", pa.bool_()),
         ("motion_score", pa.float32()),
         ("bars", pa.list_(pa.int32())),
-        ("cuts", pa.list_(pa.float32())),
+        ("cuts", pa.list_(pa.float64())),
         ("phash", pa.uint64()),
     ],
     metadata={VERSION_KEY: str(MANIFEST_VERSION).encode()},
@@ -88,9 +93,12 @@ class VideoEntry:
     container: str = ""
     codec: str = ""
     pixel_format: str = ""
-    width: int = 0  # as shown: after rotation
+    width: int = 0  # as shown: upright, in square pixels
     height: int = 0
+    stored_width: int = 0  # as decoded, see `videossl.decode.info.VideoInfo`
+    stored_height: int = 0
     rotation: int = 0  # clockwise degrees from stored to shown
+    is_mirrored: bool = False  # left to right, before it is turned
     num_frames: int = 0
     fps: float = 0.0
     duration_seconds: float = 0.0
@@ -110,8 +118,10 @@ class VideoEntry:
     first_tick: int = 0
     last_tick: int = 0
     tick_deltas: tuple[int, ...] = ()
-    times_by_order: bool = False
-    # From here on: of a deep scan, else empty.
+    times_by_order: bool = False  # these three as in `videossl.decode.info.VideoIndex`
+    by_decoding: bool = False
+    has_closed_groups: bool = False
+    # From here on: of a deep scan, else empty; but where one recording follows another is known without.
     is_deep: bool = False
     motion_score: float = 0.0  # mean absolute luma difference of neighbouring frames, of 255
     bars: tuple[int, ...] = ()  # black rows and columns as shown: top, bottom, left, right
@@ -143,7 +153,15 @@ class VideoEntry:
         ticks = frame_ticks(self.first_tick, self.last_tick, self.num_frames, self.tick_deltas)
         time_base = Fraction(self.tick_numerator, self.tick_denominator)
         return VideoIndex(
-            info, ticks, is_key, time_base, self.stream_index, self.times_by_order, self.bytes
+            info=info,
+            pts=ticks,
+            is_key=is_key,
+            time_base=time_base,
+            stream_index=self.stream_index,
+            times_by_order=self.times_by_order,
+            num_bytes=self.bytes,
+            by_decoding=self.by_decoding,
+            has_closed_groups=self.has_closed_groups,
         )
 
 
@@ -170,7 +188,10 @@ def sound_entry(
         pixel_format=info.pixel_format,
         width=info.width,
         height=info.height,
+        stored_width=info.stored_width,
+        stored_height=info.stored_height,
         rotation=info.rotation,
+        is_mirrored=info.is_mirrored,
         num_frames=info.num_frames,
         fps=info.fps,
         duration_seconds=info.duration_seconds,
@@ -188,6 +209,9 @@ def sound_entry(
         last_tick=int(index.pts[-1]),
         tick_deltas=tuple(tick_deltas(index.pts).tolist()),
         times_by_order=index.times_by_order,
+        by_decoding=index.by_decoding,
+        has_closed_groups=index.has_closed_groups,
+        cuts=tuple(index.pts_seconds[list(index.joins)].tolist()),
     )
 
 

@@ -19,14 +19,11 @@ from videossl.data.pack_plan import Shot, output_size, plan_shots
 from videossl.data.pack_settings import PackSettings
 from videossl.data.picture import FilterChain
 from videossl.decode.container import as_decode_error, open_container, video_stream
-from videossl.decode.info import VideoIndex, current_index, read_index
+from videossl.decode.info import VideoIndex, VideoInfo, current_index, read_index
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
 
 PRESET = "veryfast"
-# Clockwise turns, as filters; and which stored side becomes (top, bottom, left, right) as shown.
-_TURNS = {90: ["transpose=clock"], 180: ["hflip", "vflip"], 270: ["transpose=cclock"], 0: []}
-_STORED_SIDES = {0: (0, 1, 2, 3), 90: (3, 2, 0, 1), 180: (1, 0, 3, 2), 270: (2, 3, 1, 0)}
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def pack_video(entry: VideoEntry, settings: PackSettings) -> PackedVideo:
             stream = video_stream(container, source)
             decoded = DecodedFrames(container, stream)
             frames = _numbered(decoded, index)
-            picture = _Picture(stream, entry, settings)
+            picture = _Picture(stream, entry, index.info, settings)
             contents = [_encode(shot, frames, picture, settings) for shot in shots]
         if decoded.errors:
             raise ValueError(f"damaged: {decoded.errors} decoder errors")
@@ -77,9 +74,10 @@ def pack_video(entry: VideoEntry, settings: PackSettings) -> PackedVideo:
 class _Picture:
     """Crops, scales, turns upright and converts frames to 4:2:0 of 8 bits and limited range."""
 
-    def __init__(self, stream: "av.VideoStream", entry: VideoEntry, settings: PackSettings) -> None:
-        self._stream, self._rotation = stream, entry.rotation
-        self._shown = (entry.width, entry.height)
+    def __init__(
+        self, stream: "av.VideoStream", entry: VideoEntry, info: VideoInfo, settings: PackSettings
+    ) -> None:
+        self._stream, self._info = stream, info
         self._crop, self.size = output_size(
             entry.width, entry.height, entry.bars, settings.short_side
         )
@@ -94,15 +92,17 @@ class _Picture:
 
     def _filters(self) -> list[str]:
         """In terms of the picture as stored: turning it last turns the fewest pixels."""
-        top, bottom, left, right = (self._crop[side] for side in _STORED_SIDES[self._rotation])
-        stored, size = self._shown, self.size
-        if self._rotation % 180:
-            stored, size = stored[::-1], size[::-1]
-        width, height = stored[0] - left - right, stored[1] - top - bottom
+        info = self._info
+        orientation = info.orientation
+        top, bottom, left, right = orientation.stored_sides(self._crop)
+        stored_height, stored_width = orientation.stored(info.height, info.width)
+        height, width = orientation.stored(self.size[1], self.size[0])
+        square = [] if info.has_square_pixels else [f"scale={stored_width}:{stored_height}"]
         return [
-            f"crop={width}:{height}:{left}:{top}",
-            f"scale={size[0]}:{size[1]}:flags=bicubic:out_range=limited",
-            *_TURNS[self._rotation],
+            *square,
+            f"crop={stored_width - left - right}:{stored_height - top - bottom}:{left}:{top}",
+            f"scale={width}:{height}:flags=bicubic:out_range=limited",
+            *orientation.filters(),
             "format=yuv420p",
         ]
 

@@ -35,7 +35,7 @@ class FrameSignatures:
     """The signatures of the frames of a video or of a folder of pictures; a frame may have several."""
 
     num_frames: int  # looked at, those that cannot be told apart left out
-    seconds: np.ndarray  # (n,) float32, in order; of pictures, their numbers
+    seconds: np.ndarray  # (n,) float64, in order; of pictures, their numbers
     values: np.ndarray  # (n, 64) int8
 
     def unit(self) -> np.ndarray:
@@ -134,7 +134,7 @@ class SignatureList:
     def result(self) -> FrameSignatures:
         """All of them."""
         values = np.stack(self._rows) if self._rows else np.empty((0, NUM_VALUES), np.int8)
-        return FrameSignatures(self._num_frames, np.array(self._seconds, np.float32), values)
+        return FrameSignatures(self._num_frames, np.array(self._seconds, np.float64), values)
 
     def _is_like_the_last(self, whole: np.ndarray) -> bool:
         unit = whole / np.linalg.norm(whole.astype(np.float32))

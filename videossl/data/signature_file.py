@@ -11,7 +11,7 @@ import numpy as np
 from videossl.data.signature import NUM_VALUES, FrameSignatures
 from videossl.errors import UserError
 
-FORMAT = 1  # to be raised with whatever changes the signature of a file
+FORMAT = 2  # to be raised with whatever changes the signature of a file
 _HEADER = json.dumps({"videossl_signatures": FORMAT}).encode() + b"\n"
 
 
@@ -49,7 +49,7 @@ class SignatureFile:
     def __getitem__(self, key: FileKey) -> FrameSignatures:
         self._file.seek(self._at[key])
         row = json.loads(self._file.readline())
-        seconds = np.frombuffer(base64.b64decode(row["seconds"]), np.dtype("<f4"))
+        seconds = np.frombuffer(base64.b64decode(row["seconds"]), np.dtype("<f8"))
         values = np.frombuffer(base64.b64decode(row["values"]), np.int8).reshape(-1, NUM_VALUES)
         return FrameSignatures(row["num_frames"], seconds, values)
 
@@ -61,7 +61,7 @@ class SignatureFile:
             "modified": key.modified,
             "with_crops": key.with_crops,
             "num_frames": frames.num_frames,
-            "seconds": base64.b64encode(frames.seconds.astype("<f4").tobytes()).decode(),
+            "seconds": base64.b64encode(frames.seconds.astype("<f8").tobytes()).decode(),
             "values": base64.b64encode(frames.values.tobytes()).decode(),
         }
         try:

@@ -121,15 +121,18 @@ def check_not_truncated(stream: "av.VideoStream", source: VideoSource, num_bytes
         raise VideoDecodeError(str(source), "pyav", cause)
 
 
-def check_counts(
-    source: VideoSource, *, announced: int, num_packets: int, num_frames: int, seconds: float
-) -> None:
-    """Raises VideoDecodeError for a header that announces far more frames than there are, and for a slide show."""
-    over = announced - num_packets
-    if over > max(MAX_OVERCOUNT, MAX_OVERCOUNT_SHARE * num_packets):
-        cause = f"its header announces {announced} frames, it holds {num_packets} (damaged or truncated)"
+def check_counts(source: VideoSource, *, announced: int, num_held: int) -> None:
+    """Raises VideoDecodeError for a header that announces far more frames than there are."""
+    if announced - num_held > max(MAX_OVERCOUNT, MAX_OVERCOUNT_SHARE * num_held):
+        cause = (
+            f"its header announces {announced} frames, it holds {num_held} (damaged or truncated)"
+        )
         raise VideoDecodeError(str(source), "pyav", cause)
-    if num_frames and seconds / num_frames > MAX_FRAME_SECONDS:
+
+
+def check_no_slide_show(source: VideoSource, *, num_frames: int, seconds: float) -> None:
+    """Raises VideoDecodeError where frames are shown for longer than MAX_FRAME_SECONDS on average."""
+    if seconds / num_frames > MAX_FRAME_SECONDS:
         cause = (
             f"its {num_frames} frame(s) are shown for {seconds / num_frames:.0f} s each, "
             f"the limit is {MAX_FRAME_SECONDS:.0f} s"

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from videossl.decode.info import VideoIndex, current_index
-from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
+from videossl.decode.reader import (
+    FrameBatch,
+    gather_frames,
+    indices_shown_at,
+    read_from_start,
+    resized_shape,
+)
 from videossl.decode.source import VideoSource, as_source
 from videossl.errors import UserError, VideoDecodeError
 
@@ -24,7 +30,8 @@ EXACT_PIXEL_FORMATS = frozenset(
 # In HEVC and MPEG-4 with B-frames its seeks and skips return frames of another time (6 of 10 wrong on one file); reading
 # every frame from the start does not. These codecs passed in random order.
 CODECS_OF_EXACT_SEEKS = frozenset({"h264", "vp8", "vp9"})
-BATCH_FRAMES = 32  # held at once while reading from the start; chosen
+# Times kept in float32 tell frames apart no more from about here on, and far beyond decord's memory breaks.
+MAX_SECONDS = 86_400.0
 PTS_TOLERANCE_SECONDS = 2e-3  # it keeps times in float32: about 1 ms after two hours
 
 
@@ -44,8 +51,15 @@ def refusal(index: VideoIndex) -> str:
         return f"it mixes up frames in {info.container} files"
     if info.pixel_format not in EXACT_PIXEL_FORMATS:
         return f"it gets the colours of {info.pixel_format} wrong"
-    if info.width % 2 or info.height % 2:
-        return f"it gets the colours of odd sizes wrong, and this is {info.width}x{info.height}"
+    if info.stored_width % 2 or info.stored_height % 2:
+        size = f"{info.stored_width}x{info.stored_height}"
+        return f"it gets the colours of odd sizes wrong, and this is {size}"
+    if index.by_decoding:
+        return "it repeats and mixes up frames where the packets do not tell which are shown"
+    if max(abs(info.begin_seconds), abs(info.end_seconds)) > MAX_SECONDS:
+        return f"it loses times beyond {MAX_SECONDS:.0f} s, and this begins at {info.begin_seconds:.0f} s"
+    if info.is_mirrored:
+        return "it turns pictures, and this file asks for their mirror image"
     return ""
 
 
@@ -116,8 +130,11 @@ class DecordReader:
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's notes on each file
         info = self._index.info
-        native = (self.height, self.width) == (info.height, info.width)
-        size = {} if native else {"width": self.width, "height": self.height}
+        is_native = info.has_square_pixels and (self.height, self.width) == (
+            info.height,
+            info.width,
+        )
+        size = {} if is_native else {"width": self.width, "height": self.height}
         try:
             return decord.VideoReader(self._source.open(), num_threads=1, **size)
         except (decord.DECORDError, RuntimeError) as error:
@@ -127,7 +144,7 @@ class DecordReader:
         """decord counts its seconds from the first frame; more may not differ."""
         if len(self._reader) != self.num_frames:
             self._fail(
-                f"it counts {len(self._reader)} frames, the packets hold {self.num_frames}; use backend=pyav or auto"
+                f"it counts {len(self._reader)} frames, {self.num_frames} are shown; use backend=pyav or auto"
             )
         starts = self._reader.get_frame_timestamp(np.arange(self.num_frames))[:, 0]
         expected = (self.pts_seconds - self.pts_seconds[0]).numpy()
@@ -144,30 +161,27 @@ class DecordReader:
         if not indices:
             return torch.empty((0, 3, self.height, self.width), dtype=torch.uint8)
         try:
-            if self._index.info.codec in CODECS_OF_EXACT_SEEKS:
-                frames = _to_numpy(self._reader.get_batch(indices))
+            if self._seeks_are_exact():
+                frames = _to_tensor(self._reader.get_batch(indices))
             else:
-                frames = self._read_from_start(indices)
+                reader = self._open()  # its seek to frame 0 keeps frames of before in flight
+                frames = read_from_start(lambda some: _to_tensor(reader.get_batch(some)), indices)
         except (decord.DECORDError, RuntimeError, IndexError, StopIteration) as error:
             self._fail(f"{_cause(error)}; use backend=pyav or auto")
-        return torch.from_numpy(frames).permute(0, 3, 1, 2)
+        return frames.permute(0, 3, 1, 2)
 
-    def _read_from_start(self, indices: list[int]) -> np.ndarray:
-        reader = self._open()  # its seek to frame 0 keeps frames of before in flight
-        frames = []
-        for start in range(0, indices[-1] + 1, BATCH_FRAMES):
-            stop = min(start + BATCH_FRAMES, indices[-1] + 1)
-            batch = _to_numpy(reader.get_batch(list(range(start, stop))))
-            frames.append(batch[[index - start for index in indices if start <= index < stop]])
-        return np.concatenate(frames)
+    def _seeks_are_exact(self) -> bool:
+        """It counts frames from the key frame that it seeks to, and miscounts where frames shown before that one follow."""
+        index = self._index
+        return index.info.codec in CODECS_OF_EXACT_SEEKS and index.has_closed_groups
 
     def _fail(self, cause: str) -> NoReturn:
         raise VideoDecodeError(self.path, "decord", cause)
 
 
-def _to_numpy(frames: Any) -> np.ndarray:
+def _to_tensor(frames: Any) -> Tensor:
     """decord hands out its own arrays, or another library's where the caller has set a bridge."""
-    return frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)
+    return torch.from_numpy(frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames))
 
 
 def _cause(error: Exception) -> str:

@@ -1,31 +1,33 @@
-"""A video's facts, read from its packets without decoding them: the one truth that every reader is held to.
+"""A video's facts, read from its packets: the one truth that every reader is held to.
 
-PyAV lists the packets, so the facts need neither torch nor a system FFmpeg. Only the first frame is decoded: rotation
+PyAV lists the packets, so the facts need neither torch nor a system FFmpeg. Only the first frame is decoded: orientation
 and true size are properties of frames, and a file whose header is sound but whose stream is garbage shows itself there.
+Where the packets do not tell which frames are shown, all are decoded (`videossl.decode.shown_frames`).
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypedDict
 
 import av
 import numpy as np
 
 from videossl.decode.container import (
-    MAX_FRAMES,
     MAX_PIXELS,
     as_decode_error,
     check_counts,
+    check_no_slide_show,
     check_not_truncated,
     open_container,
     refused_size,
     video_stream,
 )
+from videossl.decode.orientation import Orientation, orientation_of
+from videossl.decode.shown_frames import ShownFrames, container_name, list_shown_frames
 from videossl.decode.source import VideoSource, as_source
 from videossl.decode.timing import is_constant_rate, motion_of
 from videossl.errors import VideoDecodeError
-
-VP8_SHOW_FRAME_BIT = 0x10  # RFC 6386, section 9.1: bit 4 of the first byte of a frame
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class VideoInfo:
     container: str
     codec: str
     pixel_format: str
-    width: int  # as shown: after rotation
+    width: int  # as shown: upright, in square pixels
     height: int
+    stored_width: int  # as decoded: before it is turned, and in pixels of whatever shape
+    stored_height: int
     rotation: int  # clockwise degrees from stored to shown: 0, 90, 180 or 270
+    is_mirrored: bool  # left to right, before it is turned
     num_frames: int
     fps: float  # average: (n - 1) / (last pts - first pts)
     begin_seconds: float  # pts of the first frame
@@ -51,20 +56,36 @@ class VideoInfo:
         """How long the file shows frames."""
         return self.end_seconds - self.begin_seconds
 
+    @property
+    def orientation(self) -> Orientation:
+        """What turns stored pictures into those shown."""
+        return Orientation(self.rotation // 90, self.is_mirrored)
+
+    @property
+    def has_square_pixels(self) -> bool:
+        """Whether the pictures are shown at the size at which they are stored."""
+        stored = (self.stored_height, self.stored_width)
+        return stored == self.orientation.stored(self.height, self.width)
+
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """The packets that become frames, in presentation order, and the facts drawn from them."""
+    """The frames that are shown, in presentation order, and the facts drawn from them."""
 
     info: VideoInfo
     pts: np.ndarray  # (num_frames,) int64 ticks, ascending
     is_key: np.ndarray  # (num_frames,) bool
     time_base: Fraction
     stream_index: int
-    # The container stores no presentation times (AVI) or repeats one: the k-th decoded frame is frame k, whatever time
-    # the decoder writes on it, and seeking is not possible.
+    # Times do not tell frames apart (AVI stores none, packets repeat one, a clock jumps back): the k-th frame decoded from
+    # the beginning is frame k, whatever time the decoder writes on it, and seeking is not possible.
     times_by_order: bool
     num_bytes: int  # of the file, when it was read: another size is another file
+    by_decoding: bool = False  # the packets did not tell which frames are shown: all were decoded
+    has_closed_groups: bool = (
+        False  # a key frame is followed by frames shown before it (open groups of pictures)
+    )
+    joins: tuple[int, ...] = ()  # frames with which another recording begins
 
     @property
     def pts_seconds(self) -> np.ndarray:
@@ -78,11 +99,11 @@ def probe(source: str | Path | VideoSource) -> VideoInfo:
 
 
 def read_index(source: str | Path | VideoSource, *, backend: str = "pyav") -> VideoIndex:
-    """Lists the packets of the best video stream and decodes its first frame, in one pass over the file.
+    """Lists the frames that the best video stream shows, in one pass over the file where its packets tell them.
 
-    Packets that an edit list or the codec hides are left out. Raises VideoDecodeError, in the name of `backend`, for a
-    missing, empty, truncated or otherwise broken file, for one without video and for one beyond the limits of
-    `videossl.decode.container`.
+    Frames that an edit list or the codec hides are left out, and those that nothing can decode. Raises VideoDecodeError,
+    in the name of `backend`, for a missing, empty, truncated or otherwise broken file, for one without video and for one
+    beyond the limits of `videossl.decode.container`.
     """
     source = as_source(source)
     try:
@@ -108,140 +129,99 @@ def current_index(source: VideoSource, index: VideoIndex | None, backend: str) -
     return index
 
 
-@dataclass(frozen=True)
-class _Packets:
-    """Of the packets that are shown: in the order of the file."""
-
-    pts: list[int | None]
-    dts: list[int | None]
-    duration: list[int]
-    num_bytes: list[int]
-    is_key: list[bool]
-
-
 def _index_of(
     container: "av.container.InputContainer",
     stream: "av.VideoStream",
     source: VideoSource,
     num_bytes: int,
 ) -> VideoIndex:
-    codec = stream.codec_context.codec.canonical_name
-    announced = stream.frames
-    packets, num_packets, first = _list_packets(container, stream, codec, source)
-    if first is None or not packets.pts:
-        raise VideoDecodeError(str(source), "pyav", "the video stream holds no frame")
-    has_pts = all(pts is not None for pts in packets.pts)
-    times = packets.pts if has_pts else packets.dts
-    if any(time is None for time in times):
-        raise VideoDecodeError(str(source), "pyav", "it has packets without any time stamp")
-    pts = np.array(times, dtype=np.int64)
-    order = np.argsort(pts, kind="stable")
-    pts = pts[order]
-    is_key = np.array(packets.is_key)[order]
-    seconds = pts * float(stream.time_base)
-    last_seconds = _last_duration(stream, pts, packets.duration[int(order[-1])])
-    container_name = container.format.name.split(",")[0]
-    check_counts(
-        source,
-        announced=announced,
-        num_packets=num_packets,
-        num_frames=len(pts),
-        seconds=float(seconds[-1]) + last_seconds - float(seconds[0]),
-    )
-    info = _info_of(
-        source,
-        container=container_name,
-        codec=codec,
-        first=first,
-        seconds=seconds,
-        last_seconds=last_seconds,
-        tick_seconds=float(stream.time_base),
-        sizes=np.array(packets.num_bytes)[order],
-        is_key=is_key,
-    )
-    by_order = container_name == "avi" or not has_pts or bool((np.diff(pts) == 0).any())
-    return VideoIndex(info, pts, is_key, stream.time_base, stream.index, by_order, num_bytes)
-
-
-def _list_packets(
-    container: "av.container.InputContainer",
-    stream: "av.VideoStream",
-    codec: str,
-    source: VideoSource,
-) -> tuple[_Packets, int, "av.VideoFrame | None"]:
-    """The packets that are shown, the number of all packets, and the first frame."""
-    listed = _Packets([], [], [], [], [])
-    num_packets, first = 0, None
-    for packet in container.demux(stream):
-        if first is None:  # the last packet is empty and flushes the decoder
-            first = next(iter(packet.decode()), None)
-        if not packet.size:
-            continue
-        num_packets += 1
-        if packet.is_discard or (codec == "vp8" and _is_hidden_vp8(packet)):
-            continue
-        listed.pts.append(packet.pts)
-        listed.dts.append(packet.dts)
-        listed.duration.append(packet.duration or 0)
-        listed.num_bytes.append(packet.size)
-        listed.is_key.append(packet.is_keyframe)
-        if num_packets > MAX_FRAMES:
-            cause = f"it has more than {MAX_FRAMES} frames, the limit; cut it into parts"
-            raise VideoDecodeError(str(source), "pyav", cause)
-    return listed, num_packets, first
-
-
-def _info_of(
-    source: VideoSource,
-    *,
-    container: str,
-    codec: str,
-    first: "av.VideoFrame",
-    seconds: np.ndarray,
-    last_seconds: float,
-    tick_seconds: float,
-    sizes: np.ndarray,
-    is_key: np.ndarray,
-) -> VideoInfo:
-    rotation = -first.rotation % 360  # FFmpeg counts counter-clockwise
-    if rotation % 90:
-        cause = f"rotated by {rotation} degrees; only multiples of 90 can be shown upright"
-        raise VideoDecodeError(str(source), "pyav", cause)
-    width, height = first.width, first.height
-    if rotation % 180:
-        width, height = height, width
-    span = float(seconds[-1] - seconds[0])
-    begin, end = float(seconds[0]), float(seconds[-1]) + last_seconds
-    predicted = ~is_key
-    return VideoInfo(
+    codec, announced = stream.codec_context.codec.canonical_name, stream.frames
+    shown = list_shown_frames(container, stream, source)
+    tick_seconds = float(stream.time_base)
+    # Counted from the first frame: what is far from 0 has lost its last digits.
+    seconds = (shown.pts - shown.pts[0]) * tick_seconds
+    last_seconds = _last_duration(stream, shown)
+    # An mp4 counts what it stores, of which an edit list may show little, and its index is held to its size above.
+    if "mp4" not in container.format.name:
+        check_counts(source, announced=announced, num_held=shown.num_held)
+    duration = float(seconds[-1]) + last_seconds
+    check_no_slide_show(source, num_frames=len(seconds), seconds=duration)
+    shape = _shape_of(shown.first, stream.sample_aspect_ratio, source)
+    predicted = ~shown.is_key
+    info = VideoInfo(
         path=source.path,
-        container=container,
+        container=container_name(container),
         codec=codec,
-        pixel_format=first.format.name,
-        width=width,
-        height=height,
-        rotation=rotation,
+        pixel_format=shown.first.format.name,
+        **shape,
         num_frames=len(seconds),
-        fps=(len(seconds) - 1) / span if span > 0 else 1 / last_seconds,
-        begin_seconds=begin,
-        end_seconds=end,
+        fps=_rate_of(shown.pts, stream.time_base) or 1 / last_seconds,
+        begin_seconds=float(shown.pts[0]) * tick_seconds,
+        end_seconds=float(shown.pts[-1]) * tick_seconds + last_seconds,
         is_constant_rate=is_constant_rate(seconds, tick_seconds),
         motion=motion_of(
-            seconds[predicted], sizes[predicted] / (width * height), begin=begin, end=end
+            seconds[predicted],
+            shown.num_bytes[predicted] / (shape["width"] * shape["height"]),
+            begin=0.0,
+            end=duration,
         ),
+    )
+    return VideoIndex(
+        info=info,
+        pts=shown.pts,
+        is_key=shown.is_key,
+        time_base=stream.time_base,
+        stream_index=stream.index,
+        times_by_order=shown.times_by_order,
+        num_bytes=num_bytes,
+        by_decoding=shown.by_decoding,
+        has_closed_groups=shown.has_closed_groups,
+        joins=shown.joins,
     )
 
 
-def _last_duration(stream: "av.VideoStream", pts: np.ndarray, packet_duration: int) -> float:
+class _Shape(TypedDict):
+    width: int
+    height: int
+    stored_width: int
+    stored_height: int
+    rotation: int
+    is_mirrored: bool
+
+
+def _shape_of(first: "av.VideoFrame", pixel_aspect: Fraction | None, source: VideoSource) -> _Shape:
+    """The size and the orientation of the frames; pixels that are not square change the width, as `ffplay` does it."""
+    try:
+        orientation = orientation_of(first)
+    except ValueError as error:
+        raise VideoDecodeError(str(source), "pyav", str(error)) from None
+    square_width = max(1, round(first.width * (pixel_aspect or 1)))
+    if square_width * first.height > MAX_PIXELS:
+        size = f"{square_width}x{first.height}"
+        cause = f"it is shown at {size} pixels, the limit is {MAX_PIXELS}"
+        raise VideoDecodeError(str(source), "pyav", cause)
+    height, width = orientation.stored(first.height, square_width)  # its own inverse
+    return {
+        "width": width,
+        "height": height,
+        "stored_width": first.width,
+        "stored_height": first.height,
+        "rotation": 90 * orientation.quarter_turns,
+        "is_mirrored": orientation.is_mirrored,
+    }
+
+
+def _rate_of(pts: np.ndarray, time_base: Fraction) -> float:
+    """Mean frames a second, exactly; 0 where there is no time between the first and the last frame."""
+    ticks = int(pts[-1]) - int(pts[0])
+    return float((len(pts) - 1) / (ticks * time_base)) if ticks > 0 else 0.0
+
+
+def _last_duration(stream: "av.VideoStream", shown: ShownFrames) -> float:
     """Seconds that the last frame is shown: its own duration, else the usual gap, else what the header says."""
-    if packet_duration > 0:
-        return packet_duration * float(stream.time_base)
-    if len(pts) > 1 and np.median(np.diff(pts)) > 0:
-        return float(np.median(np.diff(pts))) * float(stream.time_base)
+    if shown.last_duration > 0:
+        return shown.last_duration * float(stream.time_base)
+    if len(shown.pts) > 1 and np.median(np.diff(shown.pts)) > 0:
+        return float(np.median(np.diff(shown.pts))) * float(stream.time_base)
     rate = stream.average_rate or stream.base_rate
     return float(1 / rate) if rate else float(stream.time_base)
-
-
-def _is_hidden_vp8(packet: "av.Packet") -> bool:
-    """VP8 stores the reference frames that it never shows as packets of their own."""
-    return not bytes(packet)[0] & VP8_SHOW_FRAME_BIT

@@ -17,7 +17,14 @@ from torch import Tensor
 
 from videossl.decode.container import as_decode_error, open_container
 from videossl.decode.info import VideoIndex, current_index
-from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
+from videossl.decode.reader import (
+    FrameBatch,
+    gather_frames,
+    indices_shown_at,
+    resized_shape,
+    say_seek_fails,
+)
+from videossl.decode.shown_frames import decode_packets
 from videossl.decode.source import VideoSource, as_source
 from videossl.errors import UserError, VideoDecodeError
 
@@ -57,8 +64,9 @@ class PyavReader:
         self.height, self.width = resized_shape(info.height, info.width, short_side)
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._key_positions = np.flatnonzero(self._index.is_key)
-        self._native_shape = _stored(info.height, info.width, info.rotation)
-        self._scaled_shape = _stored(self.height, self.width, info.rotation)
+        self._orientation = info.orientation
+        self._native_shape = (info.stored_height, info.stored_width)
+        self._scaled_shape = self._orientation.stored(self.height, self.width)
         # The scaler is quicker into planes, the plain conversion into pixels.
         self._is_planar = self._scaled_shape != self._native_shape
         height, width = self._scaled_shape
@@ -68,6 +76,8 @@ class PyavReader:
             self._container = self._open()
             self._graph = self._build_graph()
         self._is_at_start = True
+        self._in_order: Iterator[tuple[int, av.VideoFrame]] = iter(())
+        self._next_in_order = self.num_frames  # the frame that `_in_order` gives next
 
     def frames_at(self, indices: Sequence[int] | Tensor) -> FrameBatch:
         """See `VideoReader.frames_at`."""
@@ -100,54 +110,104 @@ class PyavReader:
         """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
         # NumPy, because torch's copies wake all cores for each small frame, and readers run side by side.
         pictures = np.empty((len(indices), *self._picture_shape), dtype=np.uint8)
-        done = 0
         with as_decode_error(self._source, self.backend):
-            for position, frame in self._frames_wanted(indices):
-                if position != indices[done]:
-                    self._fail(f"frame {indices[done]} never came out of the decoder")
-                self._to_rgb(frame, pictures[done])
-                done += 1
-                if done == len(indices):
-                    break
-        if done < len(indices):
-            self._fail(f"the stream ends before frame {indices[done]}")
-        rows = 2 if self._is_planar else 1
-        upright = np.rot90(pictures, -self._index.info.rotation // 90, axes=(rows, rows + 1))
+            missing = self._fill(pictures, indices, self._frames_wanted(indices))
+            if missing is not None and not self._index.times_by_order:
+                # A decoder that starts amid an intra refresh, for one, holds back frames until it is sure of them.
+                say_seek_fails(self.path, "frames do not come out after a seek")
+                missing = self._fill(pictures, indices, self._frames_from_start(indices))
+        if missing is not None:
+            self._fail(f"frame {missing} never came out of the decoder")
+        upright = self._orientation.upright(pictures, rows=2 if self._is_planar else 1)
         frames = torch.from_numpy(np.ascontiguousarray(upright))
         return frames if self._is_planar else frames.permute(0, 3, 1, 2)
+
+    def _fill(
+        self,
+        pictures: np.ndarray,
+        indices: list[int],
+        frames: Iterator[tuple[int, "av.VideoFrame"]],
+    ) -> int | None:
+        """Converts the frames into `pictures`, (n, ...); returns the first index that did not come in its turn, if any."""
+        done = 0
+        for position, frame in frames:
+            if position != indices[done]:
+                break
+            self._to_rgb(frame, pictures[done])
+            done += 1
+            if done == len(indices):
+                return None
+        return indices[done] if indices else None
+
+    def _frames_from_start(self, indices: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Yields (index, frame) of these frames, by decoding everything from the beginning."""
+        position_of = dict(zip(self._index.pts[indices].tolist(), indices, strict=True))
+        packets, _ = self._packets_from(0)
+        for frame in self._all_frames(packets):
+            if frame.pts in position_of:
+                yield position_of[frame.pts], frame
 
     def _frames_wanted(self, indices: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
         """Yields (index, frame) of these frames in presentation order."""
         if self._index.times_by_order:
-            frames = (f for packet in self._packets_from(0) for f in packet.decode())
-            positions = set(indices)
-            yield from ((at, frame) for at, frame in enumerate(frames) if at in positions)
+            yield from self._frames_by_order(indices)
             return
         position_of = dict(zip(self._index.pts[indices].tolist(), indices, strict=True))
         packets: Iterator[av.Packet] | None = None
-        floor: int | None = None
+        landing = _Landing(None)
         last, fed, stream = 0, set[int](), self._stream()
         groups = [(k, list(g)) for k, g in itertools.groupby(indices, key=self._key_before)]
         for number, (key, members) in enumerate(groups):
+            next_key = groups[number + 1][0] if number + 1 < len(groups) else None
             # With open groups of pictures, the next key frame is decoded before the last frames of a group.
             if packets is None or int(self._index.pts[key]) not in fed:
                 if packets is None or key - last > FRAMES_WORTH_A_SEEK:
-                    packets = self._packets_from(key)
+                    packets, landing = self._packets_from(key)
                     stream = self._stream()
                 else:
-                    packets = self._skip_to(packets, key)
-                packets, floor = self._peek(packets)
+                    packets, landing = self._skip_to(packets, key)
             last = members[-1]
-            for frame in self._decode_until_fed(packets, members, fed, stream):
-                # Frames that come out after a seek but belong before its key frame lack their references.
-                if frame.pts in position_of and (floor is None or frame.pts >= floor):
+            frames = itertools.chain(
+                self._decode_until_fed(packets, members, fed, stream),
+                self._flushed(stream, fed, next_key),
+            )
+            for frame in frames:
+                if landing.is_exact(frame) and frame.pts in position_of:
                     yield position_of[frame.pts], frame
-            is_last = number + 1 == len(groups)
-            if is_last or int(self._index.pts[groups[number + 1][0]]) not in fed:
-                for frame in stream.decode(None):  # what waits to be put in order
-                    if frame.pts in position_of and (floor is None or frame.pts >= floor):
-                        yield position_of[frame.pts], frame
-                stream.codec_context.flush_buffers()
+
+    def _flushed(
+        self, stream: "av.VideoStream", fed: set[int], next_key: int | None
+    ) -> Iterator["av.VideoFrame"]:
+        """What waits to be put in order, unless decoding goes on into the group of the next key frame."""
+        if next_key is None or int(self._index.pts[next_key]) not in fed:
+            yield from stream.decode(None)
+            stream.codec_context.flush_buffers()
+
+    def _frames_by_order(self, indices: list[int]) -> Iterator[tuple[int, "av.VideoFrame"]]:
+        """Yields (index, frame) of these frames, counted from the beginning; goes on from the frame read last."""
+        if indices and indices[0] < self._next_in_order:
+            packets, _ = self._packets_from(0)
+            self._in_order, self._next_in_order = enumerate(self._all_frames(packets)), 0
+        wanted = set(indices)
+        for at, frame in self._in_order:
+            self._next_in_order = at + 1
+            if at in wanted:
+                yield at, frame
+
+    def _all_frames(self, packets: Iterator["av.Packet"]) -> Iterator["av.VideoFrame"]:
+        """Every frame that comes out. What the index passed over when it counted by decoding is passed over here too."""
+        for _, frames, error in decode_packets(packets):
+            if error is not None and not self._index.by_decoding:
+                raise error
+            yield from frames
+
+    def _frames_of(self, packet: "av.Packet") -> list["av.VideoFrame"]:
+        try:
+            return packet.decode()
+        except av.FFmpegError:
+            if self._index.by_decoding:  # which found no frame in it either
+                return []
+            raise
 
     def _decode_until_fed(
         self,
@@ -170,7 +230,7 @@ class PyavReader:
             if may_skip and skips != (tick not in wanted):
                 skips = tick not in wanted
                 context.skip_frame = "NONREF" if skips else "DEFAULT"
-            yield from packet.decode()
+            yield from self._frames_of(packet)
             if not missing:
                 return
 
@@ -181,8 +241,8 @@ class PyavReader:
         at = int(np.searchsorted(self._key_positions, index, side="right")) - 1
         return int(self._key_positions[at]) if at >= 0 else 0
 
-    def _packets_from(self, key: int) -> Iterator["av.Packet"]:
-        """The packets from that of the key frame, or from an earlier one, on."""
+    def _packets_from(self, key: int) -> tuple[Iterator["av.Packet"], "_Landing"]:
+        """The packets from that of the key frame, or from an earlier one, on; and where that is."""
         if key > 0:
             self._is_at_start = False
             key_tick, stream = int(self._index.pts[key]), self._stream()
@@ -190,23 +250,21 @@ class PyavReader:
             packets = self._container.demux(stream)
             head = next(packets, None)
             if head is not None and head.pts is not None and head.pts <= key_tick:
-                return itertools.chain([head], packets)
+                landing = _Landing(head.pts if head.is_keyframe else None)
+                return itertools.chain([head], packets), landing
         if not self._is_at_start:
             self._container.close()
             self._container = self._open()
         self._is_at_start = False
-        return self._container.demux(self._stream())
+        return self._container.demux(self._stream()), _Landing(None)
 
-    def _skip_to(self, packets: Iterator["av.Packet"], key: int) -> Iterator["av.Packet"]:
+    def _skip_to(
+        self, packets: Iterator["av.Packet"], key: int
+    ) -> tuple[Iterator["av.Packet"], "_Landing"]:
+        """The rest of the packets from that of the key frame on, and where that is."""
         key_tick = int(self._index.pts[key])
-        return itertools.dropwhile(lambda packet: packet.size and packet.pts != key_tick, packets)
-
-    def _peek(self, packets: Iterator["av.Packet"]) -> tuple[Iterator["av.Packet"], int | None]:
-        """The same packets, and the tick of the first one if it is a key frame."""
-        head = next(packets, None)
-        if head is None:
-            return iter(()), None
-        return itertools.chain([head], packets), head.pts if head.is_keyframe else None
+        rest = itertools.dropwhile(lambda packet: packet.size and packet.pts != key_tick, packets)
+        return rest, _Landing(key_tick)
 
     def _open(self) -> "av.container.InputContainer":
         return open_container(self._source, is_known=self._is_known)
@@ -263,6 +321,24 @@ class PyavReader:
         raise VideoDecodeError(self.path, self.backend, cause)
 
 
-def _stored(height: int, width: int, rotation: int) -> tuple[int, int]:
-    """The (height, width) before the rotation of a picture shown at this size."""
-    return (width, height) if rotation % 180 else (height, width)
+class _Landing:
+    """The key frame with which decoding began, at this tick; None: the beginning of the file, or a place unknown."""
+
+    def __init__(self, tick: int | None) -> None:
+        self._tick = tick
+        self._has_arrived = tick is None
+        self._is_held_back = False
+
+    def is_exact(self, frame: "av.VideoFrame") -> bool:
+        """Whether the next frame that comes out is what decoding from the beginning of the file would give."""
+        if self._tick is None:
+            return True
+        if (
+            frame.pts is None or frame.pts < self._tick
+        ):  # belongs before the key frame and lacks its references
+            return False
+        # A decoder that lands amid an intra refresh holds back what comes before it has gone round, and the rest is not
+        # exact either.
+        self._is_held_back |= not self._has_arrived and frame.pts != self._tick
+        self._has_arrived = True
+        return not self._is_held_back

@@ -3,6 +3,8 @@
 The two decisions that could differ between backends, which frames and at what size, are the pure functions here.
 """
 
+import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +16,12 @@ from torch import Tensor
 
 from videossl.errors import UserError
 
+log = logging.getLogger("videossl")
+
 TIME_TOLERANCE_SECONDS = (
     1e-6  # times are rationals rounded to float64: k/30 must still show frame k
 )
+BATCH_FRAMES = 32  # held at once while reading from the start; chosen
 
 
 @dataclass(frozen=True)
@@ -139,3 +144,22 @@ def gather_frames(
     if not torch.equal(distinct, wanted):  # else the frames need no copy
         data = data[positions.to(data.device)]
     return FrameBatch(data, pts_seconds[wanted])
+
+
+@functools.lru_cache(maxsize=1024)  # once for each of them
+def say_seek_fails(path: str, cause: str) -> None:
+    """Logs why a file is read from its beginning, which takes longer."""
+    log.info("%s: read from its beginning, since %s", path, cause)
+
+
+def read_from_start(read: Callable[[list[int]], Tensor], indices: Sequence[int]) -> Tensor:
+    """(n, ...) frames of ascending indices, by reading every frame up to the last: right where seeking is not.
+
+    `read` takes ascending indices, BATCH_FRAMES at most, of which the first is 0 and then follows the last.
+    """
+    frames = []
+    for start in range(0, indices[-1] + 1, BATCH_FRAMES):
+        stop = min(start + BATCH_FRAMES, indices[-1] + 1)
+        batch = read(list(range(start, stop)))
+        frames.append(batch[[index - start for index in indices if start <= index < stop]])
+    return torch.cat(frames)

@@ -3,6 +3,7 @@
 It needs a system FFmpeg. What it decodes is held to the packet list of `videossl.decode.info`.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,14 @@ import torch
 from torch import Tensor
 
 from videossl.decode.info import VideoIndex, current_index
-from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
+from videossl.decode.reader import (
+    FrameBatch,
+    gather_frames,
+    indices_shown_at,
+    read_from_start,
+    resized_shape,
+    say_seek_fails,
+)
 from videossl.decode.source import VideoSource, as_source
 from videossl.errors import UserError, VideoDecodeError
 
@@ -63,6 +71,16 @@ def cuda_error(device: str) -> str:
     return ""
 
 
+def refusal(index: VideoIndex) -> str:
+    """What torchcodec would get wrong in this file, or an empty string."""
+    info = index.info
+    if info.container not in EXACT_CONTAINERS or index.times_by_order:
+        return f"its seeks are not exact in {info.container} files with these time stamps"
+    if info.is_mirrored:
+        return "it turns pictures, and this file asks for their mirror image"
+    return ""
+
+
 class TorchcodecReader:
     """A `VideoReader` on the processor or on a CUDA device, of one FFmpeg thread."""
 
@@ -88,19 +106,13 @@ class TorchcodecReader:
         self.path = str(self._source)
         self._index = current_index(self._source, index, self.backend)
         info = self._index.info
-        if info.container not in EXACT_CONTAINERS or self._index.times_by_order:
-            self._fail(
-                f"its seeks are not exact in {info.container} files with these time stamps; use backend=pyav or auto"
-            )
+        if reason := refusal(self._index):
+            self._fail(f"{reason}; use backend=pyav or auto")
         self.num_frames = info.num_frames
         self.height, self.width = resized_shape(info.height, info.width, short_side)
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._device = device
-        self._decoder = self._open(device, is_scanned=index is not None)
-        if len(self._decoder) != self.num_frames:
-            self._fail(
-                f"it counts {len(self._decoder)} frames, the packets hold {self.num_frames}; use backend=pyav or auto"
-            )
+        self._decoder = self._open(device)
 
     def frames_at(self, indices: Sequence[int] | Tensor) -> FrameBatch:
         """See `VideoReader.frames_at`."""
@@ -129,34 +141,50 @@ class TorchcodecReader:
     ) -> None:
         self.close()
 
-    def _open(self, device: str, *, is_scanned: bool) -> Any:
+    def _open(self, device: str) -> Any:
+        """A decoder that has been told the frames; or, where it needs a header to take them, one that scans the file."""
+        try:
+            decoder = self._build(device, custom_frame_mappings=_frame_mappings(self._index))
+            is_told = (
+                len(decoder) >= self.num_frames
+            )  # it counts by the header, whatever it is told
+        except (RuntimeError, ValueError):
+            is_told = False
+        if not is_told:
+            decoder = self._scanning(device)
+        if device != "cpu" and decoder.cpu_fallback:
+            self._fail(f"{decoder.cpu_fallback}; decode this file with device=cpu")
+        return decoder
+
+    def _scanning(self, device: str) -> Any:
+        try:
+            decoder = self._build(device, seek_mode="exact")
+        except (RuntimeError, ValueError) as error:
+            if "No valid stream found" in str(error):
+                self._fail(f"the FFmpeg that it found has no decoder for {self._index.info.codec}")
+            self._fail(_first_line(error))
+        if len(decoder) != self.num_frames:
+            self._fail(
+                f"it counts {len(decoder)} frames, {self.num_frames} are shown; use backend=pyav or auto"
+            )
+        return decoder
+
+    def _build(self, device: str, **frames: str) -> Any:
         from torchcodec.decoders import VideoDecoder
         from torchcodec.transforms import Resize
 
         info = self._index.info
         size = (self.height, self.width)
-        try:
-            decoder = VideoDecoder(
-                self._source.open(),
-                stream_index=self._index.stream_index,
-                dimension_order="NCHW",
-                num_ffmpeg_threads=1,
-                device=device,
-                seek_mode="approximate" if is_scanned and self._is_regular() else "exact",
-                transforms=[] if size == (info.height, info.width) else [Resize(size)],
-            )
-        except (RuntimeError, ValueError) as error:
-            self._fail(_first_line(error))
-        if device != "cpu" and decoder.cpu_fallback:
-            self._fail(f"{decoder.cpu_fallback}; decode this file with device=cpu")
-        return decoder
-
-    def _is_regular(self) -> bool:
-        """Whether frame k is known to be shown at k / fps: then the decoder need not scan the file once more.
-
-        On other files its approximate mode returns wrong frames (58 of 80 on a variable-rate file, in random order).
-        """
-        return len(np.unique(np.diff(self._index.pts))) <= 1
+        is_native = info.has_square_pixels and size == (info.height, info.width)
+        return VideoDecoder(
+            self._source.open(),
+            stream_index=self._index.stream_index,
+            dimension_order="NCHW",
+            num_ffmpeg_threads=1,
+            device=device,
+            transforms=[] if is_native else [Resize(size)],
+            **frames,
+        )
 
     def _decode(self, indices: list[int]) -> Tensor:
         """(n, 3, H, W) of ascending, distinct indices, in one forward pass."""
@@ -164,16 +192,42 @@ class TorchcodecReader:
             empty = (0, 3, self.height, self.width)
             return torch.empty(empty, dtype=torch.uint8, device=self._device)
         try:
-            batch = self._decoder.get_frames_at(indices)
+            return self._read(indices)
+        except (RuntimeError, IndexError, ValueError) as error:
+            say_seek_fails(self.path, f"torchcodec's seek fails: {_first_line(error)}")
+        self._decoder = self._open(self._device)
+        try:
+            return read_from_start(self._read, indices)
         except (RuntimeError, IndexError, ValueError) as error:
             self._fail(_first_line(error))
+
+    def _read(self, indices: list[int]) -> Tensor:
+        """(n, 3, H, W). Raises torchcodec's errors, and ValueError for frames of other times than those asked for."""
+        batch = self._decoder.get_frames_at(indices)
         error_seconds = float((batch.pts_seconds.cpu() - self.pts_seconds[indices]).abs().max())
         if error_seconds > PTS_TOLERANCE_SECONDS:
-            self._fail(f"its frames are {error_seconds:g} s away from the times of the packets")
+            raise ValueError(
+                f"its frames are {error_seconds:g} s away from the times of the packets"
+            )
         return batch.data
 
     def _fail(self, cause: str) -> NoReturn:
         raise VideoDecodeError(self.path, "torchcodec", cause)
+
+
+def _frame_mappings(index: VideoIndex) -> str:
+    """The frames as torchcodec takes them: it need not scan the file, and cannot find others than those shown.
+
+    Its approximate mode, which needs no scan either, takes frame k to be shown at k / fps, and refuses or mixes up sound
+    files that begin elsewhere or count their frames in no header.
+    """
+    durations = np.diff(index.pts, append=index.pts[-1] + 1).clip(1)
+    columns = (index.pts.tolist(), durations.tolist(), index.is_key.tolist())
+    rows = [
+        {"pts": pts, "duration": duration, "key_frame": int(is_key)}
+        for pts, duration, is_key in zip(*columns, strict=True)
+    ]
+    return json.dumps({"frames": rows})
 
 
 def _first_line(error: Exception) -> str:

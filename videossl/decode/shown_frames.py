@@ -1,0 +1,339 @@
+"""Which frames a stream shows, and when: told from its packets where that is certain, found by decoding where it is not.
+
+Packets become frames one to one in the files that encoders write. In those that people cut, joined and recorded they do
+not: an edit list hides some, a stream that begins between two key frames has some that nothing can decode, a clock jumps
+back. FFmpeg's own decoding in order is the truth there, and costs as long as playing the file through.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from av.codec.context import Flags
+
+from videossl.decode.container import MAX_FRAMES, open_container, video_stream
+from videossl.decode.intra_refresh import begins_refresh
+from videossl.decode.source import VideoSource
+from videossl.errors import VideoDecodeError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger("videossl")
+
+VP8_SHOW_FRAME_BIT = 0x10  # RFC 6386, section 9.1: bit 4 of the first byte of a frame
+# A clock that leaps ahead by more in a broadcast stream was set anew: FFmpeg's own limit (`dts_delta_threshold`).
+MAX_CLOCK_GAP_SECONDS = 10.0
+BROADCAST_CONTAINERS = frozenset({"mpegts", "mpeg"})
+# Their two fields may be packets of their own, of which one frame is made.
+FIELD_CODECS = frozenset({"h264", "hevc"})
+# A coded picture of MPEG-4 part 2 that says "as before" (N-VOP) is smaller than any other, and gives no frame.
+LARGEST_EMPTY_MPEG4 = 10  # bytes
+
+
+@dataclass(frozen=True)
+class ShownFrames:
+    """The frames of a stream in presentation order."""
+
+    pts: "NDArray[np.int64]"  # (num_frames,) ticks, ascending
+    is_key: "NDArray[np.bool_]"  # (num_frames,)
+    num_bytes: "NDArray[np.int64]"  # (num_frames,) of the packets that they came in
+    last_duration: int  # ticks that the last frame is shown; 0 where nothing says
+    first: "av.VideoFrame"
+    num_held: int  # that the file accounts for, by its packets or, where some are left empty, by its clock
+    times_by_order: bool
+    by_decoding: bool
+    has_closed_groups: bool
+    joins: tuple[int, ...] = ()  # frames with which another recording begins
+
+
+@dataclass
+class _Packets:
+    """All packets of a stream, in the order of the file."""
+
+    pts: list[int | None] = field(default_factory=list)
+    dts: list[int | None] = field(default_factory=list)
+    duration: list[int] = field(default_factory=list)
+    num_bytes: list[int] = field(default_factory=list)
+    is_key: list[bool] = field(default_factory=list)
+    is_hidden: list[bool] = field(default_factory=list)
+    has_refreshes: bool = False  # some were called key frames that are not
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    def add(self, packet: "av.Packet", *, is_hidden: bool, is_refresh: bool) -> None:
+        self.pts.append(packet.pts)
+        self.dts.append(packet.dts)
+        self.duration.append(packet.duration or 0)
+        self.num_bytes.append(packet.size)
+        self.is_key.append(packet.is_keyframe and not is_refresh)
+        self.is_hidden.append(is_hidden)
+        self.has_refreshes |= is_refresh
+
+
+def decode_packets(
+    packets: "Iterator[av.Packet]",
+) -> "Iterator[tuple[av.Packet | None, list[av.VideoFrame], av.FFmpegError | None]]":
+    """Each packet with the frames that come out as it goes in, or with the error that it raised; then the next one.
+
+    A container that breaks off ends with no packet and its error.
+    """
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            yield None, [], error
+            return
+        if packet is None:
+            return
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            yield packet, [], error
+        else:
+            yield packet, frames, None
+
+
+def list_shown_frames(
+    container: "av.container.InputContainer", stream: "av.VideoStream", source: VideoSource
+) -> ShownFrames:
+    """Reads all packets of the stream, and decodes the first frame, or all of them where the packets do not tell.
+
+    Raises VideoDecodeError for a stream that shows no frame and for one of more than MAX_FRAMES.
+    """
+    packets, first = _list_packets(container, stream, source)
+    doubt = _doubt(packets, container, stream, first)
+    if doubt:
+        log.debug("%s: its frames are counted by decoding, since %s", source, doubt)
+        return _by_decoding(packets, container, source)
+    if first is None or all(packets.is_hidden):
+        raise VideoDecodeError(str(source), "pyav", "the video stream holds no frame")
+    is_shown = ~np.array(packets.is_hidden)
+    times = packets.pts if None not in packets.pts else packets.dts
+    pts = np.array(times, dtype=np.int64)[is_shown]
+    order = np.argsort(pts, kind="stable")
+    return ShownFrames(
+        pts=pts[order],
+        is_key=np.array(packets.is_key)[is_shown][order],
+        num_bytes=np.array(packets.num_bytes, dtype=np.int64)[is_shown][order],
+        last_duration=int(np.array(packets.duration)[is_shown][order[-1]]),
+        first=first,
+        num_held=_num_held(packets, container),
+        times_by_order=container_name(container) == "avi",
+        by_decoding=False,
+        has_closed_groups=_has_closed_groups(packets),
+    )
+
+
+def container_name(container: "av.container.InputContainer") -> str:
+    """The first of the names that FFmpeg has for the format: "mov", "matroska", "mpegts", ..."""
+    return container.format.name.split(",")[0]
+
+
+def _list_packets(
+    container: "av.container.InputContainer", stream: "av.VideoStream", source: VideoSource
+) -> "tuple[_Packets, av.VideoFrame | None]":
+    """All packets and the first frame. A packet that does not decode before any frame came out is passed over."""
+    packets, first, error = _Packets(), None, None
+    codec = stream.codec_context.codec.canonical_name
+    extradata = stream.codec_context.extradata
+    for packet in container.demux(stream):
+        if first is None:  # the last packet is empty and flushes the decoder
+            try:
+                first = next(iter(packet.decode()), None)
+            except av.FFmpegError as raised:
+                error = error or raised
+        if not packet.size:
+            continue
+        packets.add(
+            packet,
+            is_hidden=packet.is_discard or (codec == "vp8" and _is_hidden_vp8(packet)),
+            is_refresh=codec == "h264" and packet.is_keyframe and begins_refresh(packet, extradata),
+        )
+        if len(packets) > MAX_FRAMES:
+            cause = f"it has more than {MAX_FRAMES} frames, the limit; cut it into parts"
+            raise VideoDecodeError(str(source), "pyav", cause)
+    if first is None and error is not None:
+        raise error
+    return packets, first
+
+
+def _doubt(
+    packets: _Packets,
+    container: "av.container.InputContainer",
+    stream: "av.VideoStream",
+    first: "av.VideoFrame | None",
+) -> str:
+    """Why the packets do not tell which frames are shown, or an empty string."""
+    if first is None or not len(packets):
+        return ""
+    name, codec = container_name(container), stream.codec_context.codec.canonical_name
+    if not packets.is_key[0]:
+        return "the stream begins between two key frames"
+    if codec in FIELD_CODECS and first.interlaced_frame:
+        return "two packets may hold the two fields of one frame"
+    if codec == "mpeg4" and min(packets.num_bytes) <= LARGEST_EMPTY_MPEG4:
+        return "it has pictures that are not coded"
+    if _clock_jumps(packets, max_clock_gap(container, stream)):
+        return "its clock jumps"
+    if name == "avi":
+        return "it has packets without any time" if None in packets.dts else ""
+    if None in packets.pts:
+        return "it has packets without a time"
+    pts = np.array(packets.pts, dtype=np.int64)
+    is_hidden = np.array(packets.is_hidden)
+    if (pts[~is_hidden] < pts[0]).any():
+        return "frames before the first key frame may lack what they refer to"
+    if len(np.unique(pts)) < len(pts) - _num_unseen(packets, codec):
+        return "packets have the same time"
+    if stream.codec_context.has_b_frames and len(pts) > 2 and (np.diff(pts) > 0).all():
+        return "frames change their order and packets do not: their times may be those of decoding"
+    return ""
+
+
+def _num_held(packets: _Packets, container: "av.container.InputContainer") -> int:
+    """AVI counts frames by its clock, and a frame that is as the one before may be left empty."""
+    ticks = [tick for tick in packets.dts if tick is not None]
+    if container_name(container) != "avi" or not ticks:
+        return len(packets)
+    return max(len(packets), max(ticks) - min(ticks) + 1)
+
+
+def _num_unseen(packets: _Packets, codec: str) -> int:
+    """The packets whose times no frame bears: VP8's hidden references have the time of the frame that follows."""
+    return sum(packets.is_hidden) if codec == "vp8" else 0
+
+
+def _clock_jumps(packets: _Packets, max_gap: float) -> bool:
+    dts = np.array([tick for tick in packets.dts if tick is not None], dtype=np.int64)
+    steps = np.diff(dts)
+    return bool((steps < 0).any() or (steps > max_gap).any())
+
+
+def max_clock_gap(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
+    """Ticks by which the clock of a stream may go on from one packet to the next."""
+    if container_name(container) not in BROADCAST_CONTAINERS:
+        return float("inf")
+    return MAX_CLOCK_GAP_SECONDS / float(stream.time_base)
+
+
+def _has_closed_groups(packets: _Packets) -> bool:
+    """Whether no frame that follows a key frame in the file is shown before it or refers to one before it."""
+    if None in packets.pts or packets.has_refreshes:
+        return False
+    pts = np.array(packets.pts, dtype=np.int64)
+    of_key = np.where(packets.is_key, pts, np.iinfo(np.int64).min)
+    return bool((pts >= np.maximum.accumulate(of_key)).all())
+
+
+def _is_hidden_vp8(packet: "av.Packet") -> bool:
+    """VP8 stores the reference frames that it never shows as packets of their own."""
+    return not bytes(packet)[0] & VP8_SHOW_FRAME_BIT
+
+
+@dataclass
+class _Decoded:
+    """The frames that came out, in order, and the number of the packet that each came in."""
+
+    pts: list[int | None] = field(default_factory=list)
+    packet: list[int | None] = field(default_factory=list)
+    is_key: list[bool] = field(default_factory=list)
+    last_duration: int = 0
+
+
+def _by_decoding(
+    packets: _Packets, known: "av.container.InputContainer", source: VideoSource
+) -> ShownFrames:
+    """Decodes the whole stream from its beginning: what comes out is what it shows."""
+    with open_container(source) as container:
+        stream = video_stream(container, source)
+        # Each frame then names the packet that it came in.
+        stream.codec_context.flags |= Flags.copy_opaque
+        decoded, first = _decode_all(container, stream)
+        gap, max_gap = _usual_gap(decoded.pts, stream), max_clock_gap(container, stream)
+    if first is None:
+        raise VideoDecodeError(str(source), "pyav", "not one of its frames can be decoded")
+    pts, joins = _ascending(decoded.pts, gap, max_gap if _clock_jumps(packets, max_gap) else None)
+    num_bytes = [0 if at is None else packets.num_bytes[at] for at in decoded.packet]
+    is_key = [
+        key if at is None else packets.is_key[at]
+        for key, at in zip(decoded.is_key, decoded.packet, strict=True)
+    ]
+    known_ticks = [tick for tick in packets.pts if tick is not None]
+    is_found_by_time = (
+        container_name(known) != "avi"
+        and not joins
+        and decoded.pts == pts.tolist()
+        and len(np.unique(known_ticks)) == len(known_ticks)
+    )
+    return ShownFrames(
+        pts=pts,
+        is_key=np.array(is_key, dtype=bool),
+        num_bytes=np.array(num_bytes, dtype=np.int64),
+        last_duration=decoded.last_duration,
+        first=first,
+        num_held=_num_held(packets, known),
+        times_by_order=not is_found_by_time,
+        by_decoding=True,
+        has_closed_groups=False,
+        joins=tuple(joins),
+    )
+
+
+def _decode_all(
+    container: "av.container.InputContainer", stream: "av.VideoStream"
+) -> "tuple[_Decoded, av.VideoFrame | None]":
+    decoded, first, number = _Decoded(), None, 0
+
+    def numbered() -> "Iterator[av.Packet]":
+        nonlocal number
+        for packet in container.demux(stream):
+            if packet.size:
+                packet.opaque = number
+                number += 1
+            yield packet
+
+    for _, frames, _ in decode_packets(numbered()):
+        for frame in frames:
+            first = frame if first is None else first
+            decoded.pts.append(frame.pts)
+            decoded.packet.append(frame.opaque if isinstance(frame.opaque, int) else None)
+            decoded.is_key.append(bool(frame.key_frame))
+            decoded.last_duration = frame.duration or 0
+    return decoded, first
+
+
+def _usual_gap(pts: list[int | None], stream: "av.VideoStream") -> int:
+    """Ticks from one frame to the next, at least 1."""
+    steps = np.diff([tick for tick in pts if tick is not None])
+    if (steps > 0).any():
+        return max(1, round(float(np.median(steps[steps > 0]))))
+    rate = stream.average_rate or stream.base_rate
+    return max(1, round(1 / (rate * stream.time_base))) if rate else 1
+
+
+def _ascending(
+    raw: list[int | None], gap: int, max_gap: float | None
+) -> "tuple[NDArray[np.int64], list[int]]":
+    """Times that never go back, and the frames at which a clock that was set anew goes on from the one before.
+
+    Frames without a time follow the one before at the usual gap. Without `max_gap` the clock is known not to jump; times
+    out of order are then those of decoding, and the frames have them in order.
+    """
+    begin = next((tick - gap * at for at, tick in enumerate(raw) if tick is not None), 0)
+    ticks: list[int] = []
+    joins: list[int] = []
+    offset = 0
+    for at, tick in enumerate(raw):
+        before = ticks[-1] if ticks else begin - gap
+        now = before + gap if tick is None else tick + offset
+        if max_gap is not None and ticks and not 0 <= now - before <= max_gap:
+            offset += before + gap - now
+            now = before + gap
+            joins.append(at)
+        ticks.append(now)
+    return np.sort(np.array(ticks, dtype=np.int64)), joins
