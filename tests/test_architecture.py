@@ -26,6 +26,7 @@ FLOOR_ONE = {
     "worker_link",
     "worker_process",
     "whole_file",
+    "leftovers",
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},
@@ -46,6 +47,7 @@ ALLOWED = {
         "workers",
         "worker_process",
         "whole_file",
+        "leftovers",
     },
     "eval": {
         "eval",
@@ -61,6 +63,7 @@ ALLOWED = {
         "video_writer",
         "version",
         "whole_file",
+        "leftovers",
     },
     "pretext": {
         "pretext",
