@@ -1,19 +1,37 @@
-"""Where a video's bytes lie: a file, a URL that fsspec opens, or a member of a tar shard in either."""
+"""Where a video's bytes lie: a file, a URL that fsspec opens, or a member of a tar shard in either.
+
+Paths travel as text: in manifests, logs and pages. A name of the file system that is not UTF-8 becomes text by
+`stored_path`, and what is opened is the file of `local_path`; nothing else knows of such names.
+"""
 
 import io
+import os
+import shutil
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
 
+from videossl.decode.urls import is_url, path_of
 from videossl.errors import VideoDecodeError
 
 WHOLE_FILE = -1  # the offset of a video that is not part of a larger file
+FILE_SCHEME = "file://"
+SPOOL_BYTES = 2**28  # chosen: what is larger is unpacked to the disk
+NO_RANGES = (
+    "the server does not serve parts of files (HTTP range requests), which reading a video needs: download the file, "
+    "or put simplecache:: before its URL, which then fetches it whole"
+)
 
 
 @dataclass(frozen=True)
 class VideoSource:
-    """A local file or an fsspec URL, whole or the `num_bytes` bytes from `offset` on."""
+    """A local file or an fsspec URL, whole or the `num_bytes` bytes from `offset` on.
+
+    `path` is as `stored_path` writes it, or any local path.
+    """
 
     path: str
     offset: int = WHOLE_FILE
@@ -36,7 +54,7 @@ class VideoSource:
         if is_url(self.path):
             return self._remote_size()
         try:
-            status = Path(self.path).stat()
+            status = self._file.stat()
         except FileNotFoundError:
             raise self._error("no such file") from None
         except OSError as error:
@@ -55,7 +73,8 @@ class VideoSource:
         """
         if self.is_local_file:
             # An absolute path cannot be mistaken for a protocol ("a:b.mp4").
-            return str(Path(self.path).absolute())
+            path = str(self._file.absolute())
+            return path if _is_text(path) else self._opened(path)  # decoders take UTF-8
         if self.offset != WHOLE_FILE:
             return io.BytesIO(self.read())
         return self._open_remote()
@@ -66,9 +85,9 @@ class VideoSource:
             if is_url(self.path):
                 data = self._read_remote()
             elif self.offset == WHOLE_FILE:
-                data = Path(self.path).read_bytes()
+                data = self._file.read_bytes()
             else:
-                with Path(self.path).open("rb", buffering=0) as file:
+                with self._file.open("rb", buffering=0) as file:
                     file.seek(self.offset)
                     data = file.read(self.num_bytes)
         except FileNotFoundError:
@@ -76,26 +95,48 @@ class VideoSource:
         except OSError as error:
             raise self._error(error.strerror or str(error)) from None
         if self.offset != WHOLE_FILE and len(data) != self.num_bytes:
+            if len(data) > self.num_bytes:  # all of the shard, or what is left of it
+                raise self._error(NO_RANGES)
             raise self._error(
                 f"truncated: the shard holds {len(data)} of the member's {self.num_bytes} bytes"
             )
         return data
 
+    @property
+    def _file(self) -> Path:
+        return Path(local_path(self.path))
+
+    def _opened(self, path: str) -> BinaryIO:
+        try:
+            return Path(path).open("rb")
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from None
+
     def _read_remote(self) -> bytes:
         import fsspec
 
-        system, name = fsspec.core.url_to_fs(self.path)
-        if self.offset == WHOLE_FILE:
-            return system.cat_file(name)
-        return system.cat_file(name, start=self.offset, end=self.offset + self.num_bytes)
+        try:
+            system, name = fsspec.core.url_to_fs(self.path)
+            if self.offset == WHOLE_FILE:
+                return system.cat_file(name)
+            return system.cat_file(name, start=self.offset, end=self.offset + self.num_bytes)
+        except Exception as error:  # each kind of storage raises its own
+            raise self._error(_remote_cause(error)) from error
 
     def _open_remote(self) -> BinaryIO:
         import fsspec
+        from fsspec.archive import AbstractArchiveFileSystem
 
         try:
-            return fsspec.open(self.path, "rb").open()
-        except (OSError, ImportError, ValueError) as error:
+            system, name = fsspec.core.url_to_fs(self.path)
+            opened = system.open(name, "rb")
+            if isinstance(system, AbstractArchiveFileSystem):
+                opened = _unpacked(opened)
+        except Exception as error:  # each kind of storage raises its own
             raise self._error(_remote_cause(error)) from error
+        if getattr(opened, "size", 0) is None:  # a stream, which only goes forward
+            raise self._error(NO_RANGES)
+        return _RemoteFile(self, opened, system)  # type: ignore[return-value]
 
     def _remote_size(self) -> int:
         import fsspec
@@ -103,7 +144,7 @@ class VideoSource:
         try:
             system, name = fsspec.core.url_to_fs(self.path)
             size = system.size(name)
-        except (OSError, ImportError, ValueError) as error:
+        except Exception as error:  # each kind of storage raises its own
             raise self._error(_remote_cause(error)) from error
         if size == 0:
             raise self._error("the file is empty (0 bytes)")
@@ -113,17 +154,101 @@ class VideoSource:
         return VideoDecodeError(str(self), "reading", cause)
 
 
+class _RemoteFile(io.RawIOBase):
+    """A file of a storage whose errors are VideoDecodeErrors; the storage stays open as long as it."""
+
+    def __init__(self, source: VideoSource, opened: BinaryIO, system: Any) -> None:
+        self._source, self._opened, self._system = source, opened, system
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._opened.read(size)
+        except Exception as error:  # each kind of storage raises its own
+            raise self._source._error(_remote_cause(error)) from error
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._opened.seek(offset, whence)
+        except Exception as error:  # each kind of storage raises its own
+            raise self._source._error(_remote_cause(error)) from error
+
+    def tell(self) -> int:
+        return self._opened.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._opened.close()
+        super().close()
+
+
 def as_source(source: "str | Path | VideoSource") -> VideoSource:
     """A path or URL as a source; a source as it is."""
     return source if isinstance(source, VideoSource) else VideoSource(str(source))
 
 
-def is_url(path: str) -> bool:
-    """Whether fsspec, not the operating system, opens this path."""
-    return "://" in path
+def stored_path(path: str) -> str:
+    """A local path as text that can be stored and printed everywhere; `local_path` is its inverse.
+
+    A path is itself. One with bytes that are not UTF-8 is its file URI (RFC 8089), where %XX stands for a byte:
+    `file:///data/caf%E9.mp4`; it must be absolute.
+    """
+    return path if _is_text(path) else Path(path).as_uri()
+
+
+def local_path(stored: str) -> str:
+    """The path that the operating system knows, of what `stored_path` gives or of any file:// URL."""
+    if not stored.startswith(FILE_SCHEME):
+        return stored
+    literal = stored.removeprefix(FILE_SCHEME).removeprefix("localhost")
+    decoded = os.fsdecode(unquote_to_bytes(os.fsencode(literal)))
+    # Many tools write a path behind file:// as it is.
+    return literal if not os.path.lexists(decoded) and os.path.lexists(literal) else decoded
+
+
+def file_path(path: str) -> str:
+    """The path alone of what a manifest stores: of a URL without protocol and archive, of a file as the system has it."""
+    return path_of(path) if is_url(path) else local_path(path)
+
+
+def as_text(name: str) -> str:
+    r"""A name of the file system as text for people: bytes that are not UTF-8 become `\xe9`."""
+    if _is_text(name):
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _unpacked(member: BinaryIO) -> BinaryIO:
+    """All of an archive's member: going back in a compressed one would unpack it from its beginning each time."""
+    unpacked = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 (its reader closes it)
+    with member:
+        shutil.copyfileobj(member, unpacked, 2**20)
+    unpacked.seek(0)
+    return unpacked  # type: ignore[return-value]
 
 
 def _remote_cause(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "no such file"
-    return " ".join(str(error).split()) or type(error).__name__
+    cause = " ".join(str(error).split())
+    if "range requests" in cause or "Cannot seek streaming" in cause:
+        return NO_RANGES
+    return cause or type(error).__name__
