@@ -27,6 +27,7 @@ FLOOR_ONE = {
     "worker_process",
     "whole_file",
     "leftovers",
+    "text_files",
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},
@@ -48,6 +49,7 @@ ALLOWED = {
         "worker_process",
         "whole_file",
         "leftovers",
+        "text_files",
     },
     "eval": {
         "eval",
@@ -64,6 +66,7 @@ ALLOWED = {
         "version",
         "whole_file",
         "leftovers",
+        "text_files",
     },
     "pretext": {
         "pretext",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from videossl.commands import endings
 from videossl.commands.parsing import parse
-from videossl.commands.printing import stdout_for_result
+from videossl.commands.printing import print_any_name, stdout_for_result
 from videossl.errors import Preempted, RankLost, UserError
 
 COMMANDS = {
@@ -66,6 +66,7 @@ def _run(arguments: Sequence[str]) -> int:
         namespace = parse(arguments, COMMANDS)
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("videossl").setLevel(logging.INFO)
+        print_any_name()
         with stdout_for_result(namespace):
             return namespace.run(namespace) or 0
     finally:
@@ -75,7 +76,7 @@ def _run(arguments: Sequence[str]) -> int:
 def _end(command: str, text: str, exit_code: int) -> int:
     """Prints the one line, none if it has been said elsewhere."""
     if text:
-        print(f"videossl {command}: {text}", file=sys.stderr)
+        print(f"videossl {command}: " + text.replace("\n", "\\n"), file=sys.stderr)
     return exit_code
 
 

@@ -46,7 +46,8 @@ def is_unfinished(path: Path) -> bool:
 def write_text(path: str | Path, text: str) -> None:
     """Writes a text file whole or not at all; raises as `whole_file`."""
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # A name that is not UTF-8 must not cost the page that mentions it.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, record: Mapping[str, object]) -> None:

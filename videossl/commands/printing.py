@@ -1,6 +1,7 @@
 """--json: the result of a command as one JSON document on standard output, and nothing else there."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the result as JSON, all else to standard error"
     )
+
+
+def print_any_name() -> None:
+    """Lets names of files be printed that the encoding of standard output has no characters for: escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from videossl.commands.protocol_arguments import (
 )
 from videossl.errors import UserError
 from videossl.eval.presets import parse_overrides, preset
+from videossl.leftovers import is_system_leftover
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
@@ -237,7 +238,8 @@ def _inputs(
         paths += [*video.frame_paths, *video.mask_paths.values()]
     paths += [path for path in (args.video, args.mask, args.weights) if path is not None]
     if args.features is not None and Path(args.features).is_dir():
-        paths += sorted(Path(args.features).rglob("*.npy"))
+        stored = sorted(Path(args.features).rglob("*.npy"))
+        paths += [path for path in stored if not is_system_leftover(path.name)]
     if args.features is not None and not Path(args.features).is_dir():
         # Code changes in ways that no file tells: such a run begins anew.
         return os.urandom(32).hex()

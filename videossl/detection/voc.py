@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from videossl.errors import UserError
+from videossl.leftovers import is_system_leftover
 
 MAX_XML_BYTES = 2**20
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
@@ -93,6 +94,7 @@ class VocImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 def voc_folder(folder: Path) -> Path:
     """The folder with JPEGImages, Annotations and ImageSets/Main: itself, or the one such folder in it."""
     inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    inside = [path for path in inside if not is_system_leftover(path.name)]
     found = [
         path
         for path in (folder, *inside, *(folder / "VOCdevkit").glob("*"))
@@ -109,9 +111,11 @@ def _names_of(folder: Path, split: str) -> list[str]:
     lists = folder / "ImageSets" / "Main"
     path = lists / f"{split}.txt"
     if not _NAME.fullmatch(split) or not path.is_file():
-        known = sorted(p.stem for p in lists.glob("*.txt") if "_" not in p.stem)
+        there = [path.stem for path in lists.glob("*.txt") if not is_system_leftover(path.name)]
+        known = sorted(name for name in there if "_" not in name)
         raise UserError(f"there is no split {split!r} in {lists}; there are {', '.join(known)}")
-    names = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    names = [line.split()[0] for line in lines if line.strip()]
     for name in names:
         if not _NAME.fullmatch(name) or name.startswith("."):
             raise UserError(f"{path} names {name!r}, which is no image name")

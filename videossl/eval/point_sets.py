@@ -127,7 +127,7 @@ def _badja_joints(path: Path) -> tuple[NDArray[np.int64], Places, Flags]:
     """Frame numbers (A,), joints (A, J, 2) as [row, column], visibility (A, J), of the annotated frames in order."""
     name = path.stem
     try:
-        entries = sorted(json.loads(path.read_text()), key=lambda entry: entry["image_path"])
+        entries = sorted(json.loads(path.read_bytes()), key=lambda entry: entry["image_path"])
         numbers = np.array([int(Path(entry["image_path"]).stem) for entry in entries], np.int64)
         joints = np.array([entry["joints"] for entry in entries], np.float64)
         is_visible = np.array([entry["visibility"] for entry in entries], bool)
@@ -184,7 +184,11 @@ def _names_of_split(path: Path) -> list[str]:
             f"{path}: a split list is named <action>_test_split<n>.txt, after its action"
         )
     try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [
+            line.split()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if any(len(line) != 2 or line[1] not in ("0", "1", "2") for line in lines):

@@ -42,7 +42,11 @@ def score_youtube_sequence(results: Path, sequence: YoutubeVosSequence) -> list[
 def read_unseen_categories(path: Path) -> frozenset[str]:
     """The categories that the training split does not have, one a line. Raises UserError for an empty or missing file."""
     try:
-        names = frozenset(line.strip() for line in path.read_text().splitlines() if line.strip())
+        names = frozenset(
+            line.strip()
+            for line in path.read_text(encoding="utf-8-sig").splitlines()
+            if line.strip()
+        )
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     if not names:

@@ -129,7 +129,7 @@ def _read_meta(path: Path) -> dict[str, object] | None:
     if not path.is_file():
         return None
     try:
-        videos = json.loads(path.read_text())["videos"]
+        videos = json.loads(path.read_bytes())["videos"]
         return {name: video["objects"] for name, video in videos.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(

@@ -1,7 +1,7 @@
 """What a probe got right and wrong, to look at: the confusion matrix, and videos beside their nearest neighbours."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from torch import Tensor
 
 from videossl.data.table import Manifest
+from videossl.decode.source import as_text, file_path
 from videossl.drawing import Rgb, Strip, as_array, contact_sheet, write_png
 from videossl.embedding.clip_reader import ClipReader
 from videossl.export.clip_form import ClipForm
@@ -101,5 +102,5 @@ def _film(reader: ClipReader, row: int) -> list[Rgb]:
 
 
 def _name(manifest: Manifest, row: int) -> str:
-    path = Path(manifest[row].path)
+    path = PurePosixPath(as_text(file_path(manifest[row].path)))
     return f"{path.parent.name}/{path.name}"

@@ -4,18 +4,19 @@ Clips cut from one recording look alike: with a group on both sides a probe reco
 groups, Soomro et al. 2012).
 """
 
-import csv
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from videossl.data.table import Manifest
+from videossl.decode.source import file_path
 from videossl.errors import UserError
 from videossl.rng import fold
+from videossl.text_files import decoded_text, delimiter_of, table_rows, text_lines
 
 log = logging.getLogger("videossl")
 
@@ -156,7 +157,7 @@ def _parts_of_file(manifest: Manifest, usable: Rows, path: Path) -> dict[str, Ro
     unknown = 0
     for row in usable.tolist():
         source = manifest[row].path
-        name = _name_of(Path(source), wanted)
+        name = _name_of(PurePosixPath(file_path(source)), wanted)
         if name is None:
             unknown += 1
             continue
@@ -176,7 +177,7 @@ def _parts_of_file(manifest: Manifest, usable: Rows, path: Path) -> dict[str, Ro
     return {part: np.asarray(rows, dtype=np.int64) for part, rows in by_name.items()}
 
 
-def _name_of(path: Path, wanted: Mapping[str, str]) -> str | None:
+def _name_of(path: PurePosixPath, wanted: Mapping[str, str]) -> str | None:
     """The longest ending of the path that the file names."""
     parts = path.parts
     endings = ("/".join(parts[start:]).lstrip("/") for start in range(len(parts)))
@@ -186,13 +187,16 @@ def _name_of(path: Path, wanted: Mapping[str, str]) -> str | None:
 def _read_split(path: Path) -> dict[str, str]:
     """{path: part} of a CSV. Raises UserError naming the line that cannot be understood."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = decoded_text(path.read_bytes(), errors="surrogateescape")
+        names = next((line for line in text_lines(text) if line.strip()), "")
+        delimiter = delimiter_of(names, ("path", "file", "split"), needed=("path", "file"))
+        rows = list(table_rows(text, delimiter or ","))
+    except (OSError, ValueError) as error:
         raise UserError(f"--split-file {path} cannot be read: {error}") from error
     found: dict[str, str] = {}
-    for number, row in enumerate(rows, start=2):
-        name, part = row.get("path") or row.get("file"), (row.get("split") or "").lower()
+    for number, values in rows:
+        row = {column: value.strip() for column, value in values.items()}
+        name, part = row.get("path") or row.get("file"), row.get("split", "").lower()
         part = NAMES.get(part, part)
         if not name or part not in PARTS:
             raise UserError(

@@ -1,0 +1,74 @@
+"""Text and tables that people and their spreadsheets write: UTF-8 or what a byte-order mark says, any usual delimiter."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Collection, Iterator
+
+DELIMITERS = ",;\t"
+
+# The mark of UTF-32 begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decoded_text(data: bytes, *, errors: str = "strict") -> str:
+    """The text of a file's bytes, without a byte-order mark: UTF-8, or UTF-16 and UTF-32 where a mark says so.
+
+    `errors` is that of `bytes.decode`. Raises UnicodeDecodeError.
+    """
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
+    return data.decode(encoding, errors)
+
+
+def text_lines(text: str) -> list[str]:
+    """The lines; what else Python takes for ends of lines may stand in names."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def delimiter_of(names: str, known: Collection[str], *, needed: Collection[str]) -> str:
+    """The delimiter of a line of names of columns, the one that gives most of `known`; empty without one of `needed`."""
+
+    def num_known(delimiter: str) -> int:
+        found = _column_names(next(csv.reader([names], delimiter=delimiter), []))
+        return sum(name in known for name in found) if set(needed) & set(found) else 0
+
+    best = max(DELIMITERS, key=num_known)
+    return best if num_known(best) else ""
+
+
+def table_rows(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The line number and the values by column of each row, as they are written; names of columns in small letters.
+
+    Rows without a value are passed over. Raises ValueError, in words for a user, for what is no table.
+    """
+    # Blanks before a quote would make it part of the value; elsewhere a path may begin with one.
+    skips = re.search(rf'{re.escape(delimiter)} +"', text) is not None
+    file = io.StringIO(text, newline="")
+    reader = csv.reader(file, delimiter=delimiter, skipinitialspace=skips)
+    columns: list[str] = []
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            if not columns:
+                columns = _column_names(values)
+                continue
+            if any(value.strip() for value in values[len(columns) :]):
+                raise ValueError(
+                    f"line {reader.line_num}: {len(values)} values for {len(columns)} columns; put quotes around a value "
+                    "that holds the delimiter"
+                )
+            yield reader.line_num, dict(zip(columns, values, strict=False))
+    except csv.Error as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from None
+
+
+def _column_names(values: list[str]) -> list[str]:
+    return [value.strip().strip('"').strip().casefold() for value in values]
