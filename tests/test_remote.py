@@ -1,7 +1,9 @@
 import functools
 import http.server
 import re
+import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import fsspec
@@ -10,7 +12,11 @@ import pytest
 from videossl.__main__ import main
 from videossl.data.listing import find_videos
 from videossl.data.table import read_manifest
-from videossl.errors import UserError
+from videossl.decode.backends import open_video
+from videossl.decode.info import read_index
+from videossl.decode.source import VideoSource
+from videossl.decode.urls import beside, path_of, protocol_of, split_url
+from videossl.errors import UserError, VideoDecodeError
 
 FACTS = ("num_frames", "fps", "width", "key_frames", "motion", "first_tick", "last_tick", "bytes")
 
@@ -148,3 +154,151 @@ def test_folder_on_a_web_server_fails(web):
 def test_url_that_cannot_be_listed_fails(url, message):
     with pytest.raises(UserError, match=message):
         find_videos([url])
+
+
+# --- chained URLs ---
+
+
+@pytest.fixture
+def archives(tmp_path, numbered_video):
+    """The URLs in front of which a member's path makes a chained one."""
+    mp4, webm = numbered_video("h264"), numbered_video("vp9")
+    members = {"run/a.mp4": mp4, "sit/b.webm": webm, "__MACOSX/run/._a.mp4": webm, "notes.md": mp4}
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, path in members.items():
+            archive.write(path, name)
+        archive.writestr("list.csv", "path,label\nrun/a.mp4,r\nsit/b.webm,s\n")
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as archive:
+        for name, path in members.items():
+            archive.add(path, name)
+    return {"zip": f"file://{tmp_path}/x.zip", "tar": f"file://{tmp_path}/x.tar.gz"}
+
+
+@pytest.mark.parametrize("backend", ["pyav", "decord", "torchcodec"])
+@pytest.mark.parametrize(
+    "chain",
+    ["zip://run/a.mp4::{zip}", "tar://run/a.mp4::{tar}", "zip://run/a.mp4::simplecache::{zip}"],
+)
+def test_member_of_an_archive_is_decoded_as_the_file(archives, numbered_video, chain, backend):
+    pytest.importorskip(backend.replace("pyav", "av"))
+    url, indices = chain.format(**archives), [59, 0, 30]
+    with open_video(url, backend=backend) as there, open_video(numbered_video("h264")) as here:
+        assert there.frames_at(indices).data.equal(here.frames_at(indices).data)
+
+
+@pytest.mark.parametrize(
+    ("source", "labels"),
+    [
+        ("zip://::{zip}", ["run", "sit"]),
+        ("zip://*::{zip}", ["run", "sit"]),
+        ("tar://::{tar}", ["run", "sit"]),
+        ("zip://run::{zip}", [""]),
+        ("zip://*/*.mp4::{zip}", ["run"]),
+        ("zip://run/a.mp4::{zip}", [""]),
+        ("simplecache::zip://::{zip}", ["run", "sit"]),
+        ("zip://list.csv::{zip}", ["r", "s"]),
+    ],
+)
+def test_archives_are_scanned(archives, tmp_path, source, labels, numbered_video):
+    out, url = tmp_path / "m.parquet", source.format(**archives)
+    folders = ["--labels", "folder"] if "run" in labels else []
+    assert main(["scan", url, "-o", str(out), "--workers", "1", *folders]) == 0
+    entries = list(read_manifest(out))
+    assert [(entry.status, entry.label) for entry in entries] == [("ok", label) for label in labels]
+    assert facts(entries[0]) == local_facts(tmp_path, numbered_video("h264"))
+    assert [entry.source.size() for entry in entries] == [entry.bytes for entry in entries]
+    assert len({entry.group for entry in entries}) == len(entries)
+
+
+def test_members_of_two_archives_are_of_two_sources(archives):
+    videos = find_videos([f"zip://::{archives['zip']}", f"tar://::{archives['tar']}"]).videos
+    assert [video.group for video in videos] == [
+        *("x.tar.gz/run/a", "x.tar.gz/sit/b"),
+        *("x.zip/run/a", "x.zip/sit/b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("zip://gone.mp4::{zip}", "no such file"),
+        ("zip://a.mp4::{zip}.gone", "no such file"),
+        ("zip://a.mp4::{tar}", "not a zip file"),
+    ],
+)
+def test_archive_that_cannot_be_read_is_one_line(archives, url, cause):
+    for read in (
+        read_index,
+        lambda url: VideoSource(url).open(),
+        lambda url: VideoSource(url).read(),
+    ):
+        with pytest.raises(VideoDecodeError, match=cause) as caught:
+            read(url.format(**archives))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "path", "neighbour"),
+    [
+        ("s3://bucket/l/list.csv", "s3", "bucket/l/list.csv", "s3://bucket/l/v/a.mp4"),
+        ("https://h/l/list.csv?key=1", "https", "h/l/list.csv", "https://h/l/v/a.mp4"),
+        ("zip://l/list.csv::s3://b/x.zip", "zip", "l/list.csv", "zip://l/v/a.mp4::s3://b/x.zip"),
+        ("zip://list.csv::file:///x.zip", "zip", "list.csv", "zip://v/a.mp4::file:///x.zip"),
+        (
+            "simplecache::https://h/list.csv",
+            "https",
+            "h/list.csv",
+            "simplecache::https://h/v/a.mp4",
+        ),
+        ("memory:///l/list.csv", "memory", "/l/list.csv", "memory:///l/v/a.mp4"),
+    ],
+)
+def test_chained_urls_are_taken_apart_and_put_together(url, protocol, path, neighbour):
+    assert "".join(split_url(url)) == url
+    assert (protocol_of(url), path_of(url)) == (protocol, path)
+    assert beside(url, "./v/a.mp4") == neighbour
+    assert beside(url, "memory://b.mp4") == "memory://b.mp4"
+
+
+# --- servers without range requests ---
+
+
+@pytest.fixture
+def plain_web(tmp_path, numbered_video):
+    """A server that sends whole files only, of a video too large for one block of fsspec and a shard of it."""
+    pytest.importorskip("aiohttp")
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    content = numbered_video("h264").read_bytes()
+    box = (12 * 2**20).to_bytes(4, "big") + b"free" + bytes(12 * 2**20 - 8)  # readers skip it
+    moov = content.rindex(b"moov") - 4
+    (folder / "a.mp4").write_bytes(content[:moov] + box + content[moov:])
+    (folder / "list.csv").write_text("path,label\na.mp4,run\n")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_server_without_ranges_is_named_with_the_remedy(plain_web, tmp_path, capsys):
+    out = tmp_path / "m.parquet"
+    assert main(["scan", f"{plain_web}/list.csv", "-o", str(out), "--workers", "1"]) == 1
+    (entry,) = read_manifest(out)
+    assert "does not serve parts of files" in entry.reason
+    assert "simplecache::" in entry.reason
+    with pytest.raises(VideoDecodeError, match="does not serve parts of files"):
+        VideoSource(f"{plain_web}/a.mp4", offset=100, num_bytes=50).read()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "list.csv"])
+def test_remedy_for_a_server_without_ranges_works(plain_web, tmp_path, name):
+    out = tmp_path / "m.parquet"
+    assert main(["scan", f"simplecache::{plain_web}/{name}", "-o", str(out), "--workers", "1"]) == 0
+    (entry,) = read_manifest(out)
+    assert entry.num_frames == 60

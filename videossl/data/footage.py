@@ -13,13 +13,16 @@ import numpy as np
 from PIL import Image
 
 from videossl.data.inspect import DecodedFrames, Shrinker, frame_seconds, small_size
-from videossl.data.listing import LIST_EXTENSIONS, VIDEO_EXTENSIONS, find_videos, walk_files
+from videossl.data.list_file import list_ending
+from videossl.data.listing import find_videos, walk_files
 from videossl.data.scan import MEMORY_BYTES, time_limit
 from videossl.data.signature import FRAMES_PER_SECOND, FrameSignatures, SignatureList
 from videossl.data.signature_file import FileKey, SignatureFile
+from videossl.data.video_extensions import VIDEO_EXTENSIONS
 from videossl.decode.container import as_decode_error, open_container, video_stream
 from videossl.decode.info import read_index
-from videossl.decode.source import VideoSource, is_url
+from videossl.decode.source import VideoSource, as_text, local_path, stored_path
+from videossl.decode.urls import is_url
 from videossl.errors import UserError, VideoDecodeError
 from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
 from videossl.progress import track
@@ -50,7 +53,7 @@ class Footage:
 
     def frame_name(self, seconds: float) -> str:
         """Where a frame of its signatures is: a picture's name, or a time."""
-        return self.pictures[int(seconds)] if self.pictures else f"{seconds:.2f} s"
+        return as_text(self.pictures[int(seconds)]) if self.pictures else f"{seconds:.2f} s"
 
 
 def find_footage(sources: Iterable[str | Path]) -> list[Footage]:
@@ -60,9 +63,8 @@ def find_footage(sources: Iterable[str | Path]) -> list[Footage]:
     Raises UserError for a source that does not exist or in which there is neither.
     """
     found: dict[str, Footage] = {}
-    for source in map(str, sources):
-        is_list = source.lower().endswith(LIST_EXTENSIONS)
-        if is_url(source) or is_list or Path(source).is_file():
+    for source in map(local_path, map(str, sources)):
+        if is_url(source) or list_ending(source) or Path(source).is_file():
             pieces: Iterable[Footage] = _videos_of(source)
         else:
             pieces = _pieces_of(Path(source))
@@ -97,7 +99,7 @@ def read_piece(piece: Footage) -> FrameSignatures:
     signatures = SignatureList(frames_per_second=rate, with_crops=piece.with_crops)
     if piece.pictures:
         for number, name in enumerate(piece.pictures):
-            signatures.add(number, _picture(Path(piece.path, name)))
+            signatures.add(number, _picture(Path(local_path(piece.path), name)))
     else:
         _add_video(VideoSource(piece.path), signatures)
     return signatures.result()
@@ -150,10 +152,10 @@ def _piece(
         p for p in path.relative_to(root.resolve()).parts if p not in (FRAMES_FOLDER, RESOLUTION)
     ]
     return Footage(
-        path=str(path),
+        path=stored_path(str(path)),
         bytes=sum(s.st_size for s in status),
         modified=max(s.st_mtime_ns for s in status),
-        name="/".join(parts) or root.resolve().name,
+        name=as_text("/".join(parts) or root.resolve().name),
         pictures=pictures,
         with_crops=True,
     )
@@ -201,5 +203,5 @@ def _picture(path: Path) -> np.ndarray:
             grey = image.convert("L").resize((width, height), Image.Resampling.BOX)
     except UNREADABLE as error:
         cause = f"{path.name}: " + " ".join(str(error).split())
-        raise VideoDecodeError(str(path.parent), "pillow", cause) from None
+        raise VideoDecodeError(stored_path(str(path.parent)), "pillow", as_text(cause)) from None
     return np.asarray(grey)

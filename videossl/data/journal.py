@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from videossl.data.listing import FoundVideo
 from videossl.data.manifest import LEFT_OUT, MANIFEST_VERSION, VideoEntry, entry_of
 from videossl.data.table import Manifest, read_manifest
-from videossl.decode.source import WHOLE_FILE, is_url
+from videossl.decode.source import WHOLE_FILE
+from videossl.decode.urls import is_url
 from videossl.errors import UserError
 
 logger = logging.getLogger("videossl")

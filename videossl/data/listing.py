@@ -1,29 +1,35 @@
 """Folders, URLs and lists -> the videos to read, with what the listing itself tells: size, time, label, source group."""
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
+from functools import partial
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from videossl.data.manifest import compile_group_pattern, source_group
-from videossl.decode.source import is_url
-from videossl.errors import UserError
-
-VIDEO_EXTENSIONS = frozenset(
-    (
-        *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg"),
-        *(".mpeg", ".3gp", ".flv", ".ts", ".wmv", ".ogv", ".gif"),
-    )
+from videossl.data.list_file import (
+    ListRow,
+    joined,
+    list_ending,
+    read_list,
+    require_one_label,
 )
-LIST_EXTENSIONS = (".csv", ".txt")
+from videossl.data.manifest import compile_group_pattern, source_group
+from videossl.data.takes import NamedVideo, note_on_takes
+from videossl.data.video_extensions import LIST_EXTENSIONS, VIDEO_EXTENSIONS
+from videossl.decode.source import as_text, local_path, stored_path
+from videossl.decode.urls import is_url, path_of, protocol_of, split_url
+from videossl.errors import UserError
+from videossl.leftovers import is_system_leftover
+
 FOLDER_LABELS = "folder"  # `labels`: the first folder below the source
 # Web servers do not list folders; those that show one as a page of links each do it in their own way.
 UNLISTABLE = ("http", "https")
-PATH_COLUMNS = ("path", "file")
+NO_ENDING = "(no ending)"
+NUM_ENDINGS_SHOWN = 10
 _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -31,7 +37,7 @@ _TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
 class FoundVideo:
     """One file to read. A size or time of 0 is one that the listing does not tell."""
 
-    path: str  # absolute, or a URL
+    path: str  # absolute, as `videossl.decode.source.stored_path` writes it, or a URL
     bytes: int = 0
     modified: int = 0  # nanoseconds since 1970
     group: str = ""
@@ -43,91 +49,200 @@ class FoundFiles:
     """What the sources hold: videos, each once, in sorted order, and what was passed over."""
 
     videos: list[FoundVideo] = field(default_factory=list)
-    num_others: int = 0  # files whose names are not those of videos
+    passed_over: Counter[str] = field(default_factory=Counter)  # ending: files, not of videos
     unreadable: list[str] = field(default_factory=list)  # "folder: reason"
     notes: list[str] = field(default_factory=list)  # for the summary
 
+    @property
+    def num_others(self) -> int:
+        """Files whose names are not those of videos."""
+        return self.passed_over.total()
+
+    @property
+    def other_endings(self) -> str:
+        """How many files of which endings were passed over, the commonest first; empty if none."""
+        counted = sorted(self.passed_over.items(), key=lambda one: (-one[1], one[0]))
+        shown = [f"{count} {ending}" for ending, count in counted[:NUM_ENDINGS_SHOWN]]
+        if rest := counted[NUM_ENDINGS_SHOWN:]:
+            shown.append(f"{sum(count for _, count in rest)} of {len(rest)} other endings")
+        return ", ".join(shown)
+
 
 @dataclass(frozen=True)
-class _ListedRow:
-    path: str
-    label: str
-    group: str
+class _Listed:
+    """A video and where it was found."""
+
+    video: FoundVideo
+    key: Hashable  # the same for every path to one file
+    below: str  # its path below the source, or as it was given
+    place: str  # its path from the root of the file system on, that in an archive after that of the archive
+    row: ListRow | None = None  # of the list that names it
 
 
 def find_videos(
     sources: Iterable[str | Path], *, labels: str | None = None, group_pattern: str | None = None
 ) -> FoundFiles:
-    """Lists the videos in folders and below, in lists (.csv, .txt), and those named themselves; each once.
+    """Lists the videos in folders and below, in lists, and those named themselves; each file once.
 
-    A source is a local path or a URL that fsspec opens. Links to folders are followed, once; a folder that cannot be
-    read is noted. `labels` is "folder" (the first folder below the source is the label), a CSV file with the columns
-    path, label and group (the last one optional), or None. A list has the columns path, and label and group or not.
-    Paths in either are relative to its folder. Where no group is given it is that of `source_group`.
+    A source is a local path or a URL that fsspec opens, chained ones too. Links are followed, and what two paths lead to
+    is taken once, by the path that comes first; a folder that cannot be read is noted. `labels` is "folder" (the first
+    folder below the source is the label), a list with labels, or None. Lists are those of `read_list`; their paths are
+    relative to their folder, those of `labels` to that or to a source. Where no group is given it is that of
+    `source_group`: by `group_pattern` of the path below the source (as it was given, for a file or in a list), else of
+    the path below all sources.
 
-    Raises UserError for a source that does not exist or cannot be listed, and where there is no video at all.
+    Raises UserError for a source that does not exist or cannot be listed, where there is no video at all, and for a
+    video with two labels.
     """
     if group_pattern is not None:
         compile_group_pattern(group_pattern)
     names = [str(source) for source in sources]
     found = FoundFiles()
-    videos: dict[str, FoundVideo] = {}
+    listed: dict[Hashable, _Listed] = {}
     visited: set[tuple[int, int]] = set()
+    roots: list[str] = []
     for name in names:
-        for video in _videos_of(name, found, visited, by_folder=labels == FOLDER_LABELS):
-            videos.setdefault(video.path, video)
-    if not videos:
+        for one in _videos_of(name, found, visited, roots, by_folder=labels == FOLDER_LABELS):
+            known = listed.get(one.key)
+            listed[one.key] = one if known is None else _merged(known, one)
+    if not listed:
         raise UserError(_nothing_found(names, found))
-    if labels == FOLDER_LABELS and not any(video.label for video in videos.values()):
+    if labels == FOLDER_LABELS and not any(one.video.label for one in listed.values()):
         raise UserError(
             f"--labels folder: no video lies in a folder below {', '.join(names)}, where its label would be; "
             "name the folder that holds the folders of the classes"
         )
     if labels not in (None, FOLDER_LABELS):
-        _attach_labels(videos, str(labels), found)
-    found.videos = [
-        video if video.group else replace(video, group=source_group(video.path, group_pattern))
-        for _, video in sorted(videos.items())
-    ]
+        _attach_labels(listed, roots, str(labels), found)
+    found.videos = _grouped(listed.values(), roots, group_pattern, found)
     return found
 
 
+def _merged(known: _Listed, other: _Listed) -> _Listed:
+    """One file that was found twice: by its first path, with what each says of it."""
+    one, two = known.video, other.video
+    if known.row and other.row and one.label and two.label and one.label != two.label:
+        raise UserError(
+            f"{one.path} has the label {one.label!r} in line {known.row.line} of a list, and {two.label!r} in line "
+            f"{other.row.line}; a video has one label: leave one of the lines out"
+        )
+    video = replace(one, label=one.label or two.label, group=one.group or two.group)
+    return replace(known, video=video)
+
+
+def _grouped(
+    listed: Iterable[_Listed], roots: Sequence[str], pattern: str | None, found: FoundFiles
+) -> list[FoundVideo]:
+    """The videos in sorted order, each with its group."""
+    base = _common_folder(roots)
+    videos: list[FoundVideo] = []
+    by_default: list[NamedVideo] = []
+    for one in sorted(listed, key=lambda one: one.video.path):
+        video = one.video
+        if not video.group:
+            default = as_text(_below(base, one.place))
+            below = as_text(one.below)
+            video = replace(video, group=source_group(below, pattern, default=default))
+            by_default.append(NamedVideo(below, video.label, video.group))
+        videos.append(video)
+    if pattern is None:
+        found.notes += note_on_takes(by_default)
+    return videos
+
+
+def _common_folder(roots: Sequence[str]) -> str:
+    """The folder in which all of these are, with its last slash; empty if there is none."""
+    parts = [root.rstrip("/").split("/") for root in set(roots)]
+    levels = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
+    return "".join(f"{level[0]}/" for level in levels)
+
+
+def _below(base: str, path: str) -> str:
+    return path.removeprefix(base).lstrip("/") or path
+
+
 def _videos_of(
-    source: str, found: FoundFiles, visited: set[tuple[int, int]], *, by_folder: bool
-) -> Iterator[FoundVideo]:
-    if source.startswith("file://"):
-        source = source.removeprefix("file://")
-    if source.lower().endswith(LIST_EXTENSIONS):
-        yield from _listed_videos(source)
+    source: str,
+    found: FoundFiles,
+    visited: set[tuple[int, int]],
+    roots: list[str],
+    *,
+    by_folder: bool,
+) -> Iterator[_Listed]:
+    source = local_path(source)
+    if list_ending(source) and not (not is_url(source) and Path(source).is_dir()):
+        yield from _listed_videos(source, roots)
     elif is_url(source):
-        yield from _remote_videos(source, found, by_folder=by_folder)
+        yield from _remote_videos(source, found, roots, by_folder=by_folder)
     else:
-        yield from _local_videos(Path(source), found, visited, by_folder=by_folder)
+        yield from _local_videos(Path(source), found, visited, roots, by_folder=by_folder)
 
 
 def _local_videos(
-    source: Path, found: FoundFiles, visited: set[tuple[int, int]], *, by_folder: bool
-) -> Iterator[FoundVideo]:
+    source: Path,
+    found: FoundFiles,
+    visited: set[tuple[int, int]],
+    roots: list[str],
+    *,
+    by_folder: bool,
+) -> Iterator[_Listed]:
     if not source.exists():
-        raise UserError(f"no such file or folder: {source}")
-    root = source.resolve()
+        raise UserError(f"no such file or folder: {as_text(str(source))}")
+    root = Path(_absolute(source))
     if not source.is_dir():
-        yield _local_video(root)  # named by the user: never passed over for its name
+        roots.append(str(root.parent))
+        # Named by the user: never passed over for its name.
+        yield _local_video(root, real=os.path.realpath(root), below=_as_given(source))
         return
+    roots.append(str(root))
+    real_folder: tuple[Path | None, str] = (
+        None,
+        "",
+    )  # of the last file, whose neighbours lie there too
     for path in walk_files(root, visited, found.unreadable):
         if path.suffix.lower() not in VIDEO_EXTENSIONS:
-            found.num_others += 1
+            found.passed_over[as_text(path.suffix.lower()) or NO_ENDING] += 1
             continue
-        folders = path.relative_to(root).parts[:-1]
-        yield _local_video(path, label=folders[0] if by_folder and folders else "")
+        if path.parent != real_folder[0]:
+            real_folder = path.parent, os.path.realpath(path.parent)
+        real = os.path.realpath(path) if path.is_symlink() else f"{real_folder[1]}/{path.name}"
+        below = path.relative_to(root)
+        label = below.parts[0] if by_folder and len(below.parts) > 1 else ""
+        yield _local_video(path, real=real, below=str(below), label=as_text(label))
 
 
-def _local_video(path: Path, *, label: str = "", group: str = "") -> FoundVideo:
+def _local_video(
+    path: Path, *, real: str, below: str, label: str = "", row: ListRow | None = None
+) -> _Listed:
+    stored = stored_path(str(path))
+    group = row.group if row else ""
     try:
         status = path.stat()
-    except OSError:  # a dead link: reading it says why
-        return FoundVideo(str(path), label=label, group=group)
-    return FoundVideo(str(path), status.st_size, status.st_mtime_ns, group, label)
+    except (OSError, ValueError):  # a dead link, or a name no system has: reading it says why
+        return _Listed(FoundVideo(stored, label=label, group=group), real, below, str(path), row)
+    video = FoundVideo(stored, status.st_size, status.st_mtime_ns, group, label)
+    return _Listed(video, _key(real, status), below, str(path), row)
+
+
+def _key(real: str, status: os.stat_result) -> Hashable:
+    """What one file has by all its paths; hard links are of one file too."""
+    return (status.st_dev, status.st_ino) if status.st_nlink > 1 else real
+
+
+def _absolute(path: Path | str) -> str:
+    """The path as it was given, from the root on, without the dots that mean nothing."""
+    path = os.path.join(Path.cwd(), path)  # noqa: PTH118 (a Path would drop what normpath should judge)
+    plain = os.path.normpath(path)
+    try:
+        # Behind a link, .. is not the folder before.
+        return plain if ".." not in path or Path(path).samefile(plain) else path
+    except OSError:
+        return plain
+
+
+def _as_given(path: Path) -> str:
+    given = os.path.normpath(path)
+    return given if not given.startswith("..") else _absolute(path)
 
 
 def walk_files(
@@ -139,11 +254,12 @@ def walk_files(
 ) -> Iterator[Path]:
     """The files in a folder and below, links followed once; `enter` picks and sorts the subfolders to look into.
 
-    Folders seen are added to `visited`, those that cannot be listed to `unreadable`.
+    What systems leave behind is passed over. Folders seen are added to `visited`, those that cannot be listed to
+    `unreadable`.
     """
 
     def note(error: OSError) -> None:
-        unreadable.append(f"{error.filename}: {error.strerror}")
+        unreadable.append(f"{as_text(str(error.filename))}: {error.strerror}")
 
     for name, folders, files in os.walk(folder, followlinks=True, onerror=note):
         status = Path(name).stat()
@@ -151,37 +267,73 @@ def walk_files(
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
-        folders[:] = enter(folders)
-        yield from (Path(name, file) for file in files)
+        folders[:] = enter([one for one in folders if not is_system_leftover(one)])
+        yield from (Path(name, file) for file in files if not is_system_leftover(file))
 
 
-def _remote_videos(url: str, found: FoundFiles, *, by_folder: bool) -> Iterator[FoundVideo]:
-    if url.split("://")[0] in UNLISTABLE:
-        if url.endswith("/"):
+def _remote_videos(
+    url: str, found: FoundFiles, roots: list[str], *, by_folder: bool
+) -> Iterator[_Listed]:
+    if protocol_of(url) in UNLISTABLE:
+        if path_of(url).endswith("/"):
             raise UserError(
                 f"{url}: http has no listing of folders; name the videos themselves, or a .txt or .csv list of them"
             )
-        yield FoundVideo(url)  # the worker that reads it asks for its size
+        roots.append(_place(url).rpartition("/")[0])
+        yield _remote_video(url)  # the worker that reads it asks for its size
         return
+    before, _, after = split_url(url)
     system, root, infos = _list_remote(url)
     if not infos:
         raise UserError(f"no such file or folder, or an empty one: {url}")
+    is_file = set(infos) == {root}
+    place = _place(f"{before}{root}{after}")
+    roots.append(place.rpartition("/")[0] if is_file else place)
     for name, info in sorted(infos.items()):
-        if name != root and Path(name).suffix.lower() not in VIDEO_EXTENSIONS:
-            found.num_others += 1
+        parts = (name,) if is_file else PurePosixPath(name).relative_to(root or ".").parts
+        if not is_file and any(map(is_system_leftover, parts)):
             continue
-        folders = Path(name).parts[len(Path(root).parts) : -1]
-        label = folders[0] if by_folder and folders else ""
-        path = system.unstrip_protocol(name)
-        yield FoundVideo(path, int(info.get("size") or 0), _modified(info), label=label)
+        ending = PurePosixPath(name).suffix.lower()
+        if not is_file and ending not in VIDEO_EXTENSIONS:
+            found.passed_over[ending or NO_ENDING] += 1
+            continue
+        is_chained = "::" in before or after
+        path = f"{before}{name}{after}" if is_chained else system.unstrip_protocol(name)
+        size, label = int(info.get("size") or 0), parts[0] if by_folder and len(parts) > 1 else ""
+        video = FoundVideo(path, size, _modified(info), label=label)
+        yield _Listed(video, path, path_of(url) if is_file else "/".join(parts), _place(path))
+
+
+def _remote_video(url: str, row: ListRow | None = None) -> _Listed:
+    """One that is named, not listed."""
+    label, group = (row.label, row.group) if row else ("", "")
+    video = FoundVideo(url, label=label, group=group)
+    return _Listed(video, url, row.path if row else path_of(url), _place(url), row)
+
+
+def _place(url: str) -> str:
+    """Where a URL leads to, as a path: that of an archive before that in it."""
+    before, path, after = split_url(url)
+    if after:
+        archive = after.removeprefix("::").removeprefix("file://")
+        return f"{archive.rstrip('/')}/{path.lstrip('/')}"
+    # A query tells videos apart where the path does not end like one.
+    plain = path_of(url)
+    return before + (plain if PurePosixPath(plain).suffix.lower() in VIDEO_EXTENSIONS else path)
 
 
 def _list_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
+    """The file system, the folder in it and the files below; of a pattern (`zip://*.mp4::...`), those that match."""
     import fsspec
 
     try:
         system, root = fsspec.core.url_to_fs(url)
-        return system, root, system.find(root, detail=True)
+        if "*" not in root or system.exists(root):
+            return system, root, system.find(root, detail=True)
+        infos: dict[str, dict[str, Any]] = {}
+        for name in system.glob(root):
+            infos |= system.find(name, detail=True)
+        return system, root.partition("*")[0].rpartition("/")[0], infos
     except FileNotFoundError:
         raise UserError(f"no such file or folder: {url}") from None
     except Exception as error:  # each kind of storage raises its own: no login, no host, no driver
@@ -197,97 +349,125 @@ def _modified(info: Mapping[str, Any]) -> int:
     return int(value * 1e9) if isinstance(value, int | float) else 0
 
 
-def _listed_videos(source: str) -> Iterator[FoundVideo]:
-    rows = _read_list(source)
-    videos = [
-        FoundVideo(row.path, group=row.group, label=row.label)
-        if is_url(row.path)
-        else _local_video(Path(row.path), group=row.group, label=row.label)
-        for row in rows
-    ]
-    local = [video for video in videos if not is_url(video.path)]
-    if local and not any(video.bytes for video in local):
+def _listed_videos(source: str, roots: list[str]) -> Iterator[_Listed]:
+    rows = read_list(source, is_there=partial(_is_beside, source))
+    listed = [_listed_video(source, row) for row in rows]
+    local = [one for one in listed if not is_url(one.video.path)]
+    if local and not any(one.video.bytes for one in local):
         raise UserError(
-            f"{source}: not one of its {len(local)} files is there, the first would be {local[0].path}; paths in a list "
-            "are relative to its folder"
+            f"{source}: not one of its {len(local)} files is there, the first would be {local[0].video.path}; paths in a "
+            "list are relative to its folder"
         )
-    yield from videos
+    require_one_label(source, ((one.key, row) for one, row in zip(listed, rows, strict=True)))
+    roots += {one.place.rpartition("/")[0] for one in listed}
+    yield from listed
 
 
-def _attach_labels(videos: dict[str, FoundVideo], source: str, found: FoundFiles) -> None:
-    """Gives the videos the labels and groups of a CSV file. Raises UserError if it names none of them."""
-    if not source.lower().endswith(".csv"):
-        raise UserError(f"--labels must be 'folder' or a .csv file, got {source!r}")
-    rows = _read_list(source, needs_label=True)
-    missing = [row.path for row in rows if row.path not in videos]
-    if len(missing) == len(rows):
-        first = f", the first of them {missing[0]}" if missing else ""
-        raise UserError(
-            f"{source} names none of the {len(videos)} videos found{first}; its paths are relative to its folder"
-        )
-    for row in rows:
-        if row.path in videos:
-            video = videos[row.path]
-            videos[row.path] = replace(video, label=row.label, group=row.group or video.group)
-    if missing:
-        found.notes.append(f"{source} names {len(missing)} files not found: {missing[0]}, ...")
-    if bare := sum(not video.label for video in videos.values()):
-        found.notes.append(f"{source} gives {bare} of the {len(videos)} videos no label")
-
-
-def _read_list(source: str, *, needs_label: bool = False) -> list[_ListedRow]:
-    """The rows of a .csv, or of a .txt with a path a line, their paths absolute. Raises UserError for bad ones."""
-    text = _read_text(source)
-    if is_url(source):
-        base = source.rsplit("/", 1)[0] + "/"
-    else:
-        base = f"{Path(source).parent.resolve()}{os.sep}"
-    if source.lower().endswith(".txt"):
-        lines = [line.strip() for line in text.splitlines()]
-        return [_ListedRow(_join(base, p), "", "") for p in lines if p and not p.startswith("#")]
-    reader = csv.DictReader(io.StringIO(text))
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
-    path_column = next((name for name in PATH_COLUMNS if name in columns), None)
-    if path_column is None or (needs_label and "label" not in columns):
-        wanted = "path and label" if needs_label else "path"
-        raise UserError(
-            f"{source} needs the columns {wanted} (group as well, if you have it), it has {', '.join(columns) or 'none'}"
-        )
-    rows = []
-    for row in reader:
-        if not row[path_column]:
-            raise UserError(f"{source}, line {reader.line_num}: the column {path_column} is empty")
-        path = _join(base, row[path_column].strip())
-        rows.append(_ListedRow(path, row.get("label") or "", row.get("group") or ""))
-    return rows
-
-
-def _read_text(source: str) -> str:
-    try:
-        if is_url(source):
-            import fsspec
-
-            with fsspec.open(source, "rt", encoding="utf-8-sig") as file:
-                return file.read()
-        return Path(source).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"no such list: {source}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{source} is not a text in UTF-8") from None
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"cannot read {source}: {error}") from None
-
-
-def _join(base: str, path: str) -> str:
+def _listed_video(source: str, row: ListRow) -> _Listed:
+    there = next((path for path in row.paths if _is_beside(source, path)), row.path)
+    path = joined(source, there)
     if is_url(path):
-        return path
-    return base + path if is_url(base) else os.path.normpath(Path(base, path))
+        return _remote_video(path, row)
+    local = _absolute(Path(source).parent / local_path(path))
+    real = os.path.realpath(local)
+    return _local_video(Path(local), real=real, below=there, label=row.label, row=row)
 
 
-def _nothing_found(sources: list[str], found: FoundFiles) -> str:
+def _is_beside(source: str, path: str) -> bool:
+    """Whether a path of a list is that of a local file, which its folder or the path itself says."""
+    if is_url(path) or (is_url(source) and not path.startswith("/")):
+        return False
+    try:
+        return os.path.lexists(Path(source).parent / local_path(path))
+    except ValueError:  # no path of any system
+        return False
+
+
+class _Directory:
+    """Finds listed videos by what a list of labels calls them."""
+
+    def __init__(self, listed: Mapping[Hashable, _Listed]) -> None:
+        self._keys = set(listed)
+        self._by_path = {one.video.path: key for key, one in listed.items()}
+        self._by_below: dict[str, list[Hashable]] = {}
+        self._by_name: dict[str, list[Hashable]] = {}
+        for key, one in listed.items():
+            self._by_below.setdefault(one.below, []).append(key)
+            self._by_name.setdefault(PurePosixPath(one.below).name, []).append(key)
+
+    def find(self, source: str, row: ListRow) -> Hashable:
+        """The key of the video of a row, None if there is none. Raises UserError if it may be one of several."""
+        for path in row.paths:
+            if (key := self._lying(source, path)) is not None:
+                return key
+        for path in row.paths:
+            name = os.path.normpath(path)
+            keys = self._by_below.get(name) or (row.by_name and self._by_name.get(Path(name).name))
+            if keys and len(keys) > 1:
+                raise UserError(
+                    f"{source}, line {row.line}: {as_text(path)} may be any of {len(keys)} videos: write longer paths"
+                )
+            if keys:
+                return keys[0]
+        return None
+
+    def knows(self, source: str, path: str) -> bool:
+        """Whether a path, as it is written, is that of a video or of a file beside the list."""
+        name = os.path.normpath(path)
+        return name in self._by_below or _is_beside(source, path)
+
+    def _lying(self, source: str, path: str) -> Hashable:
+        """The key of the video that lies where the list says."""
+        path = joined(source, path)
+        if is_url(path):
+            return self._by_path.get(path)
+        local = _absolute(Path(source).parent / local_path(path))
+        known = self._by_path.get(local)
+        if known is not None or not _is_beside(source, path):
+            return known
+        real = os.path.realpath(local)
+        try:
+            key = _key(real, Path(local).stat())
+        except OSError:
+            key = real
+        return key if key in self._keys else None
+
+
+def _attach_labels(
+    listed: dict[Hashable, _Listed], roots: Sequence[str], source: str, found: FoundFiles
+) -> None:
+    """Gives the videos the labels and groups of a list. Raises UserError if it names none of them."""
+    source = local_path(source)
+    if not list_ending(source):
+        kinds = ", ".join(LIST_EXTENSIONS[1:])
+        raise UserError(f"--labels must be 'folder' or a .csv file (or {kinds}), got {source!r}")
+    directory = _Directory(listed)
+    rows = read_list(source, is_there=partial(directory.knows, source), needs_label=True)
+    keys = [directory.find(source, row) for row in rows]
+    missing = [row for row, key in zip(rows, keys, strict=True) if key is None]
+    if len(missing) == len(rows):
+        first = f", the first of them {as_text(missing[0].path)}" if missing else ""
+        raise UserError(
+            f"{source} names none of the {len(listed)} videos found{first}; its paths are relative to its folder, or "
+            f"below {', '.join(map(as_text, sorted(set(roots))[:3]))}"
+        )
+    named = [(key, row) for key, row in zip(keys, rows, strict=True) if key is not None]
+    require_one_label(source, named)
+    for key, row in named:
+        video = listed[key].video
+        labelled = replace(video, label=row.label or video.label, group=row.group or video.group)
+        listed[key] = replace(listed[key], video=labelled)
+    if missing:
+        first = as_text(missing[0].path)
+        found.notes.append(f"{source} names {len(missing)} files not found: {first}, ...")
+    if bare := sum(not one.video.label for one in listed.values()):
+        found.notes.append(f"{source} gives {bare} of the {len(listed)} videos no label")
+
+
+def _nothing_found(sources: Sequence[str], found: FoundFiles) -> str:
+    endings = f": {found.other_endings}" if found.passed_over else ""
     message = (
-        f"no video files in {', '.join(sources)} ({found.num_others} other files); "
+        f"no video files in {', '.join(map(as_text, sources))} ({found.num_others} other files{endings}); "
         f"looked for {' '.join(sorted(VIDEO_EXTENSIONS))}"
     )
     if found.unreadable:

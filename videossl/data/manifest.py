@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -215,17 +215,19 @@ def sound_entry(
     )
 
 
-def source_group(path: str | Path, pattern: str | None = None) -> str:
-    """The source that a file was cut from.
+def source_group(path: str, pattern: str | None = None, *, default: str | None = None) -> str:
+    """The source that a file was cut from; `path` is that below the scanned folder, with slashes.
 
-    By default "folder/name" without a trailing part number (`_s0`, `_part3`, `-scene-004`, `_c01`); with `pattern`, the
-    first group of that regular expression searched in the file name, where it matches. Raises UserError for a pattern
-    that is not a regular expression with a group.
+    By default the path, or `default`, without ending and trailing part number (`_s0`, `_part3`, `-scene-004`, `_c01`): files
+    of two folders are two sources. With `pattern`, the first group of that regular expression searched in the path, else
+    in the file name, where it matches. Raises UserError for a pattern that is not a regular expression with a group.
     """
-    path = Path(path)
-    if pattern is not None and (match := compile_group_pattern(pattern).search(path.name)):
-        return match.group(1) or match.group(0)
-    return f"{path.parent.name}/{_PART_SUFFIX.sub('', path.stem)}"
+    if pattern is not None:
+        compiled = compile_group_pattern(pattern)
+        if match := compiled.search(path) or compiled.search(path.rpartition("/")[2]):
+            return match.group(1) or match.group(0)
+    folder, slash, name = (path if default is None else default).rpartition("/")
+    return folder + slash + _PART_SUFFIX.sub("", PurePosixPath(name).stem)
 
 
 def compile_group_pattern(pattern: str) -> re.Pattern[str]:

@@ -38,6 +38,8 @@ class ScanSummary:
             f"{self.num_ok} videos ok ({hours:.2f} h, {len(self.groups)} sources, {self.num_variable} of variable "
             f"rate), {self.num_broken} broken,{left_out} {found.num_others} other files passed over"
         ]
+        if found.passed_over:
+            lines.append(f"passed over: {found.other_endings}")
         if self.labels:
             lines.append(f"labels: {len(self.labels)}")
         if self.codecs:
@@ -61,6 +63,7 @@ class ScanSummary:
             "left_out": self.num_left_out,
             "variable_rate": self.num_variable,
             "other_files": found.num_others,
+            "passed_over": dict(found.passed_over.most_common()),
             "seconds": self.seconds,
             "sources": len(self.groups),
             "labels": len(self.labels),
