@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -317,3 +319,34 @@ def test_scan_keeps_every_name_through_manifest_journal_and_json(
 def test_text_of_a_name_is_printable_and_says_its_bytes():
     assert as_text(os.fsdecode(b"caf\xe9")) == r"caf\xe9"
     assert as_text("café") == "café"
+
+
+def test_names_that_are_not_utf8_are_packed_and_held_in_a_folder_of_such_a_name(odd_names):
+    root, names = odd_names
+    out = f"{root}/m.parquet"
+    assert main(["scan", root, "-o", out, "--workers", "1"]) == 0
+    assert main(["pack", out, "-o", f"{root}/packed", "--short-side", "64", "--workers", "1"]) == 0
+    packed = read_manifest(f"{root}/packed/manifest.parquet")
+    assert len(packed) == len(names)
+    with open_video(packed[0].source) as reader:
+        assert len(reader.frames_at([0])) == 1
+
+
+def test_names_are_printed_whatever_standard_output_takes(odd_names, tmp_path):
+    root, names = odd_names
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    command = [
+        sys.executable,
+        "-m",
+        "videossl",
+        "scan",
+        root,
+        "-o",
+        f"{root}/m.parquet",
+        "--workers",
+        "1",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+    assert f"({len(names)} rows)".encode() in done.stdout

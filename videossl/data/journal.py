@@ -104,7 +104,8 @@ class Journal:
             return
         try:
             self._manifest = read_manifest(path)
-            table = pq.read_table(path, columns=_KEY_COLUMNS)
+            with path.open("rb") as file:  # Arrow opens no names that are not UTF-8
+                table = pq.read_table(file, columns=_KEY_COLUMNS)
         except (UserError, OSError, pa.ArrowInvalid) as error:
             logger.info("%s; every video is read anew", error)
             return

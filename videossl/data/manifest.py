@@ -2,7 +2,8 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videossl.decode.info import VideoIndex, VideoInfo
-from videossl.decode.source import WHOLE_FILE, VideoSource
+from videossl.decode.source import WHOLE_FILE, VideoSource, is_text
 from videossl.decode.timing import frame_ticks, tick_deltas, usable_seconds
 from videossl.errors import UserError
 from videossl.whole_file import whole_file
@@ -246,13 +247,21 @@ def write_manifest(entries: Iterable[VideoEntry], path: str | Path) -> None:
 
     Raises UserError if the folder cannot be written.
     """
-    with (
-        whole_file(path) as partial,
-        pq.ParquetWriter(partial, SCHEMA, compression="zstd") as writer,
-    ):
+    with parquet_writer(path, SCHEMA, compression="zstd") as writer:
         rows = iter(entries)
         while batch := list(itertools.islice(rows, ROWS_PER_GROUP)):
             writer.write_batch(entry_batch(batch))
+
+
+@contextmanager
+def parquet_writer(
+    path: str | Path, schema: pa.Schema, *, compression: str = "snappy"
+) -> Iterator[pq.ParquetWriter]:
+    """Writes a Parquet file whole or not at all, whatever its name; raises as `whole_file`."""
+    with whole_file(path) as partial, ExitStack() as opened:
+        # Arrow itself opens no names that are not UTF-8.
+        where = partial if is_text(str(partial)) else opened.enter_context(partial.open("wb"))
+        yield opened.enter_context(pq.ParquetWriter(where, schema, compression=compression))
 
 
 def entry_batch(entries: Sequence[VideoEntry]) -> pa.RecordBatch:

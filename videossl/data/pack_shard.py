@@ -15,6 +15,7 @@ from typing import Any
 
 from videossl.data.manifest import VideoEntry, entry_of, write_manifest
 from videossl.data.pack_video import PackedShot, PackedVideo
+from videossl.decode.source import stored_path
 from videossl.whole_file import whole_file
 
 BLOCK = tarfile.BLOCKSIZE  # of the header before each member
@@ -136,7 +137,7 @@ def _entries(folder: Path, numbers: list[int]) -> Iterator[VideoEntry]:
     root = folder.resolve()
     for number in numbers:
         for row in (read_rows(folder, number) or {}).get("entries", ()):
-            yield replace(entry_of(row), path=str(root / row["path"]))
+            yield replace(entry_of(row), path=stored_path(str(root / row["path"])))
 
 
 def _description(source: VideoEntry, packed: PackedShot) -> bytes:

@@ -26,6 +26,7 @@ from videossl.data.manifest import (
     entry_batch,
     entry_of,
 )
+from videossl.decode.source import is_text
 from videossl.errors import UserError
 
 log = logging.getLogger("videossl")
@@ -133,7 +134,8 @@ def read_manifest(path: str | Path) -> Manifest:
     if path.is_dir():  # Arrow would read the folder as one table
         raise UserError(f"{path} is a folder: name the manifest file in it")
     try:
-        with pq.ParquetFile(path) as file:
+        # Arrow opens no names that are not UTF-8.
+        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
             check_manifest_schema(path, file.schema_arrow)
             if file.metadata.num_rows < MAPPED_ROWS:
                 return Manifest(file.read(), path=str(path))
@@ -169,16 +171,19 @@ def _mapped_copy(path: Path, file: pq.ParquetFile) -> Path:
     fingerprint = _fingerprint(path)
     beside = path.with_name(f".{path.name}.arrow")
     elsewhere = Path(tempfile.gettempdir()) / f"videossl-{os.getuid()}" / f"{fingerprint}.arrow"
-    for mapped in (beside, elsewhere):
+    # Arrow maps no files whose names are not UTF-8.
+    places = (beside, elsewhere) if is_text(str(beside)) else (elsewhere,)
+    for mapped in places:
         if _fingerprint_of(mapped) == fingerprint:
             return mapped
     log.info("%s: making the form that processes share (once)", path)
-    try:
-        return _write_mapped(beside, file, fingerprint)
-    except PermissionError:
-        log.info("%s cannot be written: it is kept in %s", beside.parent, elsewhere.parent)
-        elsewhere.parent.mkdir(mode=0o700, exist_ok=True)
-        return _write_mapped(elsewhere, file, fingerprint)
+    if beside in places:
+        try:
+            return _write_mapped(beside, file, fingerprint)
+        except PermissionError:
+            log.info("%s cannot be written: it is kept in %s", beside.parent, elsewhere.parent)
+    elsewhere.parent.mkdir(mode=0o700, exist_ok=True)
+    return _write_mapped(elsewhere, file, fingerprint)
 
 
 def _write_mapped(mapped: Path, file: pq.ParquetFile, fingerprint: str) -> Path:

@@ -74,7 +74,7 @@ class VideoSource:
         if self.is_local_file:
             # An absolute path cannot be mistaken for a protocol ("a:b.mp4").
             path = str(self._file.absolute())
-            return path if _is_text(path) else self._opened(path)  # decoders take UTF-8
+            return path if is_text(path) else self._opened(path)  # decoders take UTF-8
         if self.offset != WHOLE_FILE:
             return io.BytesIO(self.read())
         return self._open_remote()
@@ -203,7 +203,7 @@ def stored_path(path: str) -> str:
     A path is itself. One with bytes that are not UTF-8 is its file URI (RFC 8089), where %XX stands for a byte:
     `file:///data/caf%E9.mp4`; it must be absolute.
     """
-    return path if _is_text(path) else Path(path).as_uri()
+    return path if is_text(path) else Path(path).as_uri()
 
 
 def local_path(stored: str) -> str:
@@ -223,12 +223,13 @@ def file_path(path: str) -> str:
 
 def as_text(name: str) -> str:
     r"""A name of the file system as text for people: bytes that are not UTF-8 become `\xe9`."""
-    if _is_text(name):
+    if is_text(name):
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a name of the file system is UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from videossl.data.manifest import VideoEntry
+from videossl.data.manifest import VideoEntry, parquet_writer
 from videossl.distributed import World
 from videossl.embedding.clip_reader import ClipReader
 from videossl.embedding.features import VideoFeatures, video_features
@@ -130,7 +130,7 @@ class FeatureTable:
         if not path.exists():
             return False
         try:
-            with pq.ParquetFile(path) as file:
+            with path.open("rb") as opened, pq.ParquetFile(opened) as file:
                 return file.metadata.num_rows == len(self._rows(start))
         except (pa.ArrowException, OSError) as error:
             log.warning("%s is damaged (%s): made again", path, error)
@@ -139,8 +139,8 @@ class FeatureTable:
     def _write(self, start: int, found: Sequence[VideoFeatures]) -> None:
         entries = self.reader.manifest[start : start + CHUNK]
         batch = _batch(self.schema, entries, found)
-        with whole_file(self._part(start)) as partial, pq.ParquetWriter(partial, self.schema) as w:
-            w.write_batch(batch)
+        with parquet_writer(self._part(start), self.schema) as writer:
+            writer.write_batch(batch)
 
     def _join(self, starts: Iterable[int]) -> None:
         lacking = [self._part(start) for start in starts if not self._part(start).exists()]
@@ -148,9 +148,10 @@ class FeatureTable:
             raise UserError(
                 f"{lacking[0]} is not there: -o must lie on storage that all hosts share"
             )
-        with whole_file(self.out) as partial, pq.ParquetWriter(partial, self.schema) as writer:
+        with parquet_writer(self.out, self.schema) as writer:
             for start in starts:
-                writer.write_table(pq.read_table(self._part(start), schema=self.schema))
+                with self._part(start).open("rb") as part:
+                    writer.write_table(pq.read_table(part, schema=self.schema))
 
 
 def _meet(world: World, point: str) -> None:
@@ -168,7 +169,8 @@ def _meet(world: World, point: str) -> None:
 
 def count_status(path: Path) -> dict[str, int]:
     """How many rows of a table have a feature, and how many have a reason instead."""
-    status = pq.read_table(path, columns=["status"])["status"].to_pylist()
+    with path.open("rb") as file:
+        status = pq.read_table(file, columns=["status"])["status"].to_pylist()
     return {"ok": status.count("ok"), "broken": len(status) - status.count("ok")}
 
 
@@ -219,7 +221,8 @@ def _read_settings(path: Path) -> Any:
 
 def _settings_of(path: Path) -> Any:
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        with path.open("rb") as file:
+            metadata = pq.read_schema(file).metadata or {}
         return json.loads(metadata[METADATA_KEY])
     except (pa.ArrowException, OSError, KeyError, ValueError):
         raise UserError(f"{path} is no file of features: name another -o, or delete it") from None
