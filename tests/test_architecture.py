@@ -83,7 +83,7 @@ ALLOWED = {
         "drawing",
     },
     "engine": FLOOR_ONE | {"engine", "data", "pretext", "models"},
-    "export": FLOOR_ONE | {"export", "engine", "data", "models"},
+    "export": FLOOR_ONE | {"export", "engine", "data", "decode", "models"},
     "embedding": FLOOR_ONE | {"embedding", "export", "data", "decode", "models"},
     "probe": FLOOR_ONE | {"probe", "embedding", "export", "engine", "data", "decode", "models"},
     "doctor": {

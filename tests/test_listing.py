@@ -16,7 +16,7 @@ from videossl.data.listing import find_videos
 from videossl.data.table import read_manifest
 from videossl.decode.backends import open_video
 from videossl.decode.source import VideoSource, as_text, local_path, stored_path
-from videossl.errors import VideoDecodeError
+from videossl.errors import UserError, VideoDecodeError
 
 
 def names_of(found) -> list[str]:
@@ -350,3 +350,15 @@ def test_names_are_printed_whatever_standard_output_takes(odd_names, tmp_path):
     assert done.returncode == 0
     assert b"Traceback" not in done.stderr
     assert f"({len(names)} rows)".encode() in done.stdout
+
+
+def test_file_that_lies_in_the_folders_of_two_classes_fails(tmp_path):
+    with_files(tmp_path, "run/a.mp4", "sit/b.mp4")
+    (tmp_path / "sit" / "link.mp4").symlink_to(tmp_path / "run" / "a.mp4")
+    with pytest.raises(
+        UserError, match=r"run/a\.mp4 has the label 'run' by .* and 'sit' by .*link\.mp4"
+    ):
+        find_videos([tmp_path], labels="folder")
+    found = find_videos([tmp_path])
+    assert names_of(found) == ["a.mp4", "b.mp4"]
+    assert found.notes == ["1 paths lead to files that others lead to: a file is taken once"]

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="SOURCE",
         help="folders (with all below), files, URLs that fsspec opens, lists of those (.csv with the columns "
-        "path[,label][,group], or .txt)",
+        "path[,label][,group], .txt, .json)",
     )
     parser.add_argument("-o", "--out", required=True, help="the manifest to write (Parquet)")
     parser.add_argument(
@@ -54,15 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--labels",
-        metavar="folder|CSV",
-        help="'folder': the first folder below the source names the class; or a CSV file with the columns "
-        "path, label and, if you have it, group",
+        metavar="folder|LIST",
+        help="'folder': the first folder below the source names the class; or a list with labels: .csv with the "
+        "columns path, label and, if you have it, group, or a list of UCF101, HMDB51, SSv2, MMAction",
     )
     parser.add_argument(
         "--group-regex",
         metavar="REGEX",
-        help="names the source of a file: the first group of this regular expression, searched in the file name; "
-        "parts of one source are never split (default: folder/name without _s0, _part0, -scene-0, _c0)",
+        help="names the source of a file: the first group of this regular expression, searched in the path below the "
+        "source; parts of one source are never split (default: that path without _s0, _part0, -scene-0, _c0)",
     )
     parser.add_argument(
         "--without-footage",

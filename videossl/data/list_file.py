@@ -335,8 +335,13 @@ def _read_bytes(source: str) -> bytes:
         return Path(source).read_bytes()
     import fsspec
 
-    system, name = fsspec.core.url_to_fs(source)
-    return system.cat_file(name)
+    try:
+        system, name = fsspec.core.url_to_fs(source)
+        return system.cat_file(name)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # each kind of storage raises its own
+        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _check_text(source: str, row: ListRow) -> None:

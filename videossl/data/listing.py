@@ -1,15 +1,13 @@
 """Folders, URLs and lists -> the videos to read, with what the listing itself tells: size, time, label, source group."""
 
 import os
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
 
+from videossl.data.found import NO_ENDING, FoundFiles, FoundVideo, Listed
 from videossl.data.list_file import (
     ListRow,
     joined,
@@ -18,65 +16,15 @@ from videossl.data.list_file import (
     require_one_label,
 )
 from videossl.data.manifest import compile_group_pattern, source_group
+from videossl.data.remote_listing import remote_video, remote_videos
 from videossl.data.takes import NamedVideo, note_on_takes
 from videossl.data.video_extensions import LIST_EXTENSIONS, VIDEO_EXTENSIONS
 from videossl.decode.source import as_text, local_path, stored_path
-from videossl.decode.urls import is_url, path_of, protocol_of, split_url
+from videossl.decode.urls import is_url
 from videossl.errors import UserError
 from videossl.leftovers import is_system_leftover
 
 FOLDER_LABELS = "folder"  # `labels`: the first folder below the source
-# Web servers do not list folders; those that show one as a page of links each do it in their own way.
-UNLISTABLE = ("http", "https")
-NO_ENDING = "(no ending)"
-NUM_ENDINGS_SHOWN = 10
-_TIME_KEYS = ("mtime", "LastModified", "last_modified", "updated", "created")
-
-
-@dataclass(frozen=True)
-class FoundVideo:
-    """One file to read. A size or time of 0 is one that the listing does not tell."""
-
-    path: str  # absolute, as `videossl.decode.source.stored_path` writes it, or a URL
-    bytes: int = 0
-    modified: int = 0  # nanoseconds since 1970
-    group: str = ""
-    label: str = ""
-
-
-@dataclass
-class FoundFiles:
-    """What the sources hold: videos, each once, in sorted order, and what was passed over."""
-
-    videos: list[FoundVideo] = field(default_factory=list)
-    passed_over: Counter[str] = field(default_factory=Counter)  # ending: files, not of videos
-    unreadable: list[str] = field(default_factory=list)  # "folder: reason"
-    notes: list[str] = field(default_factory=list)  # for the summary
-
-    @property
-    def num_others(self) -> int:
-        """Files whose names are not those of videos."""
-        return self.passed_over.total()
-
-    @property
-    def other_endings(self) -> str:
-        """How many files of which endings were passed over, the commonest first; empty if none."""
-        counted = sorted(self.passed_over.items(), key=lambda one: (-one[1], one[0]))
-        shown = [f"{count} {ending}" for ending, count in counted[:NUM_ENDINGS_SHOWN]]
-        if rest := counted[NUM_ENDINGS_SHOWN:]:
-            shown.append(f"{sum(count for _, count in rest)} of {len(rest)} other endings")
-        return ", ".join(shown)
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """A video and where it was found."""
-
-    video: FoundVideo
-    key: Hashable  # the same for every path to one file
-    below: str  # its path below the source, or as it was given
-    place: str  # its path from the root of the file system on, that in an archive after that of the archive
-    row: ListRow | None = None  # of the list that names it
 
 
 def find_videos(
@@ -98,12 +46,14 @@ def find_videos(
         compile_group_pattern(group_pattern)
     names = [str(source) for source in sources]
     found = FoundFiles()
-    listed: dict[Hashable, _Listed] = {}
+    listed: dict[Hashable, Listed] = {}
     visited: set[tuple[int, int]] = set()
     roots: list[str] = []
+    num_links = 0
     for name in names:
         for one in _videos_of(name, found, visited, roots, by_folder=labels == FOLDER_LABELS):
             known = listed.get(one.key)
+            num_links += known is not None and known.video.path != one.video.path
             listed[one.key] = one if known is None else _merged(known, one)
     if not listed:
         raise UserError(_nothing_found(names, found))
@@ -114,24 +64,34 @@ def find_videos(
         )
     if labels not in (None, FOLDER_LABELS):
         _attach_labels(listed, roots, str(labels), found)
+    if num_links:
+        found.notes.append(
+            f"{num_links} paths lead to files that others lead to: a file is taken once"
+        )
     found.videos = _grouped(listed.values(), roots, group_pattern, found)
     return found
 
 
-def _merged(known: _Listed, other: _Listed) -> _Listed:
+def _merged(known: Listed, other: Listed) -> Listed:
     """One file that was found twice: by its first path, with what each says of it."""
     one, two = known.video, other.video
-    if known.row and other.row and one.label and two.label and one.label != two.label:
+    if one.label and two.label and one.label != two.label:
         raise UserError(
-            f"{one.path} has the label {one.label!r} in line {known.row.line} of a list, and {two.label!r} in line "
-            f"{other.row.line}; a video has one label: leave one of the lines out"
+            f"{one.path} has the label {one.label!r} by {_naming(known)}, and {two.label!r} by {_naming(other)}; a video "
+            "has one label: leave one of them out"
         )
     video = replace(one, label=one.label or two.label, group=one.group or two.group)
     return replace(known, video=video)
 
 
+def _naming(listed: Listed) -> str:
+    return (
+        f"line {listed.row.line} of a list" if listed.row else f"its folder, as {listed.video.path}"
+    )
+
+
 def _grouped(
-    listed: Iterable[_Listed], roots: Sequence[str], pattern: str | None, found: FoundFiles
+    listed: Iterable[Listed], roots: Sequence[str], pattern: str | None, found: FoundFiles
 ) -> list[FoundVideo]:
     """The videos in sorted order, each with its group."""
     base = _common_folder(roots)
@@ -168,12 +128,12 @@ def _videos_of(
     roots: list[str],
     *,
     by_folder: bool,
-) -> Iterator[_Listed]:
+) -> Iterator[Listed]:
     source = local_path(source)
     if list_ending(source) and not (not is_url(source) and Path(source).is_dir()):
         yield from _listed_videos(source, roots)
     elif is_url(source):
-        yield from _remote_videos(source, found, roots, by_folder=by_folder)
+        yield from remote_videos(source, found, roots, by_folder=by_folder)
     else:
         yield from _local_videos(Path(source), found, visited, roots, by_folder=by_folder)
 
@@ -185,7 +145,7 @@ def _local_videos(
     roots: list[str],
     *,
     by_folder: bool,
-) -> Iterator[_Listed]:
+) -> Iterator[Listed]:
     if not source.exists():
         raise UserError(f"no such file or folder: {as_text(str(source))}")
     root = Path(_absolute(source))
@@ -213,15 +173,15 @@ def _local_videos(
 
 def _local_video(
     path: Path, *, real: str, below: str, label: str = "", row: ListRow | None = None
-) -> _Listed:
+) -> Listed:
     stored = stored_path(str(path))
     group = row.group if row else ""
     try:
         status = path.stat()
     except (OSError, ValueError):  # a dead link, or a name no system has: reading it says why
-        return _Listed(FoundVideo(stored, label=label, group=group), real, below, str(path), row)
+        return Listed(FoundVideo(stored, label=label, group=group), real, below, str(path), row)
     video = FoundVideo(stored, status.st_size, status.st_mtime_ns, group, label)
-    return _Listed(video, _key(real, status), below, str(path), row)
+    return Listed(video, _key(real, status), below, str(path), row)
 
 
 def _key(real: str, status: os.stat_result) -> Hashable:
@@ -271,85 +231,7 @@ def walk_files(
         yield from (Path(name, file) for file in files if not is_system_leftover(file))
 
 
-def _remote_videos(
-    url: str, found: FoundFiles, roots: list[str], *, by_folder: bool
-) -> Iterator[_Listed]:
-    if protocol_of(url) in UNLISTABLE:
-        if path_of(url).endswith("/"):
-            raise UserError(
-                f"{url}: http has no listing of folders; name the videos themselves, or a .txt or .csv list of them"
-            )
-        roots.append(_place(url).rpartition("/")[0])
-        yield _remote_video(url)  # the worker that reads it asks for its size
-        return
-    before, _, after = split_url(url)
-    system, root, infos = _list_remote(url)
-    if not infos:
-        raise UserError(f"no such file or folder, or an empty one: {url}")
-    is_file = set(infos) == {root}
-    place = _place(f"{before}{root}{after}")
-    roots.append(place.rpartition("/")[0] if is_file else place)
-    for name, info in sorted(infos.items()):
-        parts = (name,) if is_file else PurePosixPath(name).relative_to(root or ".").parts
-        if not is_file and any(map(is_system_leftover, parts)):
-            continue
-        ending = PurePosixPath(name).suffix.lower()
-        if not is_file and ending not in VIDEO_EXTENSIONS:
-            found.passed_over[ending or NO_ENDING] += 1
-            continue
-        is_chained = "::" in before or after
-        path = f"{before}{name}{after}" if is_chained else system.unstrip_protocol(name)
-        size, label = int(info.get("size") or 0), parts[0] if by_folder and len(parts) > 1 else ""
-        video = FoundVideo(path, size, _modified(info), label=label)
-        yield _Listed(video, path, path_of(url) if is_file else "/".join(parts), _place(path))
-
-
-def _remote_video(url: str, row: ListRow | None = None) -> _Listed:
-    """One that is named, not listed."""
-    label, group = (row.label, row.group) if row else ("", "")
-    video = FoundVideo(url, label=label, group=group)
-    return _Listed(video, url, row.path if row else path_of(url), _place(url), row)
-
-
-def _place(url: str) -> str:
-    """Where a URL leads to, as a path: that of an archive before that in it."""
-    before, path, after = split_url(url)
-    if after:
-        archive = after.removeprefix("::").removeprefix("file://")
-        return f"{archive.rstrip('/')}/{path.lstrip('/')}"
-    # A query tells videos apart where the path does not end like one.
-    plain = path_of(url)
-    return before + (plain if PurePosixPath(plain).suffix.lower() in VIDEO_EXTENSIONS else path)
-
-
-def _list_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
-    """The file system, the folder in it and the files below; of a pattern (`zip://*.mp4::...`), those that match."""
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(url)
-        if "*" not in root or system.exists(root):
-            return system, root, system.find(root, detail=True)
-        infos: dict[str, dict[str, Any]] = {}
-        for name in system.glob(root):
-            infos |= system.find(name, detail=True)
-        return system, root.partition("*")[0].rpartition("/")[0], infos
-    except FileNotFoundError:
-        raise UserError(f"no such file or folder: {url}") from None
-    except Exception as error:  # each kind of storage raises its own: no login, no host, no driver
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot list {url}: {cause}") from error
-
-
-def _modified(info: Mapping[str, Any]) -> int:
-    """The time of a remote file in nanoseconds, 0 where its storage does not tell it."""
-    value = next((info[key] for key in _TIME_KEYS if info.get(key)), 0)
-    if isinstance(value, datetime):
-        value = value.timestamp()
-    return int(value * 1e9) if isinstance(value, int | float) else 0
-
-
-def _listed_videos(source: str, roots: list[str]) -> Iterator[_Listed]:
+def _listed_videos(source: str, roots: list[str]) -> Iterator[Listed]:
     rows = read_list(source, is_there=partial(_is_beside, source))
     listed = [_listed_video(source, row) for row in rows]
     local = [one for one in listed if not is_url(one.video.path)]
@@ -363,11 +245,11 @@ def _listed_videos(source: str, roots: list[str]) -> Iterator[_Listed]:
     yield from listed
 
 
-def _listed_video(source: str, row: ListRow) -> _Listed:
+def _listed_video(source: str, row: ListRow) -> Listed:
     there = next((path for path in row.paths if _is_beside(source, path)), row.path)
     path = joined(source, there)
     if is_url(path):
-        return _remote_video(path, row)
+        return remote_video(path, row)
     local = _absolute(Path(source).parent / local_path(path))
     real = os.path.realpath(local)
     return _local_video(Path(local), real=real, below=there, label=row.label, row=row)
@@ -386,7 +268,7 @@ def _is_beside(source: str, path: str) -> bool:
 class _Directory:
     """Finds listed videos by what a list of labels calls them."""
 
-    def __init__(self, listed: Mapping[Hashable, _Listed]) -> None:
+    def __init__(self, listed: Mapping[Hashable, Listed]) -> None:
         self._keys = set(listed)
         self._by_path = {one.video.path: key for key, one in listed.items()}
         self._by_below: dict[str, list[Hashable]] = {}
@@ -434,7 +316,7 @@ class _Directory:
 
 
 def _attach_labels(
-    listed: dict[Hashable, _Listed], roots: Sequence[str], source: str, found: FoundFiles
+    listed: dict[Hashable, Listed], roots: Sequence[str], source: str, found: FoundFiles
 ) -> None:
     """Gives the videos the labels and groups of a list. Raises UserError if it names none of them."""
     source = local_path(source)

@@ -8,10 +8,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
 import fsspec
 
+from videossl.decode.urls import path_of
 from videossl.errors import UserError
 from videossl.models.encoder_file import SUFFIX
 from videossl.progress import track
@@ -46,7 +46,7 @@ def fetched(url: str, *, sha256: str | None = None) -> Path:
     anew. Raises UserError if the file cannot be fetched whole or is not the one asked for; nothing is then kept.
     """
     # Named by a digest: nothing of a remote name gets into a path but one of two endings.
-    ending = SUFFIX if PurePosixPath(urlsplit(url).path).suffix == SUFFIX else ".pt"
+    ending = SUFFIX if PurePosixPath(path_of(url)).suffix == SUFFIX else ".pt"
     path = cache_folder() / "encoders" / (hashlib.sha256(url.encode()).hexdigest()[:32] + ending)
     if path.exists() and (sha256 is None or file_sha256(path) == sha256.lower()):
         log.info("%s: from the cache, %s", url, path)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from videossl.errors import UserError
+from videossl.leftovers import is_system_leftover
 
 log = logging.getLogger("videossl")
 
@@ -125,6 +126,7 @@ def result_paths(folder: Path) -> list[Path]:
         path
         for depth in range(RESULT_DEPTH + 1)
         for path in folder.glob("*/" * depth + "result.json")
+        if not any(map(is_system_leftover, path.relative_to(folder).parts))
     )
 
 

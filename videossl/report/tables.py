@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from videossl.eval.page_template import data_uri
+from videossl.leftovers import is_system_leftover
 from videossl.report.results import (
     Detection,
     Pretext,
@@ -161,13 +162,15 @@ def _pictures_of_probes(found: Sequence[Found[Any]]) -> Iterator[str]:
                 )
 
 
+def _data_of(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if not is_system_leftover(path.name))
+
+
 def _videos(found: Sequence[Found[Tracking]], embed_bytes: int) -> Iterator[str]:
     """The first videos of each tracking result, as long as there is room."""
     left = embed_bytes
     for one in found:
-        paths = sorted(one.folder.glob("comparison/*.mp4")) or sorted(
-            one.folder.glob("overlay/*.mp4")
-        )
+        paths = _data_of(one.folder, "comparison/*.mp4") or _data_of(one.folder, "overlay/*.mp4")
         shown = []
         for path in paths[:NUM_VIDEOS]:
             size = path.stat().st_size
