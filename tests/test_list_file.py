@@ -51,6 +51,7 @@ def written(folder: Path, name: str, content: str | bytes) -> str:
         ("l.csv", "run/a.mp4,run\nrun/b c 7.mp4,walk fast\n"),
         ("l.csv", "run/a.mp4;run\nrun/b c 7.mp4;walk fast\n"),
         ("l.csv", 'run/a.mp4,"run"\n"run/b c 7.mp4","walk fast"\n'),
+        ("l.csv", "path,label\r\nrun\\a.mp4,run\r\nrun\\b c 7.mp4,walk fast\r\n"),  # of Windows
         ("l.txt", "run/a.mp4 run\nrun/b c 7.mp4 walk fast\n"),
         ("l.txt", "run/a.mp4\trun\nrun/b c 7.mp4\twalk fast\n"),
         ("l.txt", "run/a.mp4, run\n# no video\n\nrun/b c 7.mp4, walk fast\n"),
@@ -192,6 +193,7 @@ def test_paths_of_labels_are_relative_to_the_list_or_to_a_source(folder, tmp_pat
             r"l\.json, line 3: an item needs",
         ),
         ("l.json", '{"run/a.mp4": "run"}', r"l\.json is no list"),
+        ("l.csv", 'path,label\nrun/a.mp4,"run\ne.mp4,x\n', r"l\.csv, line 3: the label goes over"),
         ("l.csv", "name,label\nrun/b.xyz,run\n", r"needs the columns path .*it has name, label"),
     ],
 )

@@ -160,8 +160,9 @@ def test_group_regex_sees_the_path_below_the_source(tmp_path, pattern, groups):
     names = ("S00/rgb/walk__1.mp4", "S00/rgb/walk__2.mp4", "S01/rgb/walk__1.mp4")
     root = with_files(tmp_path / "S99", *names)
     assert groups_of(find_videos([root], group_pattern=pattern)) == groups
-    path = written(root, "l.txt", "\n".join(names))
-    assert groups_of(find_videos([path], group_pattern=pattern)) == groups
+    for prefix in ("", "./", f"{root}/"):
+        path = written(root, "l.txt", "\n".join(prefix + name for name in names))
+        assert groups_of(find_videos([path], group_pattern=pattern)) == groups
 
 
 @pytest.mark.parametrize("direct", [False, True])

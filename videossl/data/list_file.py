@@ -144,7 +144,7 @@ def _rows_by_column(
             if not path:
                 raise ValueError(f"line {line}: the column {name} is empty")
             label, group = (values.get(column, "").strip() for column in ("label", "group"))
-            rows.append(ListRow(line, (path,), label, group))
+            rows.append(ListRow(line, _spelt(path), label, group))
     except ValueError as error:
         raise UserError(f"{source}, {error}") from None
     return rows
@@ -175,7 +175,7 @@ def _text_rows(
             numbers = all(word.isdigit() for word in words)
             label = " ".join(words[-1:] if numbers else words[with_count:])
             group = ""
-        rows.append(ListRow(number, (path,), label, group))
+        rows.append(ListRow(number, _spelt(path), label, group))
     return rows
 
 
@@ -350,6 +350,15 @@ def _check_text(source: str, row: ListRow) -> None:
             raise UserError(
                 f"{source}, line {row.line}: the {column} {as_text(value)!r} is not UTF-8: save the list as UTF-8"
             )
+        if "\n" in value:
+            raise UserError(
+                f"{source}, line {row.line}: the {column} goes over several lines, {value[:40]!r}: is a quote not closed?"
+            )
+
+
+def _spelt(path: str) -> tuple[str, ...]:
+    """The path, and what one written on Windows means."""
+    return (path, path.replace("\\", "/")) if "\\" in path else (path,)
 
 
 def _stripped(path: str, is_there: Callable[[str], bool]) -> str:

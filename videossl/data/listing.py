@@ -251,8 +251,12 @@ def _listed_video(source: str, row: ListRow) -> Listed:
     if is_url(path):
         return remote_video(path, row)
     local = _absolute(Path(source).parent / local_path(path))
+    below = os.path.normpath(there)
+    folder = "" if is_url(source) else _absolute(Path(source).parent)
+    if folder and local.startswith(f"{folder}/"):
+        below = local.removeprefix(f"{folder}/")
     real = os.path.realpath(local)
-    return _local_video(Path(local), real=real, below=there, label=row.label, row=row)
+    return _local_video(Path(local), real=real, below=below, label=row.label, row=row)
 
 
 def _is_beside(source: str, path: str) -> bool:

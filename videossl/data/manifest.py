@@ -83,7 +83,8 @@ class VideoEntry:
     One left out is sound, and not to be used for the reason given.
     """
 
-    path: str  # absolute, or a URL; of the shard where the video is a member of one
+    # Absolute (as `videossl.decode.source.stored_path` writes it), or a URL; of the shard where it is a member of one.
+    path: str
     group: str  # one source: its parts never stand on both sides of a split
     status: str  # "ok", "broken" or "left out"
     reason: str  # why it is broken or left out, in one line; empty where it is ok
