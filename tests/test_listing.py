@@ -1,5 +1,6 @@
 """What is found in folders: which files, once each, by which path, of which source."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from videossl.data.table import read_manifest
 from videossl.decode.backends import open_video
 from videossl.decode.source import VideoSource, as_text, local_path, stored_path
 from videossl.errors import UserError, VideoDecodeError
+from videossl.eval.digests import files_digest
 
 
 def names_of(found) -> list[str]:
@@ -363,3 +365,13 @@ def test_file_that_lies_in_the_folders_of_two_classes_fails(tmp_path):
     found = find_videos([tmp_path])
     assert names_of(found) == ["a.mp4", "b.mp4"]
     assert found.notes == ["1 paths lead to files that others lead to: a file is taken once"]
+
+
+def test_digest_of_files_is_over_the_bytes_of_their_names(odd_names):
+    root, names = odd_names
+    expected = hashlib.sha256()
+    for name in names:
+        status = os.stat(f"{root}/{name}")  # noqa: PTH116
+        expected.update(os.fsencode(f"{root}/{name}"))
+        expected.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    assert files_digest([Path(root, name) for name in names]) == expected.hexdigest()

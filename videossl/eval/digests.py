@@ -1,6 +1,7 @@
 """What tells one input from another: that a result may be kept only for the same."""
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ def files_digest(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
-        digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+        facts = f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
+        digest.update(os.fsencode(path) + facts)
     return digest.hexdigest()
 
 
