@@ -88,6 +88,7 @@ ALLOWED = {
     "probe": FLOOR_ONE | {"probe", "embedding", "export", "engine", "data", "decode", "models"},
     "doctor": {
         "doctor",
+        "data",
         "decode",
         "errors",
         "version",

@@ -1,4 +1,5 @@
 import ctypes
+import dataclasses
 import json
 import signal
 import subprocess
@@ -54,7 +55,15 @@ def here(tmp_path_factory) -> dict[str, dict]:
 
 
 def test_a_machine_that_runs_these_tests_is_ready(here):
-    for what in ("torch", "torchvision", "PyAV", "codec h264", "shared memory", "processes"):
+    for what in (
+        "torch",
+        "torchvision",
+        "PyAV",
+        "scan and read",
+        "codec h264",
+        "shared memory",
+        "processes",
+    ):
         assert here[what]["state"] == "ok", here[what]
         assert here[what]["is_required"]
     assert "decoded 8 frames" in here["PyAV"]["found"]
@@ -79,6 +88,77 @@ def test_broken_torch_is_a_row_and_what_needs_no_torch_is_still_tried(plant):
     assert rows["torchvision"].state == "broken"
     assert rows["PyAV"].state == rows["codec h264"].state == "ok"
     assert [row.what for row in rows.values() if row.stops] == ["torch", "torchvision"]
+
+
+# Stands in for a PyAV that opens sound files, but not every way in which videossl asks it to.
+OTHER_PYAV = """
+import importlib, pathlib, sys
+
+del sys.modules["av"]
+sys.path.remove(str(pathlib.Path(__file__).parents[1]))
+real = importlib.import_module("av")
+sound = real.open
+
+def open(file, mode="r", **options):
+    if {refuses}:
+        raise TypeError("open() got an unexpected keyword argument 'options'")
+    return sound(file, mode, **options)
+
+real.open = open
+"""
+REFUSES = {
+    "every argument": 'mode == "r" and options',
+    "to open what is known": 'mode == "r" and options.get("options")',
+    "to open a member of a shard": 'mode == "r" and not isinstance(file, str)',
+}
+
+
+@pytest.mark.parametrize("refuses", list(REFUSES))
+def test_a_pyav_that_refuses_what_scan_or_train_ask_of_it_is_not_ready(
+    plant, monkeypatch, capsys, refuses
+):
+    plant(av=OTHER_PYAV.format(refuses=REFUSES[refuses]))
+    chosen = [check for check in checks() if check.name in ("PyAV", "scan and read")]
+    monkeypatch.setattr(examination, "checks", lambda: chosen)
+    assert main(["doctor"]) == 1
+    pyav, reading, said = (
+        line for line in capsys.readouterr().out.splitlines() if "mend:" not in line and line
+    )
+    assert reading.startswith("scan and read  broken")
+    assert "unexpected keyword argument" in reading
+    # What `scan` needs of PyAV is told without torch, too.
+    assert pyav.split()[1] == ("broken" if refuses == "every argument" else "ok")
+    assert said.startswith("Not ready to scan, train and track: ")
+
+
+def test_a_reader_that_seeks_to_the_wrong_frame_is_not_ready(monkeypatch, tmp_path):
+    from videossl.decode.pyav_reader import PyavReader
+    from videossl.doctor import decoders
+
+    sound = PyavReader.frames_at
+    (row,) = decoders.scan_and_read(Place(tmp_path))
+    assert row.state == "ok"
+
+    def one_too_early(reader, indices):
+        is_single = len(indices) == 1
+        return sound(reader, [max(0, number - is_single) for number in indices])
+
+    monkeypatch.setattr(PyavReader, "frames_at", one_too_early)
+    (row,) = decoders.scan_and_read(Place(tmp_path))
+    assert row.state == "broken"
+    assert "wrong frames: [0, 0, 1, 2, 3, 4, 5, 6]" in row.found
+
+
+def test_times_that_scan_gets_wrong_are_told(monkeypatch, tmp_path):
+    from videossl.decode import info
+
+    path = tmp_path / "tiny.mp4"
+    tiny_video.write_tiny_video(path, "mpeg4")
+    assert tiny_video.listing_fault(path) == ""
+    index = info.read_index(path)
+    late = dataclasses.replace(index, pts=index.pts * 2)
+    monkeypatch.setattr(info, "read_index", lambda path: late)
+    assert "scan lists frames at [0.0, 0.08, " in tiny_video.listing_fault(path)
 
 
 def test_missing_torchcodec_and_a_decord_that_crashes_are_rows_of_a_machine_that_is_ready(plant):

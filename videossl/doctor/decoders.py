@@ -5,12 +5,31 @@ decoder may hang or crash.
 import importlib.metadata
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from videossl.doctor.rows import Place, Row, reason
 from videossl.doctor.software import state_of
-from videossl.doctor.tiny_video import ENCODERS, NUM_FRAMES, fault, read_with_pyav, write_with_any
+from videossl.doctor.tiny_video import (
+    ENCODERS,
+    HEIGHT,
+    NUM_FRAMES,
+    fault,
+    listing_fault,
+    read_with_pyav,
+    write_with_any,
+)
+
+if TYPE_CHECKING:  # where one is missing, that too must be said
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from videossl.data.manifest import VideoEntry
+    from videossl.decode.info import VideoIndex
+    from videossl.decode.source import VideoSource
 
 REQUIRED_CODEC = "h264"
+REINSTALL = "pip install --force-reinstall av torch torchvision"
 _APT = "install FFmpeg's libraries, version 4 to 9, e.g. `apt install ffmpeg`"
 
 
@@ -23,9 +42,31 @@ def pyav(place: Place) -> list[Row]:
     found = f"{av.__version__} with its own FFmpeg {av.ffmpeg_version_info}"
     path = _written(place)
     frames, _ = read_with_pyav(path)
-    if wrong := fault(frames):
+    if wrong := fault(frames) or listing_fault(path):
         return [Row("PyAV", "broken", f"{found}: {wrong}", "pip install --force-reinstall av")]
     return [Row("PyAV", "ok", f"{found}; decoded {NUM_FRAMES} frames")]
+
+
+def scan_and_read(place: Place) -> list[Row]:
+    """The way of a video through videossl: a row of `scan`, a manifest, and frames by that row as `train` takes them."""
+    from videossl.data.listing import FoundVideo
+    from videossl.data.manifest import write_manifest
+    from videossl.data.scan import scan_video
+    from videossl.data.table import read_manifest
+
+    path, manifest = _written(place), place.folder / "videos.parquet"
+    scanned = scan_video(FoundVideo(str(path)))
+    if not scanned.is_ok:
+        return [_unread(f"scan calls a sound video broken: {scanned.reason}")]
+    write_manifest([scanned], manifest)
+    (entry,) = read_manifest(manifest)
+    index = entry.index()
+    for source, known in ((entry.source, None), (entry.source, index), (_member(entry), index)):
+        for shrunk in (1, 2):
+            if wrong := _fault_out_of_order(source, known, shrunk):
+                return [_unread(wrong)]
+    found = f"scanned a video and read its {NUM_FRAMES} frames by its row, one by one"
+    return [Row("scan and read", "ok", found)]
 
 
 def torchcodec(place: Place) -> list[Row]:
@@ -98,7 +139,7 @@ def codec(place: Place, name: str) -> list[Row]:
         found = f"decoder {decoder}, not tried: no encoder to write a sample ({tried})"
         return [Row(what, "warning", found, "pip install --upgrade av")]
     frames, decoder = read_with_pyav(path)
-    if wrong := fault(frames):
+    if wrong := fault(frames) or listing_fault(path):
         return [Row(what, "broken", f"{decoder}: {wrong}", "pip install --force-reinstall av")]
     return [Row(what, "ok", f"decodes ({decoder}), written by {encoder}")]
 
@@ -109,6 +150,37 @@ def _written(place: Place) -> Path:
     if not (write_with_any(path, "h264") or write_with_any(path, "mpeg4")):
         raise RuntimeError("PyAV can write neither H.264 nor MPEG-4: there is no video to try")
     return path
+
+
+def _member(entry: "VideoEntry") -> "VideoSource":
+    """The same video as a part of a larger file, as packed ones are."""
+    from videossl.decode.source import VideoSource
+
+    shard, before = Path(entry.path).with_suffix(".shard"), bytes(512)
+    shard.write_bytes(before + entry.source.read() + before)
+    return VideoSource(str(shard), len(before), entry.bytes)
+
+
+def _fault_out_of_order(source: "VideoSource", index: "VideoIndex | None", shrunk: int) -> str:
+    """What is wrong with frames read one by one, each before the one it follows, so that the reader must seek."""
+    import torch
+
+    from videossl.decode.backends import open_video
+
+    with open_video(source, short_side=HEIGHT // shrunk, index=index) as reader:
+        singles = [reader.frames_at([number]).data for number in reversed(range(NUM_FRAMES))]
+        together = reader.frames_at(range(NUM_FRAMES)).data
+    one_by_one = fault(_pixels(torch.cat(singles[::-1])), shrunk=shrunk)
+    return one_by_one or fault(_pixels(together), shrunk=shrunk)
+
+
+def _pixels(frames: "Tensor") -> "NDArray[np.uint8]":
+    """(N, 3, H, W) of any device as (N, H, W, 3)."""
+    return frames.cpu().permute(0, 2, 3, 1).numpy()
+
+
+def _unread(found: str) -> Row:
+    return Row("scan and read", "broken", found, REINSTALL)
 
 
 def _by_reader(name: str, version: str, path: Path, device: str) -> Row:
@@ -127,8 +199,7 @@ def _by_reader(name: str, version: str, path: Path, device: str) -> Row:
                 batch = reader.frames_at(range(NUM_FRAMES))
     except Exception as error:
         return Row(name, "broken", f"{version}: {reason(error)}", mend)
-    frames = batch.data.cpu().permute(0, 2, 3, 1).numpy()
-    if wrong := fault(frames):
+    if wrong := fault(_pixels(batch.data)):
         return Row(name, "broken", f"{version}: {wrong}", mend)
     return Row(name, "ok", f"{version}; decoded {NUM_FRAMES} frames")
 

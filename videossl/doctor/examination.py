@@ -49,6 +49,12 @@ def checks() -> list[Check]:
         Check("torch", software.torch, is_required=True, mend=again),
         Check("CUDA", software.cuda, mend="mend torch first"),
         Check("PyAV", decoders.pyav, is_required=True, mend="pip install --force-reinstall av"),
+        Check(
+            "scan and read",
+            decoders.scan_and_read,
+            is_required=True,
+            mend=decoders.REINSTALL,
+        ),
         Check("torchcodec", decoders.torchcodec, mend="none needed: PyAV reads instead"),
         Check("decord", decoders.decord, mend="none needed: PyAV reads instead"),
         Check("NVDEC", decoders.nvdec, mend="none needed: decode.device=cpu"),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # where it is missing, that too must be said
 
 NUM_FRAMES = 8
 NUM_BITS = 3
+KEY_FRAME_EVERY = 4  # so that reading single frames must seek
+FRAME_SECONDS = 0.04
 HEIGHT, WIDTH = 96, 128  # multiples of 16 and 32: decord cannot copy narrower rows
 COLOUR = (170, 90, 50)
 # Of the mean of the field. Limited range, chroma at half size and a lossy codec move it by less than 10 on every codec here.
@@ -46,12 +48,15 @@ def write_tiny_video(path: Path, encoder: str) -> None:
     import av
 
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder, rate=25, options=_QUIET.get(encoder, {}))
+        stream = container.add_stream(
+            encoder, rate=round(1 / FRAME_SECONDS), options=_QUIET.get(encoder, {})
+        )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.gop_size = KEY_FRAME_EVERY
         stream.thread_count = 1
         for number in range(NUM_FRAMES):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 25)
+            frame.pts, frame.time_base = number, Fraction(1, round(1 / FRAME_SECONDS))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
@@ -80,18 +85,38 @@ def read_with_pyav(path: Path) -> "tuple[NDArray[np.uint8], str]":
         return np.stack(frames), container.streams.video[0].codec_context.codec.name
 
 
-def fault(frames: "NDArray[np.uint8]") -> str:
-    """What is wrong with the frames of the file, (N, H, W, 3) in order, or "" for the right ones."""
+def listing_fault(path: Path) -> str:
+    """What is wrong with the frames and times that `scan` lists of the file, or "" for the right ones. Needs no torch."""
     import numpy as np
 
-    if frames.shape != (NUM_FRAMES, HEIGHT, WIDTH, 3):
-        return f"it gave frames {frames.shape} in place of {(NUM_FRAMES, HEIGHT, WIDTH, 3)}"
-    centres = [int((bit + 0.5) * WIDTH / NUM_BITS) for bit in range(NUM_BITS)]
-    bits = frames[:, HEIGHT // 4, centres].mean(axis=-1) > 127
+    from videossl.decode.info import read_index
+    from videossl.errors import VideoDecodeError
+
+    try:
+        index = read_index(path)
+    except VideoDecodeError as error:
+        return f"scan calls a sound video broken: {error.cause}"
+    seconds = index.pts_seconds - index.info.begin_seconds
+    expected = np.arange(NUM_FRAMES) * FRAME_SECONDS
+    # Matroska counts in milliseconds.
+    if seconds.shape != expected.shape or np.abs(seconds - expected).max() > 1e-3:
+        return f"scan lists frames at {seconds.round(3).tolist()} s in place of {expected.round(3).tolist()}"
+    return ""
+
+
+def fault(frames: "NDArray[np.uint8]", *, shrunk: int = 1) -> str:
+    """What is wrong with the frames of the file, (N, H / shrunk, W / shrunk, 3) in order, or "" for the right ones."""
+    import numpy as np
+
+    height, width = HEIGHT // shrunk, WIDTH // shrunk
+    if frames.shape != (NUM_FRAMES, height, width, 3):
+        return f"it gave frames {frames.shape} in place of {(NUM_FRAMES, height, width, 3)}"
+    centres = [int((bit + 0.5) * width / NUM_BITS) for bit in range(NUM_BITS)]
+    bits = frames[:, height // 4, centres].mean(axis=-1) > 127
     numbers = [sum(int(bit) << at for at, bit in enumerate(row)) for row in bits]
     if numbers != list(range(NUM_FRAMES)):
         return f"it gave the wrong frames: {numbers} in place of 0 to {NUM_FRAMES - 1}"
-    means = frames[:, HEIGHT * 5 // 8 : HEIGHT * 7 // 8].mean(axis=(0, 1, 2))
+    means = frames[:, height * 5 // 8 : height * 7 // 8].mean(axis=(0, 1, 2))
     if np.abs(means - COLOUR).max() > COLOUR_TOLERANCE:
         return f"it gave wrong colours: RGB {means.round().astype(int).tolist()} in place of {list(COLOUR)}"
     return ""
