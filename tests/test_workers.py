@@ -215,7 +215,7 @@ def test_torch_that_finds_no_memory_is_a_failure_of_memory_too():
         ("lambda", type(None), "ValueError: holds a lambda"),
         ("awkward", type(None), "Awkward: 1 and 2"),
         ("leave", SystemExit, "SystemExit: 3"),
-        ("unpicklable value", object, "pickle"),
+        ("unpicklable value", object, "local object"),  # in the words of every Python
     ],
 )
 def test_what_a_task_raises_comes_back_and_its_worker_goes_on(name, kind, cause):
