@@ -1,16 +1,17 @@
 """First masks in any form a paint program writes: what they are read as, and which are refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from videossl.errors import UserError
 from videossl.eval.colour_mask import ids_of_colours
 from videossl.eval.davis import read_tree
-from videossl.eval.mask_files import read_first_mask, read_mask
+from videossl.eval.mask_files import open_first_mask, read_first_mask, read_mask
 from videossl.masks import PALETTE, write_mask
 
 H, W = 20, 30
@@ -86,13 +87,97 @@ def test_void_is_background(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(read_first_mask(path), id_mask() == 1)
 
 
+COLOURS = ((0, 0, 0), (250, 40, 10), (10, 250, 120))
+SCALE = 8  # so that every object has an inside
+
+
+def large(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.kron(pixels, np.ones((SCALE, SCALE) + (1,) * (pixels.ndim - 2), np.uint8))
+
+
+def edges_of(mask: NDArray[np.uint8], width: int) -> NDArray[np.bool_]:
+    """Where another id is within some pixels, found shift by shift."""
+    near = np.zeros(mask.shape, bool)
+    for dy in range(-width, width + 1):
+        for dx in range(-width, width + 1):
+            near |= np.roll(mask, (dy, dx), axis=(0, 1)) != mask
+    return near
+
+
+@pytest.mark.parametrize(
+    "how", ["bicubic", "bilinear", "blurred", "fading", "grey", "jpeg", "webp"]
+)
+def test_of_smoothed_edges_each_pixel_takes_the_nearest_colour_that_covers_something(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    path, exact = tmp_path / "mask.png", large(id_mask())
+    small = Image.fromarray(painted(*COLOURS))
+    image = Image.fromarray(large(painted(*COLOURS)))
+    if how in ("bicubic", "bilinear"):
+        image = small.resize(image.size, Image.Resampling[how.upper()])
+    elif how in ("blurred", "grey"):
+        image = image.filter(ImageFilter.GaussianBlur(1.5)).convert("L" if how == "grey" else "RGB")
+    elif how == "fading":  # colours to the edge, opacity falls there
+        alpha = Image.fromarray((exact > 0).astype(np.uint8) * 255)
+        image.putalpha(alpha.filter(ImageFilter.GaussianBlur(1.5)))
+    options = {"quality": 80} if how in ("jpeg", "webp") else {}
+    image.save(path, format=how if how in ("jpeg", "webp") else "PNG", **options)
+    with caplog.at_level("INFO", "videossl"):
+        mask = read_first_mask(path)
+    away_from_edges = ~edges_of(exact, SCALE // 2)
+    for number in (0, 1, 2):
+        found = np.unique(mask[away_from_edges & (exact == number)])
+        assert len(found) == 1, number
+    assert len(np.unique(mask)) == 3
+    assert np.mean((mask > 0) != (exact > 0)) < 0.03
+    (said,) = [r.getMessage() for r in caplog.records if "its edges are smoothed" in r.getMessage()]
+    assert len(np.unique(np.asarray(Image.open(path)).reshape(exact.size, -1), axis=0)) == int(
+        re.search(r"\((\d+) colours\)", said)[1]
+    )
+
+
+def test_an_edge_halfway_between_two_colours_is_no_object(tmp_path: Path) -> None:
+    # A rectangle scaled by half a pixel: few colours, each along one side.
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[10:30, 15:45] = 255
+    pixels[9, 15:45], pixels[30, 15:45], pixels[10:30, 14], pixels[10:30, 45] = 128, 120, 130, 125
+    pixels[9, 14] = pixels[30, 45] = 64
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    assert set(np.unique(read_first_mask(tmp_path / "mask.png"))) == {0, 1}
+    assert (
+        open_first_mask(tmp_path / "mask.png").form == "2016"
+    )  # the later ones are settled by a threshold
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB"])
+def test_objects_of_few_pixels_stay_whatever_their_ids(tmp_path: Path, mode: str) -> None:
+    ids = np.zeros((60, 90), np.uint8)
+    ids[20:40, 20:60] = 9
+    ids[5, 3:43:2] = np.arange(1, 21)  # single pixels
+    ids[22:24, 30:32] = 21  # two by two, inside of another
+    if mode == "P":
+        write_mask(tmp_path / "mask.png", ids)
+    else:
+        Image.fromarray(ids if mode == "L" else PALETTE[ids]).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_first_mask(tmp_path / "mask.png"), ids)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_smoothed_edges_fail_with_the_remedy(tmp_path: Path, mode: str) -> None:
-    image = Image.fromarray(painted((0, 0, 0), (250, 40, 10), (10, 250, 10)))
-    image.resize((8 * W, 8 * H), Image.Resampling.BICUBIC).convert(mode).save(tmp_path / "m.png")
+def test_a_photo_is_no_mask(tmp_path: Path, mode: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).resize((160, 120), Image.Resampling.BICUBIC)
+    photo.convert(mode).save(tmp_path / "m.png")
     with pytest.raises(
         UserError, match=r"m.png: has \d+ .* \(at most 32\); edges are smoothed.*PNG"
     ):
+        read_first_mask(tmp_path / "m.png")
+
+
+def test_more_ids_than_objects_can_be_are_not_merged(tmp_path: Path) -> None:
+    Image.fromarray(np.kron(np.arange(40, dtype=np.uint8)[None], np.ones((8, 8), np.uint8))).save(
+        tmp_path / "m.png"
+    )
+    with pytest.raises(UserError, match="has 39 grey values"):
         read_first_mask(tmp_path / "m.png")
 
 
@@ -126,5 +211,7 @@ def test_a_tree_may_begin_with_colours_but_is_not_scored_by_them(tmp_path: Path)
     assert sequence.object_ids == (1, 2)
     assert not sequence.is_annotated
     np.testing.assert_array_equal(sequence.mask(0) > 0, id_mask() > 0)
-    with pytest.raises(UserError, match="ant: the masks are RGB images; only grey and palette"):
+    with pytest.raises(
+        UserError, match="ant: the masks are RGB images; only grey and palette PNGs with hard edges"
+    ):
         read_tree(tmp_path, split="val", need_masks=True)

@@ -11,11 +11,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from videossl.errors import UserError
-from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours
-from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
+from videossl.eval.colour_mask import MAX_COLOURS, ids_of_colours, without_smoothing
+from videossl.picture_files import UNREADABLE, opened_picture, picture_size
 
 Form = Literal["2016", "2017"]
 IndexMask = NDArray[np.uint8]  # (H, W) object ids, 0 = background
@@ -58,8 +57,9 @@ def read_result(path: Path, *, form: Form) -> IndexMask:
 def read_first_mask(path: Path) -> IndexMask:
     """The mask that tracking begins with, as (H, W) uint8 object ids: what `read_mask` takes, or an image in colours.
 
-    Colours become ids as `ids_of_colours` says, which is logged once. Only a first mask may be so: in another image the
-    same colours could come in another order. Raises UserError as `read_mask`, and for too many colours or grey values.
+    Colours become ids as `ids_of_colours` says, and smoothed edges hard ones as `without_smoothing` says; both are logged
+    once. Only a first mask may be so: in another image the same colours could come in another order. Raises UserError as
+    `read_mask`, and for too many colours or grey values.
     """
     return open_first_mask(path).ids
 
@@ -69,18 +69,37 @@ class FirstMask(NamedTuple):
 
     ids: IndexMask
     form: Form
-    mode: str  # of Pillow
+    mode: str  # of Pillow, or the name of a lossy format
+    is_exact: bool  # its edges are not smoothed
 
     @property
     def is_index(self) -> bool:
-        """Whether masks of this kind can be scored: they hold ids, not colours."""
-        return self.mode in _INDEX_MODES
+        """Whether masks of this kind can be scored: they hold ids, or one object with an edge that a threshold settles."""
+        return self.mode in _INDEX_MODES and (self.is_exact or self.form == "2016")
+
+    @property
+    def kind(self) -> str:
+        """Why they cannot, in words."""
+        if self.mode in _INDEX_MODES:
+            return "the edges of the masks are smoothed"
+        return f"the masks are {self.mode} images"
 
 
 def open_first_mask(path: Path) -> FirstMask:
     """`read_first_mask` with the form of the masks and their kind."""
-    values, mode = _values(path)
-    return FirstMask(_first_ids(path, values, mode), _form(values, mode), mode)
+    given, mode = _values(path, allow_lossy=True)
+    values = given
+    if mode not in ("1", "P"):  # the values of a palette are ids, whatever they look like
+        values, colours = without_smoothing(given, is_lossy=mode in _LOSSY)
+        if values is given and mode in _LOSSY:
+            raise _not_exact(path, mode)
+        if values is not given:
+            kept = ", ".join(colours)
+            num_colours = len(np.unique(given.reshape(-1, *given.shape[2:]), axis=0))
+            _say_once(
+                f"{path}: its edges are smoothed ({num_colours} colours): each pixel is taken for the nearest of {kept}"
+            )
+    return FirstMask(_first_ids(path, values, mode), _form(values, mode), mode, values is given)
 
 
 def object_ids(mask: IndexMask) -> tuple[int, ...]:
@@ -129,14 +148,14 @@ def _form(values: IndexMask, mode: str) -> Form:
     return "2016" if is_binary else "2017"
 
 
-def _values(path: Path) -> tuple[IndexMask, str]:
-    """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4)."""
+def _values(path: Path, *, allow_lossy: bool = False) -> tuple[IndexMask, str]:
+    """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4); of a lossy file with its format."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
+        with opened_picture(path) as image:
+            if image.format in _LOSSY and not allow_lossy:
+                raise _not_exact(path, image.format)
             if image.format in _LOSSY:
-                raise UserError(
-                    f"{path}: {image.format} changes values where it saves space, so they are no object ids: give a PNG"
-                )
+                return np.asarray(image.convert("RGBA")), str(image.format)
             if image.mode not in _INDEX_MODES + _COLOUR_MODES:
                 raise UserError(
                     f"{path}: a mask must be an 8-bit grey, palette or RGB image, got mode {image.mode}"
@@ -151,19 +170,18 @@ def _values(path: Path) -> tuple[IndexMask, str]:
         raise UserError(f"{path}: damaged mask ({error})") from None
 
 
+def _not_exact(path: Path, kind: str | None) -> UserError:
+    return UserError(
+        f"{path}: {kind} changes values where it saves space, so they are no object ids: give a PNG"
+    )
+
+
 def image_size(path: Path, *, to_its_end: bool = False) -> tuple[int, int]:
     """(width, height) of an image, from its header; with `to_its_end` the rest of the file is checked too.
 
     Raises UserError if it is damaged.
     """
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
-            size = image.size
-            if to_its_end and image.format == "JPEG":
-                image.draft("L", (size[0] // 8, size[1] // 8))  # an eighth of the work
-                image.load()
-            elif to_its_end:
-                image.verify()
-            return size
+        return picture_size(path, to_its_end=to_its_end)
     except UNREADABLE as error:
         raise UserError(f"{path}: damaged image ({error})") from None
