@@ -11,15 +11,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from numbered_video import write_rotation_flag
 from numpy.typing import NDArray
 from PIL import Image
 
 from videossl.__main__ import main
 from videossl.commands.tracking_rows import foreseen_time
+from videossl.errors import UserError
 from videossl.eval import tracking
 from videossl.eval.davis import read_tree
 from videossl.eval.features import LabPatches
-from videossl.eval.footage import davis_footage
+from videossl.eval.footage import davis_footage, video_footage
 from videossl.eval.mask_files import read_mask
 from videossl.eval.overlay import draw_mask
 from videossl.eval.presets import preset
@@ -172,7 +174,7 @@ def test_the_tree_is_judged_before_a_checkpoint_is_asked_for(
     (davis / "Annotations/480p/bee/00000.png").unlink()
     assert track(tmp_path / "nowhere", davis, tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "ant: no JPEG frames" in line
+    assert "ant: no frames" in line
     assert "bee: no mask for the first frame 00000" in line
 
 
@@ -536,3 +538,48 @@ def test_a_cap_on_memory_leaves_the_masks_as_they_are(
     assert track(checkpoint, davis, tmp_path / "capped", "--max-mib", "1") == 0
     assert masks_in(tmp_path / "free/trained") == masks_in(tmp_path / "capped/trained")
     assert track(checkpoint, davis, tmp_path / "none", "--max-mib", "0") == 2
+
+
+def video_of(path: Path, width: int, height: int, rotation: int = 0) -> Path:
+    """A few grey frames; stored turned if they are to be shown so."""
+    stored = (height, width) if rotation % 180 else (width, height)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = *stored, "yuv420p"
+        for _ in range(3):
+            pixels = np.full((stored[1], stored[0], 3), 90, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    if rotation:
+        write_rotation_flag(path, rotation)
+    return path
+
+
+@pytest.mark.parametrize("size", [(96, 64), (192, 128), (95, 63), (60, 40), (50, 34), (1920, 1280)])
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_a_mask_of_the_shape_of_the_frames_is_scaled_to_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, size: tuple[int, int], rotation: int
+) -> None:
+    video = video_of(tmp_path / "a.mp4", 96, 64, rotation)
+    width, height = size
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : height // 2, width // 2 :] = 1
+    write_mask(tmp_path / "m.png", mask)
+    with caplog.at_level("INFO", "videossl"):
+        footage = video_footage(video, tmp_path / "m.png")
+    # Nearest neighbour, pixel by pixel: the centre of each pixel lies in a pixel of what was given.
+    rows = [int((y + 0.5) * height / 64) for y in range(64)]
+    columns = [int((x + 0.5) * width / 96) for x in range(96)]
+    np.testing.assert_array_equal(footage.first_mask, mask[np.ix_(rows, columns)])
+    said = [r.getMessage() for r in caplog.records if "nearest neighbour" in r.getMessage()]
+    assert len(said) == (size != (96, 64))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 60), (100, 64), (48, 36)])
+def test_a_mask_of_another_shape_fails_in_a_line(tmp_path: Path, size: tuple[int, int]) -> None:
+    video = video_of(tmp_path / "a.mp4", 96, 64)
+    write_mask(tmp_path / "m.png", np.ones(size[::-1], np.uint8))
+    with pytest.raises(
+        UserError, match=rf"m\.png is {size[0]}x{size[1]} but the frames of .* are 96x64"
+    ):
+        video_footage(video, tmp_path / "m.png")

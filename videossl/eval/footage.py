@@ -1,18 +1,26 @@
 """What is tracked: the frames of one sequence and the masks that may be known, from a DAVIS tree or a user's own video."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from videossl.decode.backends import open_video
+from videossl.decode.container import open_container, video_stream
+from videossl.decode.info import read_index
+from videossl.decode.source import VideoSource
 from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence
 from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
 from videossl.eval.mask_files import IndexMask, object_ids, read_first_mask
 
 DAVIS_FRAMES_PER_SECOND = 24.0
+
+_log = logging.getLogger("videossl")
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,15 @@ def davis_footage(sequence: DavisSequence) -> Footage:
 
 
 def video_footage(video: Path, mask: Path) -> Footage:
-    """A user's own video and the mask of its first frame.
+    """A user's own video and the mask of its first frame, which is scaled to the frames where it is of their shape.
 
-    Raises UserError for a file that cannot be read and a mask of another size or without an object.
+    Raises UserError for a file that cannot be read and a mask of another shape or without an object.
     """
-    first_mask = read_first_mask(mask)
-    reader = open_video(str(video))
+    given = read_first_mask(mask)
+    index = read_index(str(video))
+    reader = open_video(str(video), index=index)
     source = VideoFrames(reader)
-    if first_mask.shape != source.native_size:
-        raise UserError(
-            f"{mask} is {first_mask.shape[1]}x{first_mask.shape[0]} but the frames of {video} are "
-            f"{reader.width}x{reader.height}"
-        )
+    first_mask = _fitted(given, mask, source, video=video, rotation=index.info.rotation)
     ids = object_ids(first_mask)
     if not ids:
         raise UserError(f"{mask} holds no object: every pixel is background")
@@ -72,3 +77,34 @@ def video_footage(video: Path, mask: Path) -> Footage:
         if seconds > 0
         else DAVIS_FRAMES_PER_SECOND,
     )
+
+
+def _fitted(
+    given: IndexMask, path: Path, source: VideoFrames, *, video: Path, rotation: int
+) -> IndexMask:
+    """A mask at the size of the frames: as given, or scaled from their shape or from the size at which they are stored."""
+    size, height, width = given.shape, *source.native_size
+    if size == (height, width):
+        return given
+    said = f"{path} is {size[1]}x{size[0]} but the frames of {video} are {width}x{height}"
+    if not _is_scaled(size, source.native_size) and size != _stored_size(video, rotation):
+        raise UserError(f"{said}: give a mask of that size, or one of the same shape")
+    _log.info("%s: the mask is scaled to them (nearest neighbour)", said)
+    scaled = Image.fromarray(given).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(scaled)
+
+
+def _is_scaled(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether (H, W) is that of the other at some scale, each side rounded, if need be to an even number."""
+    least = max((side - 1) / of for side, of in zip(one, other, strict=True))
+    most = min((side + 1) / of for side, of in zip(one, other, strict=True))
+    return least <= most
+
+
+def _stored_size(video: Path, rotation: int) -> tuple[int, int]:
+    """(H, W) of the decoded frames when upright, in pixels of whatever shape."""
+    source = VideoSource(str(video))
+    with open_container(source) as container:
+        context = video_stream(container, source).codec_context
+        size = (context.height, context.width)
+    return size[::-1] if rotation % 180 else size
