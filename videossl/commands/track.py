@@ -232,6 +232,7 @@ def _inputs(
 ) -> str:
     """A digest of all that is read: names, sizes and times of change, so that nothing old passes for new."""
     from videossl.eval.digests import files_digest
+    from videossl.leftovers import is_system_leftover
 
     paths = [path for s in sequences for path in (*s.frame_paths, *s.mask_paths[:1])]
     for video in videos:

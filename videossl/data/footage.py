@@ -24,7 +24,7 @@ from videossl.decode.info import read_index
 from videossl.decode.source import VideoSource, as_text, local_path, stored_path
 from videossl.decode.urls import is_url
 from videossl.errors import UserError, VideoDecodeError
-from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
+from videossl.picture_files import UNREADABLE, opened_picture, picture_size
 from videossl.progress import track
 from videossl.workers import WorkerPool
 
@@ -197,9 +197,9 @@ def _add_video(source: VideoSource, signatures: SignatureList) -> None:
 def _picture(path: Path) -> np.ndarray:
     """The small luma of a picture file."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
-            width, height = small_size(*image.size)
-            image.draft("L", (2 * width, 2 * height))  # a JPEG is decoded at the next larger size
+        width, height = small_size(*picture_size(path))
+        # A JPEG is decoded at the next larger size.
+        with opened_picture(path, within=(2 * width, 2 * height)) as image:
             grey = image.convert("L").resize((width, height), Image.Resampling.BOX)
     except UNREADABLE as error:
         cause = f"{path.name}: " + " ".join(str(error).split())

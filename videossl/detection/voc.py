@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from videossl.errors import UserError
 from videossl.leftovers import is_system_leftover
+from videossl.picture_files import UNREADABLE, is_picture, opened_picture
 
 MAX_XML_BYTES = 2**20
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
@@ -46,6 +46,8 @@ class VocImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         self.folder = voc_folder(folder)
         self.names = _names_of(self.folder, split)
         self._annotations = [read_annotation(self._xml(name)) for name in self.names]
+        pictures = filter(is_picture, (self.folder / "JPEGImages").iterdir())
+        self._picture_of = {path.stem: path for path in pictures}
         missing = [n for n in self.names if not self._jpeg(n).is_file()]
         if missing:
             raise UserError(
@@ -70,10 +72,9 @@ class VocImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         annotation = self._annotations[index]
         path = self._jpeg(self.names[index])
         try:
-            # The formats by name: Pillow goes by the content, and would hand PostScript to an interpreter.
-            with Image.open(path, formats=("JPEG",)) as image:
+            with opened_picture(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         labels = [self.classes.index(label) + 1 for label in annotation.labels]
         target = {
@@ -88,7 +89,7 @@ class VocImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return self.folder / "Annotations" / f"{name}.xml"
 
     def _jpeg(self, name: str) -> Path:
-        return self.folder / "JPEGImages" / f"{name}.jpg"
+        return self._picture_of.get(name, self.folder / "JPEGImages" / f"{name}.jpg")
 
 
 def voc_folder(folder: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from videossl.errors import UserError
 from videossl.eval.entry_names import check_entry_name
-from videossl.eval.frame_order import in_frame_order
+from videossl.eval.frame_order import pictures_of
 from videossl.eval.mask_files import (
     FirstMask,
     Form,
@@ -24,6 +24,8 @@ from videossl.eval.mask_files import (
     read_first_mask,
     read_mask,
 )
+from videossl.leftovers import is_system_leftover
+from videossl.picture_files import is_picture
 
 RESOLUTION = "480p"
 YEARS = ("2016", "2017")
@@ -119,38 +121,41 @@ def read_tree(
 
 
 def _names_of_split(root: Path, split: str) -> list[str]:
-    lists = {
-        path: path.stem
-        for year in YEARS
-        for path in sorted((root / "ImageSets" / year).glob("*.txt"))
-    }
+    lists = {path: path.stem for path in split_lists(root)}
     found = [path for path, name in lists.items() if name == split]
     if not found:
         allowed = ", ".join(sorted(set(lists.values()))) or f"none: {root}/ImageSets holds no list"
         raise UserError(f"split {split!r} is unknown; allowed: {allowed}")
     if len(found) > 1:
         # Both years list a "val": the one that fits the masks at hand is meant.
-        first_masks = sorted((root / "Annotations" / RESOLUTION).glob("*/*.png"))[:1]
+        masks = sorted((root / "Annotations" / RESOLUTION).glob("*/*"))
+        first_masks = [path for path in masks if is_picture(path)][:1]
         year = form_of(first_masks[0]) if first_masks else "2017"
         found = [path for path in found if path.parent.name == year]
     _log.info("split %s: %s", split, found[0])
     return listed_sequences(found[0])
 
 
+def split_lists(root: Path) -> list[Path]:
+    """The lists of sequences in a tree, those of 2016 first."""
+    found = [path for year in YEARS for path in sorted((root / "ImageSets" / year).glob("*.txt"))]
+    return [path for path in found if not is_system_leftover(path.name)]
+
+
 def listed_sequences(path: Path) -> list[str]:
     """The sequences that a list of ImageSets names, in its order."""
     # The first release of 2016 lists frames ("/JPEGImages/480p/bear/00000.jpg ..."), later ones list sequences.
-    entries = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    entries = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     names = [Path(e.split()[0]).parent.name if "/" in e else e for e in entries]
     return list(dict.fromkeys(names))
 
 
 def _read_sequence(root: Path, name: str, *, need_frames: bool, need_masks: bool) -> DavisSequence:
     check_entry_name(name, "sequence name")
-    frames = in_frame_order((root / "JPEGImages" / RESOLUTION / name).glob("*.jpg"))
-    masks = in_frame_order((root / "Annotations" / RESOLUTION / name).glob("*.png"))
+    frames = pictures_of(root / "JPEGImages" / RESOLUTION / name)
+    masks = pictures_of(root / "Annotations" / RESOLUTION / name)
     if need_frames and not frames:
-        raise UserError(f"{name}: no JPEG frames")
+        raise UserError(f"{name}: no frames")
     if not masks:
         raise UserError(f"{name}: no masks")
     frame_names = [path.stem for path in (frames if need_frames else masks)]
@@ -180,7 +185,7 @@ def _why_unscored(
 ) -> str | None:
     """Why nothing can be scored in a sequence with these masks; None if it can."""
     if not first_mask.is_index:
-        return f"the masks are {first_mask.mode} images; only grey and palette PNGs score"
+        return f"{first_mask.kind}; only grey and palette PNGs with hard edges score"
     if mask_names != frame_names:
         if mask_names == frame_names[:1]:
             return "there are no masks after the first frame"
@@ -199,7 +204,7 @@ def _check_images(name: str, frames: list[Path], masks: list[Path], shape: tuple
     for path in (*frames, *masks):
         found = image_size(path, to_its_end=True)
         if found != size:
-            what = f"{'mask' if path.suffix == '.png' else 'frame'} {path.stem}"
+            what = f"{'mask' if path in masks else 'frame'} {path.stem}"
             raise UserError(
                 f"{name}: {what} is {_times(found)} but the first mask is {_times(size)}"
             )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from videossl.errors import UserError
-from videossl.eval.davis import YEARS, listed_sequences
+from videossl.eval.davis import listed_sequences, split_lists
 
 # ImageSets/2017/val.txt of DAVIS 2017 (arXiv:1704.00675); the 20 of the val list of 2016 are among them.
 OFFICIAL_VAL = (
@@ -21,7 +21,7 @@ def check_searchable(root: Path, split: str) -> None:
 
     The whole split counts, whichever of its sequences are used.
     """
-    lists = [path for year in YEARS for path in sorted((root / "ImageSets" / year).glob("*.txt"))]
+    lists = split_lists(root)
     held_back = dict.fromkeys(OFFICIAL_VAL, "the val list of DAVIS")
     for path in lists:
         if _is_held_back(path.stem):

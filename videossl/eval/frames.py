@@ -13,7 +13,7 @@ from torch import Tensor
 
 from videossl.decode.reader import VideoReader
 from videossl.errors import UserError
-from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
+from videossl.picture_files import UNREADABLE, opened_picture
 
 
 class FrameSource(Protocol):
@@ -49,7 +49,7 @@ class ImageFrames:
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file to work on; what it raises on the way is a UserError."""
     try:
-        with Image.open(path, formats=PICTURE_FORMATS) as image:
+        with opened_picture(path) as image:
             yield image
     except UNREADABLE as error:
         raise UserError(f"{path}: damaged image ({error})") from None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from videossl.errors import UserError
+from videossl.leftovers import is_system_leftover
 from videossl.whole_file import is_unfinished, temporary_name
 
 
@@ -19,7 +20,11 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
     check_writable(out)
     if not out.exists():
         return
-    entries = sorted(entry for entry in out.iterdir() if not is_unfinished(entry))
+    entries = sorted(
+        entry
+        for entry in out.iterdir()
+        if not is_unfinished(entry) and not is_system_leftover(entry.name)
+    )
     foreign = [entry.name for entry in entries if not any(entry.match(name) for name in owned)]
     if foreign or (entries and not (out / marker).is_file()):
         names = ", ".join(foreign or [entry.name for entry in entries][:3])

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from PIL import Image
-
 from videossl.eval.overlay import COLOURS
 from videossl.eval.page_tables import (
     differences_table,
@@ -25,7 +23,8 @@ from videossl.eval.page_tables import (
 )
 from videossl.eval.page_template import asset, data_uri, definitions, jpeg_uri, render_page
 from videossl.eval.score_plot import ScoreLine, score_plot
-from videossl.picture_files import PICTURE_FORMATS
+from videossl.leftovers import is_system_leftover
+from videossl.picture_files import is_picture, opened_picture
 from videossl.whole_file import write_text
 
 PAGE = "index.html"
@@ -94,7 +93,8 @@ def _sequences(out: Path, per_object: Mapping[str, Mapping[str, Any]]) -> list[_
     """Worst first; without scores by name."""
     objects: dict[str, dict[int, Mapping[str, Any]]] = {}
     for path in sorted(out.glob("overlay/*.mp4")):
-        objects[path.stem] = {}
+        if not is_system_leftover(path.name):
+            objects[path.stem] = {}
     for name, record in per_object.items():
         sequence, _, number = name.rpartition("_")
         objects.setdefault(sequence, {})[int(number)] = record
@@ -108,7 +108,9 @@ def _sequences(out: Path, per_object: Mapping[str, Mapping[str, Any]]) -> list[_
                 anchor=f"sequence-{index}",  # a name may hold anything
                 video=next((video for video in videos if video.is_file()), None),
                 sheet=sheet if sheet.is_file() else None,
-                attention=tuple(sorted((out / "attention" / name).glob("*.png"))),
+                attention=tuple(
+                    filter(is_picture, sorted((out / "attention" / name).glob("*.png")))
+                ),
                 objects=records,
             )
         )
@@ -251,7 +253,7 @@ def _plots(sequence: _Sequence, scored: Mapping[str, Mapping[str, Any]], main_ro
 
 
 def _figure(path: Path, caption: str, name: str) -> str:
-    with Image.open(path, formats=PICTURE_FORMATS) as image:
+    with opened_picture(path) as image:
         picture = image.convert("RGB")
     picture.thumbnail((_PICTURE_WIDTH, _PICTURE_WIDTH * 4))
     source = jpeg_uri(picture)

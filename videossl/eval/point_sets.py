@@ -13,15 +13,16 @@ from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import io as matlab
 
 from videossl.errors import UserError
 from videossl.eval.entry_names import check_entry_name
+from videossl.eval.frame_order import pictures_of
 from videossl.eval.frames import FrameSource, ImageFrames
 from videossl.eval.mask_files import read_mask
 from videossl.eval.points import Flags, Places, Queries
-from videossl.picture_files import PICTURE_FORMATS, UNREADABLE
+from videossl.leftovers import is_system_leftover
+from videossl.picture_files import UNREADABLE, picture_size
 
 Benchmark = Literal["badja", "jhmdb", "tapvid"]
 Item = TypeVar("Item")
@@ -89,7 +90,7 @@ def read_badja(root: Path) -> list[PointVideo]:
             f"{root} has neither badja_joints nor joint_annotations: --badja takes a DAVIS tree with the joint files "
             "of BADJA in such a folder"
         )
-    paths = sorted(folder.glob("*.json"))
+    paths = sorted(p for p in folder.glob("*.json") if not is_system_leftover(p.name))
     if not paths:
         raise UserError(f"{folder} holds no .json file of joints")
     frames_root = root / "DAVIS" if (root / "DAVIS").is_dir() else root
@@ -105,7 +106,10 @@ def _badja_video(path: Path, root: Path) -> PointVideo:
     folder = next((f for f in folders if f.is_dir()), None)
     if folder is None:
         raise UserError(f"{name}: no folder {folders[0]}")
-    frames = [folder / f"{indices[0] + i:05d}.jpg" for i in range(count)]
+    # Upper-case endings and other formats are taken; what is missing is named as it was published.
+    found = {frame.stem: frame for frame in pictures_of(folder)}
+    stems = [f"{indices[0] + i:05d}" for i in range(count)]
+    frames = [found.get(stem, folder / f"{stem}.jpg") for stem in stems]
     _check_images(name, frames)
     source = ImageFrames(frames)
     height, width = source.native_size
@@ -166,7 +170,14 @@ def read_jhmdb(root: Path, split_lists: Sequence[Path] | None = None) -> list[Po
     be asked for and are not judged (as in tapnet); frames after the last with joints are left out. Raises UserError that
     lists all problems.
     """
-    lists = list(split_lists or sorted((root / "splits").glob("*_test_split1.txt")))
+    lists = list(
+        split_lists
+        or sorted(
+            path
+            for path in (root / "splits").glob("*_test_split1.txt")
+            if not is_system_leftover(path.name)
+        )
+    )
     if not lists:
         raise UserError(
             f"{root}/splits holds no <action>_test_split1.txt: unpack the splits there or give --split-list"
@@ -217,7 +228,7 @@ def _jhmdb_video(root: Path, name: str) -> PointVideo:
             f"{name}: pos_img of {path} must be numbers of (2, 15, T), got {found.shape}"
         )
     folder = root / "Rename_Images" / name
-    frames = sorted(folder.glob("*.png"), key=lambda p: (len(p.stem), p.stem))[: found.shape[2]]
+    frames = pictures_of(folder)[: found.shape[2]]
     if len(frames) < max(2, found.shape[2]):
         raise UserError(
             f"{name}: {found.shape[2]} frames have joints but {folder} holds {len(frames)}"
@@ -240,7 +251,6 @@ def _check_images(name: str, paths: Sequence[Path]) -> None:
             f"{name}: {len(missing)} of {len(paths)} frames are missing (first: {missing[0]})"
         )
     try:
-        with Image.open(paths[0], formats=PICTURE_FORMATS) as image:
-            image.verify()
+        picture_size(paths[0], to_its_end=True)
     except UNREADABLE as error:
         raise UserError(f"{name}: {paths[0]} is damaged ({error})") from None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from videossl.errors import UserError
 from videossl.eval.frame_order import in_frame_order
+from videossl.leftovers import is_system_leftover
 
 
 class StoredFeatures:
@@ -25,7 +26,7 @@ class StoredFeatures:
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.folder, self.device = folder, torch.device(device)
-        if not any(folder.glob("*.npy")) and not any(folder.glob("*/*.npy")):
+        if not arrays_of(folder) and not any(map(arrays_of, folder.glob("*/"))):
             raise UserError(
                 f"{folder} holds no features: <sequence>.npy (T, D, h, w) or <sequence>/<frame>.npy (D, h, w) are read"
             )
@@ -49,7 +50,7 @@ class StoredFeatures:
             found = len(array)
             frames: Iterator[NDArray[np.generic]] = iter(array)
         else:
-            paths = in_frame_order((self.folder / name).glob("*.npy"))
+            paths = arrays_of(self.folder / name)
             found = len(paths)
             frames = (_read(path, num_axes=3) for path in paths)
         if found != num_frames:
@@ -65,6 +66,11 @@ class StoredFeatures:
             with np.errstate(over="ignore"):  # infinities are refused by who reads them
                 values = np.array(frame, np.float32)
             yield torch.from_numpy(values).to(self.device)
+
+
+def arrays_of(folder: Path) -> list[Path]:
+    """The .npy files of a folder in the order of frames."""
+    return in_frame_order(p for p in folder.glob("*.npy") if not is_system_leftover(p.name))
 
 
 def _read(path: Path, *, num_axes: int) -> NDArray[np.generic]:

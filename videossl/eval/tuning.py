@@ -14,6 +14,7 @@ from videossl.eval.features import Extractor, input_size, sequence_features
 from videossl.eval.footage import davis_footage
 from videossl.eval.protocol import Protocol
 from videossl.eval.scoring import ObjectScore, score_masks
+from videossl.eval.stored_features import arrays_of
 from videossl.eval.tracking import footage_masks
 
 
@@ -106,7 +107,7 @@ def store_features(
 def check_space(sequences: Sequence[DavisSequence], folder: Path) -> None:
     """Raises UserError if the features of all sequences, judged by the first, do not fit on the disk."""
     frames = sum(len(sequence.frame_names) for sequence in sequences)
-    stored = {path.stem: path.stat().st_size for path in folder.glob("*.npy")}
+    stored = {path.stem: path.stat().st_size for path in arrays_of(folder)}
     first = sequences[0]
     total = stored[first.name] * frames // len(first.frame_names)
     missing, free = total - sum(stored.values()), shutil.disk_usage(folder).free

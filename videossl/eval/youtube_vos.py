@@ -18,9 +18,10 @@ from videossl import progress
 from videossl.errors import UserError
 from videossl.eval.entry_names import check_entry_name
 from videossl.eval.footage import Footage
-from videossl.eval.frame_order import in_frame_order
+from videossl.eval.frame_order import in_frame_order, pictures_of
 from videossl.eval.frames import ImageFrames
 from videossl.eval.mask_files import Form, IndexMask, form_of, image_size, object_ids, read_mask
+from videossl.leftovers import is_system_leftover
 
 FRAME_NUMBERS_PER_SECOND = 30  # section 3 of the paper; every fifth frame has masks
 
@@ -141,11 +142,11 @@ def _read_meta(path: Path) -> dict[str, object] | None:
 def _video_names(
     root: Path, meta: Mapping[str, object] | None, only: Sequence[str] | None
 ) -> list[str]:
-    folders = sorted(path.name for path in (root / "Annotations").iterdir() if path.is_dir())
+    folders = sorted(_folders_in(root / "Annotations"))
     names = folders if meta is None else sorted(meta)
     if not names:
         raise UserError(f"{root}/{'Annotations' if meta is None else 'meta.json'} holds no video")
-    bare = [p.name for p in (root / "JPEGImages").iterdir() if p.is_dir() and p.name not in names]
+    bare = [name for name in _folders_in(root / "JPEGImages") if name not in names]
     if bare:
         _log.info("%s: %d videos without masks are left out", root, len(bare))
     if only is None:
@@ -157,12 +158,16 @@ def _video_names(
     return [name for name in names if name in set(only)]
 
 
+def _folders_in(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.is_dir() and not is_system_leftover(p.name)]
+
+
 def _read_sequence(root: Path, name: str, objects: _Objects | None) -> YoutubeVosSequence:
     check_entry_name(name, "video name")
-    frames = in_frame_order((root / "JPEGImages" / name).glob("*.jpg"))
-    masks = in_frame_order((root / "Annotations" / name).glob("*.png"))
+    frames = pictures_of(root / "JPEGImages" / name)
+    masks = pictures_of(root / "Annotations" / name)
     if not frames:
-        raise UserError(f"{name}: no JPEG frames")
+        raise UserError(f"{name}: no frames")
     if not masks:
         raise UserError(f"{name}: no masks")
     index_of = {path.stem: index for index, path in enumerate(frames)}
