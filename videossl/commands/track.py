@@ -18,7 +18,6 @@ from videossl.commands.protocol_arguments import (
 )
 from videossl.errors import UserError
 from videossl.eval.presets import parse_overrides, preset
-from videossl.leftovers import is_system_leftover
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
