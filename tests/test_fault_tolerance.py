@@ -210,7 +210,7 @@ def test_another_number_of_processes_goes_on_with_the_same_losses(
     assert [step for step, _ in losses(half)] == list(range(1, 7))
     for (_, first), (_, second) in zip(losses(one), losses(half), strict=True):
         for name, value in first.items():
-            assert second[name] == pytest.approx(value, abs=1e-5)
+            assert second[name] == pytest.approx(value, abs=5e-5)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
