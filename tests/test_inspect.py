@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numbered_video import VARIANTS, Variant, write_numbered_video
 
-from videossl.data.bars import find_bars
+from videossl.data.bars import BarFinder, find_bars
 from videossl.data.inspect import inspect_video
 from videossl.data.phash import NEAR_BITS, distances, near_groups, near_pairs
 from videossl.decode.timing import NUM_MOTION_BINS
@@ -243,6 +243,23 @@ def test_dark_real_videos_have_no_bars(shared_data):
     paths = sorted((shared_data / "videos" / "actions" / "arid6").glob("*/*"))[::12]
     assert paths
     assert {inspect_video(path).bars for path in paths} == {(0, 0, 0, 0)}
+
+
+def test_bars_are_ruled_out_only_where_more_pictures_could_not_find_one():
+    """`has_none` ends the search: what it skips must leave the result of all pictures."""
+    rng = np.random.default_rng(0)
+    for trial in range(200):
+        pictures = rng.integers(0, 40, (6, 24, 32)).astype(np.uint8)
+        bars = rng.integers(0, 4, 4)
+        if trial % 2:  # black to begin with; in half of the trials a later picture lights the rim
+            pictures[: 3 if trial % 4 == 1 else 6, : bars[0]] = 0
+            pictures[:, 24 - bars[1] :] = 0
+        every, some = BarFinder(), BarFinder()
+        for picture in pictures:
+            every.add(picture)
+            if not some.has_none:
+                some.add(picture)
+        assert some.find() == every.find()
 
 
 def test_row_that_is_black_and_bright_in_turn_is_no_bar():

@@ -241,6 +241,14 @@ def test_packed_and_inspected_pictures_are_upright(oriented, tmp_path):
     assert np.abs(got.astype(int) - pictures[[0, 17, 29]]).mean() < 6
 
 
+def test_a_shape_that_was_rounded_to_even_sizes_is_left_alone(tmp_path):
+    """224 of 398 is 9:16 but for a pixel, and scaling tools note the difference."""
+    path = encode(tmp_path / "a.mp4", range(4), options=CLOSED, pixel_aspect=Fraction(448, 447))
+    info = read_index(path).info
+    assert info.has_square_pixels
+    assert (info.width, info.height) == (128, 96)
+
+
 @pytest.mark.parametrize("pixel_aspect", [Fraction(4, 3), Fraction(8, 9), Fraction(16, 11)])
 @pytest.mark.parametrize("backend", list(READERS))
 def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, backend, pixel_aspect):

@@ -24,14 +24,19 @@ class BarFinder:
     def __init__(self) -> None:
         self._brightest: np.ndarray | None = None
         self._darkest: np.ndarray | None = None
+        # Whether no further picture can make a bar: once something lit the outermost rows and columns, they stay lit.
+        self.has_none = False
 
     def add(self, picture: np.ndarray) -> None:
         """Takes one (H, W) uint8 picture of full range; all of one size."""
         if self._brightest is None or self._darkest is None:
             self._brightest, self._darkest = picture.copy(), picture.copy()
-            return
-        np.maximum(self._brightest, picture, out=self._brightest)
-        np.minimum(self._darkest, picture, out=self._darkest)
+        else:
+            np.maximum(self._brightest, picture, out=self._brightest)
+            np.minimum(self._darkest, picture, out=self._darkest)
+        rim = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
+        lit = [_is_lit(self._brightest[side], self._darkest[side]).mean() for side in rim]
+        self.has_none = min(lit) > 1 - BLACK_SHARE
 
     def find(self, orientation: Orientation = AS_STORED) -> tuple[int, int, int, int]:
         """Rows and columns at (top, bottom, left, right) of the pictures made upright."""
@@ -44,7 +49,7 @@ class BarFinder:
 
 def find_bars(brightest: np.ndarray, darkest: np.ndarray) -> tuple[int, int, int, int]:
     """(top, bottom, left, right) pixels of bars, from the (H, W) extremes of each pixel over time."""
-    is_lit = (brightest > BLACK) | (brightest.astype(np.int16) - darkest > MAX_SWING)
+    is_lit = _is_lit(brightest, darkest)
     height, width = is_lit.shape
     top, bottom = _dark_runs(is_lit)
     if top == height:  # nothing but black
@@ -61,6 +66,11 @@ def find_bars(brightest: np.ndarray, darkest: np.ndarray) -> tuple[int, int, int
         for bar, edge in zip(bars, edges, strict=True)
     ]
     return kept[0], kept[1], kept[2], kept[3]
+
+
+def _is_lit(brightest: np.ndarray, darkest: np.ndarray) -> np.ndarray:
+    """Which pixels are too bright for a bar, or change too much."""
+    return (brightest > BLACK) | (brightest - darkest > MAX_SWING)
 
 
 def _dark_runs(is_lit: np.ndarray) -> tuple[int, int]:

@@ -234,6 +234,8 @@ class _Measures:
         info = self._index.info
         seconds = frame_seconds(self._index, number, frame)
         self.seconds.append(seconds)
+        if self._bars.has_none:
+            return
         share = (seconds - info.begin_seconds) / max(info.duration_seconds, 1e-9)
         if share * NUM_BAR_PICTURES >= self._num_bar_pictures:
             self._num_bar_pictures += 1

@@ -25,15 +25,19 @@ AS_ANY_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split("."
 _PICTURE_SIZE = re.compile(r"Picture size ([1-9]\d*x[1-9]\d*)")
 
 
-def open_container(source: VideoSource, *, is_known: bool = False) -> "av.container.InputContainer":
+def open_container(
+    source: VideoSource, *, known_format: str | None = None
+) -> "av.container.InputContainer":
     """Opens a video for reading, its decoders of one thread and held to MAX_PIXELS; the caller closes it.
 
-    With `is_known`, the header has to do: FFmpeg decodes no frames to guess rates, which takes half of the opening.
+    With `known_format`, FFmpeg's name of the container, the header has to do: no bytes are read to tell the format, and no
+    frames decoded to guess rates, which takes half of the opening.
 
     Raises VideoDecodeError if its bytes cannot be had, PyAV's errors if they are no video.
     """
-    options = {"analyzeduration": "0", "fpsprobesize": "0"} if is_known else {}
-    container = av.open(source.open(), options=options, **AS_ANY_METADATA)
+    options = {"analyzeduration": "0", "fpsprobesize": "0"} if known_format else {}
+    place = source.ffmpeg_url() or source.open()
+    container = av.open(place, format=known_format, options=options, **AS_ANY_METADATA)
     for stream in container.streams.video:
         if stream.codec_context is None:  # `video_stream` refuses it
             continue

@@ -29,6 +29,8 @@ from videossl.decode.source import VideoSource, as_source
 from videossl.decode.timing import is_constant_rate, motion_of
 from videossl.errors import VideoDecodeError
 
+MAX_ROUNDING = 0.02  # a pixel of 50; true shapes begin at 16:15
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -190,12 +192,18 @@ class _Shape(TypedDict):
 
 
 def _shape_of(first: "av.VideoFrame", pixel_aspect: Fraction | None, source: VideoSource) -> _Shape:
-    """The size and the orientation of the frames; pixels that are not square change the width, as `ffplay` does it."""
+    """The size and the orientation of the frames; pixels that are not square change the width, as `ffplay` does it.
+
+    A shape off by less than MAX_ROUNDING was rounded to even sizes when the file was scaled: to scale it once more by a
+    pixel or two would blur it, for nothing that an eye can see.
+    """
     try:
         orientation = orientation_of(first)
     except ValueError as error:
         raise VideoDecodeError(str(source), "pyav", str(error)) from None
-    square_width = max(1, round(first.width * (pixel_aspect or 1)))
+    aspect = float(pixel_aspect or 1)
+    is_square = abs(aspect - 1) < MAX_ROUNDING
+    square_width = first.width if is_square else max(1, round(first.width * aspect))
     if square_width * first.height > MAX_PIXELS:
         size = f"{square_width}x{first.height}"
         cause = f"it is shown at {size} pixels, the limit is {MAX_PIXELS}"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from videossl.decode.container import as_decode_error, open_container
+from videossl.decode.filters import to_rgb
 from videossl.decode.info import VideoIndex, current_index
 from videossl.decode.reader import (
     FrameBatch,
@@ -74,7 +75,7 @@ class PyavReader:
         self._is_known = index is not None
         with as_decode_error(self._source, self.backend):
             self._container = self._open()
-            self._graph = self._build_graph()
+            self._stream()  # says at once that it has changed
         self._is_at_start = True
         self._in_order: Iterator[tuple[int, av.VideoFrame]] = iter(())
         self._next_in_order = self.num_frames  # the frame that `_in_order` gives next
@@ -267,7 +268,8 @@ class PyavReader:
         return rest, _Landing(key_tick)
 
     def _open(self) -> "av.container.InputContainer":
-        return open_container(self._source, is_known=self._is_known)
+        known = self._index.info.container if self._is_known else None
+        return open_container(self._source, known_format=known)
 
     def _stream(self) -> "av.VideoStream":
         """Raises VideoDecodeError where a file that was overwritten since the scan has no such stream."""
@@ -284,8 +286,8 @@ class PyavReader:
         if (frame.height, frame.width) != (height, width):
             size = f"{frame.width}x{frame.height}"
             self._fail(f"the frame size changes from {width}x{height} to {size} inside the file")
-        self._graph.push(frame)
-        planes = self._graph.pull().planes
+        scaled = self._scaled_shape if self._is_planar else None
+        planes = to_rgb(frame, scaled).planes
         height, width = self._scaled_shape
         for channel, plane in zip(GBR, planes, strict=False):
             rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
@@ -293,29 +295,6 @@ class PyavReader:
                 picture[channel] = rows[:height, :width]
             else:
                 picture[:] = rows[:height, : 3 * width].reshape(height, width, 3)
-
-    def _build_graph(self) -> "av.filter.Graph":
-        """Converts to RGB as torchcodec and FFmpeg's own tool do, and scales.
-
-        `VideoFrame.reformat` takes another way through swscale: up to 112 of 255 away on 10-bit and odd-sized files.
-        """
-        graph = av.filter.Graph()
-        if hasattr(graph, "threads"):
-            graph.threads = 1  # more only wait for each other on frames this small
-        nodes = [graph.add_buffer(template=self._stream())]
-        if self._is_planar:
-            # Scaling before the conversion is 3 times quicker than after it, and 1 of 255 away on average.
-            height, width = self._scaled_shape
-            nodes.append(graph.add("scale", f"{width}:{height}:flags=bilinear"))
-            nodes.append(graph.add("format", "gbrp"))
-        else:
-            # Not planes: swscale leaves the last columns of some widths unwritten (FFmpeg 8.1: 390, 408, 200).
-            nodes.append(graph.add("format", "rgb24"))
-        nodes.append(graph.add("buffersink"))
-        for source, sink in itertools.pairwise(nodes):
-            source.link_to(sink)
-        graph.configure()
-        return graph
 
     def _fail(self, cause: str) -> NoReturn:
         raise VideoDecodeError(self.path, self.backend, cause)

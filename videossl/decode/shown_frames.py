@@ -6,7 +6,7 @@ back. FFmpeg's own decoding in order is the truth there, and costs as long as pl
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,29 +50,20 @@ class ShownFrames:
     joins: tuple[int, ...] = ()  # frames with which another recording begins
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Packets:
     """All packets of a stream, in the order of the file."""
 
-    pts: list[int | None] = field(default_factory=list)
-    dts: list[int | None] = field(default_factory=list)
-    duration: list[int] = field(default_factory=list)
-    num_bytes: list[int] = field(default_factory=list)
-    is_key: list[bool] = field(default_factory=list)
-    is_hidden: list[bool] = field(default_factory=list)
-    has_refreshes: bool = False  # some were called key frames that are not
+    pts: Sequence[int | None]
+    dts: Sequence[int | None]
+    duration: Sequence[int | None]
+    num_bytes: Sequence[int]
+    is_key: Sequence[bool]
+    is_hidden: Sequence[bool]
+    has_refreshes: bool  # some were called key frames that are not
 
     def __len__(self) -> int:
         return len(self.pts)
-
-    def add(self, packet: "av.Packet", *, is_hidden: bool, is_refresh: bool) -> None:
-        self.pts.append(packet.pts)
-        self.dts.append(packet.dts)
-        self.duration.append(packet.duration or 0)
-        self.num_bytes.append(packet.size)
-        self.is_key.append(packet.is_keyframe and not is_refresh)
-        self.is_hidden.append(is_hidden)
-        self.has_refreshes |= is_refresh
 
 
 def decode_packets(
@@ -120,7 +111,7 @@ def list_shown_frames(
         pts=pts[order],
         is_key=np.array(packets.is_key)[is_shown][order],
         num_bytes=np.array(packets.num_bytes, dtype=np.int64)[is_shown][order],
-        last_duration=int(np.array(packets.duration)[is_shown][order[-1]]),
+        last_duration=packets.duration[np.flatnonzero(is_shown)[order[-1]]] or 0,
         first=first,
         num_held=_num_held(packets, container),
         times_by_order=container_name(container) == "avi",
@@ -138,28 +129,31 @@ def _list_packets(
     container: "av.container.InputContainer", stream: "av.VideoStream", source: VideoSource
 ) -> "tuple[_Packets, av.VideoFrame | None]":
     """All packets and the first frame. A packet that does not decode before any frame came out is passed over."""
-    packets, first, error = _Packets(), None, None
-    codec = stream.codec_context.codec.canonical_name
-    extradata = stream.codec_context.extradata
+    first, error = None, None
+    rows: list[tuple[int | None, int | None, int | None, int, bool, bool]] = []
+    codec, has_refreshes = stream.codec_context.codec.canonical_name, False
+    is_h264, is_vp8, extradata = codec == "h264", codec == "vp8", stream.codec_context.extradata
     for packet in container.demux(stream):
         if first is None:  # the last packet is empty and flushes the decoder
             try:
                 first = next(iter(packet.decode()), None)
             except av.FFmpegError as raised:
                 error = error or raised
-        if not packet.size:
+        size = packet.size
+        if not size:
             continue
-        packets.add(
-            packet,
-            is_hidden=packet.is_discard or (codec == "vp8" and _is_hidden_vp8(packet)),
-            is_refresh=codec == "h264" and packet.is_keyframe and begins_refresh(packet, extradata),
-        )
-        if len(packets) > MAX_FRAMES:
+        is_key = packet.is_keyframe
+        if is_key and is_h264 and begins_refresh(packet, extradata):
+            is_key, has_refreshes = False, True
+        is_hidden = packet.is_discard or (is_vp8 and _is_hidden_vp8(packet))
+        rows.append((packet.pts, packet.dts, packet.duration, size, is_key, is_hidden))
+        if len(rows) > MAX_FRAMES:
             cause = f"it has more than {MAX_FRAMES} frames, the limit; cut it into parts"
             raise VideoDecodeError(str(source), "pyav", cause)
     if first is None and error is not None:
         raise error
-    return packets, first
+    pts, dts, durations, sizes, keys, hidden = zip(*rows, strict=True) if rows else ((),) * 6
+    return _Packets(pts, dts, durations, sizes, keys, hidden, has_refreshes), first
 
 
 def _doubt(
