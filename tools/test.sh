@@ -23,7 +23,7 @@ if [ -n "$kind" ]; then
 import importlib.metadata, platform
 names = ("torch", "torchvision", "torchcodec", "av", "numpy", "pyarrow", "scipy", "pydantic", "pillow")
 print("Python", platform.python_version(), *(f"{name} {importlib.metadata.version(name)}" for name in names), sep=", ")'
-    files=(tests/test_{decode,data,scan,inspect,pack,loader,manifest,train,tracking,track_command,doctor}.py)
+    files=(tests/test_{decode,shown_frames,data,scan,inspect,pack,loader,manifest,train,tracking,track_command,doctor}.py)
     run_tests -m "not slow" "${files[@]}" "$@"
     exit
 fi
