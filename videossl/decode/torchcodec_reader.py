@@ -1,6 +1,8 @@
 """Decodes with torchcodec: the only one of the three that can decode on a GPU (NVDEC).
 
-It needs a system FFmpeg. What it decodes is held to the packet list of `videossl.decode.info`.
+It needs a system FFmpeg. It is told the frames of `videossl.decode.info`, and what it decodes is held to their times. Its
+demuxer and packet decoder (public since 0.17) would serve no better: their packets tell neither time nor whether a frame is
+referred to, so that none could be left out, and their colour converter does not scale.
 """
 
 import json
