@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from numbered_video import Variant, write_numbered_video
+from odd_streams import STREAMS
 from test_inspect import flip_bytes, scene, write
 
 from videossl.__main__ import main
@@ -144,7 +145,7 @@ def rows_of(paths, tmp_path):
 def harm(monkeypatch, do):
     """The file named b does that, all others are merely read."""
 
-    def read(video, *, deep):
+    def read(video, **options):
         if video.path == "/b.mp4":
             do()
         return scan.broken_entry(video, "read")
@@ -185,6 +186,25 @@ def test_file_that_takes_its_process_down_costs_one_row(monkeypatch, tmp_path, d
     assert set(reasons.values()) == {"read"}
 
 
+def test_file_that_must_be_decoded_to_count_its_frames_has_the_time_to(monkeypatch, tmp_path):
+    """A scan that is not deep gives a file little time, which playing it through may exceed."""
+    path, expected = STREAMS["joined_other_clock"](tmp_path)
+    sound = scan.time_limit
+    asked = []
+
+    def limit(num_bytes, *, deep):
+        asked.append(deep)
+        return sound(num_bytes, deep=deep)
+
+    monkeypatch.setattr(scan, "time_limit", limit)
+    out = tmp_path / "m.parquet"
+    assert main(["scan", str(path), "-o", str(out), "--workers", "1"]) == 0
+    (entry,) = read_manifest(out)
+    assert (entry.status, entry.num_frames, entry.is_deep) == ("ok", len(expected), False)
+    assert asked == [False, True]
+    assert sound(10**8, deep=True) > 10 * sound(10**8, deep=False)
+
+
 def test_large_files_have_more_time_and_do_not_share_a_task():
     assert scan.time_limit(10**6, deep=False) < 11
     assert scan.time_limit(10**9, deep=False) == 60
@@ -198,7 +218,7 @@ def test_large_files_have_more_time_and_do_not_share_a_task():
 
 
 def test_parser_bug_makes_one_broken_row(monkeypatch):
-    def explode(source):
+    def explode(*_, **__):
         raise KeyError("bug")
 
     monkeypatch.setattr(scan, "read_index", explode)
@@ -240,9 +260,9 @@ def forbid_scanning(monkeypatch, *names):
     """Only files of these names may be read from here on."""
     scan_video = scan.scan_video
 
-    def read(video, *, deep):
+    def read(video, **options):
         assert Path(video.path).name in names, f"{video.path} is read again"
-        return scan_video(video, deep=deep)
+        return scan_video(video, **options)
 
     monkeypatch.setattr(scan, "scan_video", read)
 
@@ -266,7 +286,7 @@ def test_second_scan_reads_what_is_new_or_changed(clips, tmp_path, monkeypatch, 
 def test_fresh_scan_reads_all_again(clips, tmp_path, monkeypatch):
     out = tmp_path / "m.parquet"
     scan_to(out, clips)
-    monkeypatch.setattr(scan, "scan_video", lambda v, deep: scan.broken_entry(v, "read again"))
+    monkeypatch.setattr(scan, "scan_video", lambda v, **_: scan.broken_entry(v, "read again"))
     assert main(["scan", str(clips), "-o", str(out), "--fresh"]) == 1
     assert {entry.reason for entry in read_manifest(out)} == {"read again"}
 
@@ -305,7 +325,7 @@ def test_killed_scan_goes_on_to_the_same_manifest(clips, tmp_path):
     code = (
         "import sys, time; from videossl.__main__ import main; from videossl.data import scan\n"
         "read = scan.scan_video\n"
-        "def slow(video, *, deep): time.sleep(0.1); return read(video, deep=deep)\n"
+        "def slow(video, **options): time.sleep(0.1); return read(video, **options)\n"
         "scan.scan_video, scan.BATCH_FILES = slow, 1\n"
         f"main(['scan', {str(clips)!r}, '-o', {str(out)!r}, '--workers', '1'])"
     )

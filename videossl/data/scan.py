@@ -18,6 +18,7 @@ from videossl.data.phash import near_groups
 from videossl.data.signature import FRAMES_PER_SECOND, FrameSignatures, SignatureList
 from videossl.data.signature_file import FileKey, SignatureFile
 from videossl.decode.info import read_index
+from videossl.decode.shown_frames import FramesNotTold
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
 from videossl.progress import track
@@ -35,7 +36,8 @@ MEMORY_BYTES = 4 * 2**30  # 16 reference frames of the largest size allowed, and
 logger = logging.getLogger("videossl")
 
 _Read = tuple[VideoEntry, FrameSignatures | None]
-_ReadBatch = Callable[[tuple[FoundVideo, ...]], list[_Read]]
+# A file whose packets do not tell its frames comes back as it was given: it is to be decoded, with time to do so.
+_ReadBatch = Callable[[tuple[FoundVideo, ...]], list[_Read | FoundVideo]]
 
 
 def scan_videos(
@@ -52,9 +54,8 @@ def scan_videos(
     loses the files that were being read.
     """
     todo = {video.path: video for video in videos if not journal.is_current(video, deep=deep)}
-    read = partial(_scan_batch, deep=deep, with_frames=deep and signatures is not None)
     with_progress = track(
-        _read_all(list(todo.values()), num_workers, deep, read),
+        _read_in_turn(list(todo.values()), num_workers, deep, with_frames=signatures is not None),
         description="scanning",
         total=len(todo),
     )
@@ -67,12 +68,19 @@ def scan_videos(
 
 
 def scan_video(
-    video: FoundVideo, *, deep: bool = False, signatures: SignatureList | None = None
+    video: FoundVideo,
+    *,
+    deep: bool = False,
+    signatures: SignatureList | None = None,
+    may_decode: bool = True,
 ) -> VideoEntry:
-    """The row of one file; `signatures` takes frames of it if `deep`. Never raises for what the file holds."""
+    """The row of one file; `signatures` takes frames of it if `deep`.
+
+    Never raises for what the file holds, but FramesNotTold where only decoding tells its frames, and it may not.
+    """
     source = VideoSource(video.path)
     try:
-        index = read_index(source)
+        index = read_index(source, may_decode=may_decode)
         entry = sound_entry(
             index, source, group=video.group, label=video.label, modified=video.modified
         )
@@ -82,6 +90,8 @@ def scan_video(
         return (
             broken_entry(video, found.damage, deep=True) if found.damage else deepened(entry, found)
         )
+    except FramesNotTold:
+        raise
     except VideoDecodeError as error:
         return broken_entry(video, error.cause, deep=deep)
     except Exception as error:  # a parser bug on one file of a million must not end the scan
@@ -156,19 +166,41 @@ def time_limit(num_bytes: int, *, deep: bool) -> float:
     return FAST_SECONDS + num_bytes / FAST_BYTES_PER_SECOND
 
 
-def _read_all(
-    videos: Sequence[FoundVideo], num_workers: int, deep: bool, read: _ReadBatch
+def _read_in_turn(
+    videos: Sequence[FoundVideo], num_workers: int, deep: bool, *, with_frames: bool
 ) -> Iterator[_Read]:
+    """All of them; without `deep` those that have to be decoded after all come last, and have the time of a deep scan."""
+    read = partial(_scan_batch, deep=deep, with_frames=deep and with_frames, may_decode=deep)
+    doubtful: list[FoundVideo] = []
+    for found in _read_all(videos, num_workers, read, deep=deep, has_time=deep):
+        if isinstance(found, FoundVideo):
+            doubtful.append(found)
+        else:
+            yield found
+    read = partial(_scan_batch, deep=deep, with_frames=False, may_decode=True)
+    for found in _read_all(doubtful, num_workers, read, deep=deep, has_time=True):
+        assert not isinstance(found, FoundVideo)
+        yield found
+
+
+def _read_all(
+    videos: Sequence[FoundVideo],
+    num_workers: int,
+    read: _ReadBatch,
+    *,
+    deep: bool,
+    has_time: bool,
+) -> Iterator[_Read | FoundVideo]:
     """A pool has one time limit for all its tasks: the files of each size class have a pool of their own."""
     classes: dict[int, list[FoundVideo]] = defaultdict(list)
     for video in videos:
         classes[_size_class(video.bytes or UNKNOWN_BYTES)].append(video)
     for largest, members in sorted(classes.items()):
-        batches = [(v,) for v in members] if deep else list(_batches(members))
+        batches = [(v,) for v in members] if has_time else list(_batches(members))
         with WorkerPool(
             read,
             min(num_workers, len(batches)),
-            timeout_seconds=time_limit(largest, deep=deep),
+            timeout_seconds=time_limit(largest, deep=has_time),
             memory_bytes=MEMORY_BYTES,
         ) as pool:
             yield from _read_class(batches, pool, deep)
@@ -176,7 +208,7 @@ def _read_all(
 
 def _read_class(
     batches: Sequence[tuple[FoundVideo, ...]], pool: WorkerPool, deep: bool
-) -> Iterator[_Read]:
+) -> Iterator[_Read | FoundVideo]:
     pool.submit_all((batch, batch) for batch in batches)
     for outcome in pool.outcomes():
         if _is_to_split(outcome):
@@ -192,14 +224,18 @@ def _is_to_split(outcome: Outcome) -> bool:
     return outcome.failure is not None and len(outcome.key) > 1
 
 
-def _scan_batch(videos: tuple[FoundVideo, ...], *, deep: bool, with_frames: bool) -> list[_Read]:
-    if not with_frames:
-        return [(scan_video(video, deep=deep), None) for video in videos]
-    read: list[_Read] = []
+def _scan_batch(
+    videos: tuple[FoundVideo, ...], *, deep: bool, with_frames: bool, may_decode: bool
+) -> list[_Read | FoundVideo]:
+    read: list[_Read | FoundVideo] = []
     for video in videos:
-        signatures = SignatureList(frames_per_second=FRAMES_PER_SECOND)
-        entry = scan_video(video, deep=deep, signatures=signatures)
-        read.append((entry, signatures.result() if entry.is_ok else None))
+        wanted = SignatureList(frames_per_second=FRAMES_PER_SECOND) if with_frames else None
+        try:
+            entry = scan_video(video, deep=deep, signatures=wanted, may_decode=may_decode)
+        except FramesNotTold:
+            read.append(video)
+            continue
+        read.append((entry, wanted.result() if wanted is not None and entry.is_ok else None))
     return read
 
 

@@ -100,12 +100,15 @@ def probe(source: str | Path | VideoSource) -> VideoInfo:
     return read_index(source).info
 
 
-def read_index(source: str | Path | VideoSource, *, backend: str = "pyav") -> VideoIndex:
+def read_index(
+    source: str | Path | VideoSource, *, backend: str = "pyav", may_decode: bool = True
+) -> VideoIndex:
     """Lists the frames that the best video stream shows, in one pass over the file where its packets tell them.
 
     Frames that an edit list or the codec hides are left out, and those that nothing can decode. Raises VideoDecodeError,
     in the name of `backend`, for a missing, empty, truncated or otherwise broken file, for one without video and for one
-    beyond the limits of `videossl.decode.container`.
+    beyond the limits of `videossl.decode.container`. With `may_decode` false it takes no longer than reading the file, and
+    raises `videossl.decode.shown_frames.FramesNotTold` where that does not tell the frames.
     """
     source = as_source(source)
     try:
@@ -113,7 +116,8 @@ def read_index(source: str | Path | VideoSource, *, backend: str = "pyav") -> Vi
         with as_decode_error(source, "pyav"), open_container(source) as container:
             stream = video_stream(container, source)
             check_not_truncated(stream, source, num_bytes)
-            return _index_of(container, stream, source, num_bytes)
+            shown = list_shown_frames(container, stream, source, may_decode=may_decode)
+            return _index_of(container, stream, source, num_bytes, shown)
     except VideoDecodeError as error:
         cause = error.cause
         if isinstance(error.__cause__, av.FFmpegError) and (size := refused_size(source)):
@@ -136,9 +140,9 @@ def _index_of(
     stream: "av.VideoStream",
     source: VideoSource,
     num_bytes: int,
+    shown: ShownFrames,
 ) -> VideoIndex:
     codec, announced = stream.codec_context.codec.canonical_name, stream.frames
-    shown = list_shown_frames(container, stream, source)
     tick_seconds = float(stream.time_base)
     # Counted from the first frame: what is far from 0 has lost its last digits.
     seconds = (shown.pts - shown.pts[0]) * tick_seconds

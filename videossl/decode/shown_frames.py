@@ -34,6 +34,10 @@ FIELD_CODECS = frozenset({"h264", "hevc"})
 LARGEST_EMPTY_MPEG4 = 10  # bytes
 
 
+class FramesNotTold(Exception):
+    """The packets do not tell which frames are shown, for the reason given; decoding would."""
+
+
 @dataclass(frozen=True)
 class ShownFrames:
     """The frames of a stream in presentation order."""
@@ -90,15 +94,22 @@ def decode_packets(
 
 
 def list_shown_frames(
-    container: "av.container.InputContainer", stream: "av.VideoStream", source: VideoSource
+    container: "av.container.InputContainer",
+    stream: "av.VideoStream",
+    source: VideoSource,
+    *,
+    may_decode: bool = True,
 ) -> ShownFrames:
     """Reads all packets of the stream, and decodes the first frame, or all of them where the packets do not tell.
 
-    Raises VideoDecodeError for a stream that shows no frame and for one of more than MAX_FRAMES.
+    Raises FramesNotTold where that is so and it may not, VideoDecodeError for a stream that shows no frame and for one of
+    more than MAX_FRAMES.
     """
     packets, first = _list_packets(container, stream, source)
     doubt = _doubt(packets, container, stream, first)
     if doubt:
+        if not may_decode:
+            raise FramesNotTold(doubt)
         log.debug("%s: its frames are counted by decoding, since %s", source, doubt)
         return _by_decoding(packets, container, source)
     if first is None or all(packets.is_hidden):
