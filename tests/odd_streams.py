@@ -10,7 +10,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-from numbered_video import Variant, numbered_picture
+import torch
+from numbered_video import Variant, numbered_picture, read_numbers
 
 FPS = 25
 GROUP = 20  # frames from one key frame to the next
@@ -53,10 +54,15 @@ def encode(
 
 
 def copy_packets(
-    source: Path, path: Path, first: int, *, shift_seconds: float | None = None
+    source: Path,
+    path: Path,
+    first: int,
+    *,
+    shift_seconds: float | None = None,
+    options: dict[str, str] | None = None,
 ) -> Path:
     """Copies packets from the `first` on without decoding; their times begin at 0, or are shifted."""
-    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+    with av.open(str(source)) as container, av.open(str(path), "w", options=options or {}) as out:
         stream = container.streams.video[0]
         copied = out.add_stream_from_template(stream)
         packets = [packet for packet in container.demux(stream) if packet.size][first:]
@@ -129,6 +135,30 @@ def cut_at_open_group(folder: Path, codec: str, options: dict[str, str], suffix:
     cut = copy_packets(source, folder / f"cut{suffix}", key_packets(source)[2])
     source.unlink()
     return cut, list(range(2 * GROUP, 100))
+
+
+def cut_avi(folder: Path) -> Shown:
+    source = encode(folder / "whole.avi", range(60), codec="mpeg4", options={"g": "20", "bf": "2"})
+    cut = copy_packets(source, folder / "cut.avi", key_packets(source)[1])
+    source.unlink()
+    shown = read_whole(cut)
+    return cut, list(range(shown[0], 60))
+
+
+def read_whole(path: Path) -> list[int]:
+    """The numbers of the frames that FFmpeg gives in order: where an encoder chose its key frames by itself."""
+    pictures = torch.from_numpy(decoded_in_order(path)).permute(0, 3, 1, 2)
+    return read_numbers(pictures)
+
+
+def before_zero(folder: Path) -> Shown:
+    """Times below 0, which Matroska stores and FFmpeg reads as no time at all."""
+    source = encode(folder / "whole.mp4", range(100), options=OPEN)
+    first = key_packets(source)[1]
+    keep = {"avoid_negative_ts": "disabled"}
+    path = copy_packets(source, folder / "cut.mkv", first, shift_seconds=-1.2, options=keep)
+    source.unlink()
+    return path, list(range(GROUP, 100))
 
 
 def begins_amid(folder: Path, suffix: str) -> Shown:
@@ -207,6 +237,9 @@ STREAMS: dict[str, Callable[[Path], Shown]] = {
     "b_frames_avi": lambda folder: times_of_decoding(folder, ".avi"),
     "intra_refresh": refreshed,
     "bare_h264": bare,
+    "cut_avi": cut_avi,
+    "before_zero": before_zero,
+    "no_time_at_all": lambda folder: at_the_time_of_day(folder, 2e11),
     "time_of_day": lambda folder: at_the_time_of_day(folder, 1_764_500_000.0),
 }
 JOINED = tuple(name for name in STREAMS if name.startswith("joined"))

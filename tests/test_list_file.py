@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,15 @@ def test_list_holds_names_that_are_not_utf8(tmp_path):
     path = written(tmp_path, "l.txt", b"caf\xe9.mp4 1\n")
     (video,) = find_videos([path]).videos
     assert (video.bytes, video.label) == (2, "1")
+
+
+def test_a_member_of_an_archive_may_have_blanks_in_its_name(tmp_path):
+    archive = tmp_path / "v.zip"
+    with zipfile.ZipFile(archive, "w") as out:
+        for name in ("a.mp4", "d e.avi", "f, g.mp4"):
+            out.writestr(name, b"x")
+    urls = [f"zip://{name}::file://{archive}" for name in ("a.mp4", "d e.avi", "f, g.mp4")]
+    plain = find_videos([written(tmp_path, "plain.txt", "\n".join(urls))])
+    assert [(video.path, video.label) for video in plain.videos] == [(url, "") for url in urls]
+    labelled = find_videos([written(tmp_path, "labelled.txt", "".join(f"{u} 3\n" for u in urls))])
+    assert [(video.path, video.label) for video in labelled.videos] == [(url, "3") for url in urls]

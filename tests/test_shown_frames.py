@@ -166,6 +166,11 @@ def test_a_far_clock_changes_no_distance(scanned):
     assert entry.begin_seconds == pytest.approx(1_764_500_000, abs=1e-3)
 
 
+def test_a_clock_that_is_no_time_begins_at_zero(scanned):
+    entry = scanned[1]["plain"]["no_time_at_all"]
+    assert (entry.begin_seconds, entry.fps) == (0, FPS)
+
+
 @pytest.mark.parametrize("kind", ["plain", "deep"])
 def test_packed_files_show_the_same_numbers(scanned, odd_stream, tmp_path, kind):
     folder, rows = scanned

@@ -187,7 +187,8 @@ def _add_video(source: VideoSource, signatures: SignatureList) -> None:
     with as_decode_error(source, "pyav"), open_container(source) as container:
         stream = video_stream(container, source)
         shrink = Shrinker(stream, source)
-        for number, frame in enumerate(DecodedFrames(container, stream)):
+        decoded = DecodedFrames(container, stream, by_decoding=index.by_decoding)
+        for number, frame in enumerate(decoded):
             seconds = frame_seconds(index, number, frame)
             if signatures.wants(seconds):
                 upright = index.info.orientation.upright(shrink(frame), rows=0)

@@ -69,7 +69,7 @@ def inspect_video(
     measures = _Measures(index)
     with as_decode_error(source, "pyav"), open_container(source) as container:
         stream = video_stream(container, source)
-        decoded = DecodedFrames(container, stream)
+        decoded = DecodedFrames(container, stream, by_decoding=index.by_decoding)
         shrink = Shrinker(stream, source)
         small: list[np.ndarray] = []
         for number, frame in enumerate(decoded):
@@ -114,8 +114,15 @@ def frame_seconds(index: VideoIndex, number: int, frame: "av.VideoFrame") -> flo
 class DecodedFrames(Iterator["av.VideoFrame"]):
     """The frames of a stream, and the number of packets that had something wrong."""
 
-    def __init__(self, container: "av.container.InputContainer", stream: "av.VideoStream") -> None:
-        self._complaints = Complaints(max_clock_gap(container, stream))
+    def __init__(
+        self,
+        container: "av.container.InputContainer",
+        stream: "av.VideoStream",
+        *,
+        by_decoding: bool,
+    ) -> None:
+        """`by_decoding`: the packets do not tell which frames are shown (`videossl.decode.info.VideoIndex`)."""
+        self._complaints = Complaints(max_clock_gap(container, stream), begins_amid=by_decoding)
         self._frames = self._decode(container, stream)
 
     @property
@@ -148,8 +155,9 @@ class Complaints:
     that are not there. It must of packets that are hidden, and where one recording ends and the next begins.
     """
 
-    def __init__(self, max_gap: float) -> None:
-        """`max_gap`: ticks by which the clock may go on from one packet to the next."""
+    def __init__(self, max_gap: float, *, begins_amid: bool) -> None:
+        """`max_gap`: ticks by which the clock may go on from one packet to the next. `begins_amid`: so it is known to; else
+        the packets tell."""
         self.has_shown = False  # whether a frame has come out
         self._max_gap = max_gap
         self._number = 0
@@ -158,7 +166,7 @@ class Complaints:
         self._last_dts: int | None = None
         self._first_pts: int | None = None
         self._num_keys = 0
-        self._begins_amid = False
+        self._begins_amid = begins_amid
 
     def note(self, packet: "av.Packet | None", has_said: bool, is_marked: bool) -> None:
         """Takes the next packet, or the end of a container that breaks off; what the log says of it, and what else."""
@@ -182,7 +190,8 @@ class Complaints:
 
     def _follow(self, packet: "av.Packet") -> None:
         if self._number == 1:
-            self._first_pts, self._begins_amid = packet.pts, not packet.is_keyframe
+            self._first_pts = packet.pts
+            self._begins_amid |= not packet.is_keyframe
         elif self._num_keys < 2 and self._first_pts is not None:
             # A frame shown before the first key frame; a copied one may have lost its time.
             self._begins_amid |= packet.pts is None or packet.pts < self._first_pts

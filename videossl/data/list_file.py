@@ -24,6 +24,10 @@ CLASS_INDEX = "classInd.txt"  # of UCF101, beside its lists: "1 ApplyEyeMakeup"
 _KNOWN_COLUMNS = (*PATH_COLUMNS, "label", "group")
 _ENDING = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))
 # The last ending of a video that something follows: a path may hold blanks, commas and other endings.
+# Names of members, in front of the last "::", may hold blanks and commas.
+_URL_AND_REST = re.compile(
+    r"(?P<path>(?:.*::)?\S+?)(?P<between>\s+|[,;](?!\S*[/?]))(?P<rest>(?!.*::).+)"
+)
 _PATH_AND_REST = re.compile(
     rf"(?P<path>.+(?:{_ENDING}))(?P<between>\s*[,;]\s*|\s+)(?P<rest>.+)", re.IGNORECASE
 )
@@ -185,8 +189,11 @@ def _parted(line: str, is_there: Callable[[str], bool]) -> tuple[str, str, str]:
     if is_there(path):
         return path, "", ""
     if is_url(path) and not path.startswith("file:"):
-        found = re.fullmatch(r"(?P<path>\S+?)(?P<between>\s+|[,;](?!\S*[/?]))(?P<rest>.+)", path)
-        return _fields(found) if found else (path, "", "")
+        found = _URL_AND_REST.fullmatch(path)
+        is_whole = found is None or (
+            _has_video_ending(path) and not _has_video_ending(found["path"])
+        )
+        return (path, "", "") if is_whole or found is None else _fields(found)
     if found := _QUOTED.fullmatch(path):
         name, between, rest = _fields(found)
         return name.replace('""', '"'), between, rest

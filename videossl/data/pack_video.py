@@ -54,7 +54,7 @@ def pack_video(entry: VideoEntry, settings: PackSettings) -> PackedVideo:
     try:
         with as_decode_error(source, "pyav"), open_container(source) as container:
             stream = video_stream(container, source)
-            decoded = DecodedFrames(container, stream)
+            decoded = DecodedFrames(container, stream, by_decoding=index.by_decoding)
             frames = _numbered(decoded, index)
             picture = _Picture(stream, entry, index.info, settings)
             contents = [_encode(shot, frames, picture, settings) for shot in shots]

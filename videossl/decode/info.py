@@ -19,6 +19,7 @@ from videossl.decode.container import (
     check_counts,
     check_no_slide_show,
     check_not_truncated,
+    logged_errors,
     open_container,
     refused_size,
     video_stream,
@@ -113,7 +114,12 @@ def read_index(
     source = as_source(source)
     try:
         num_bytes = source.size()
-        with as_decode_error(source, "pyav"), open_container(source) as container:
+        # What FFmpeg logs of a stream that begins amid its frames is no news, and would bury what is.
+        with (
+            as_decode_error(source, "pyav"),
+            logged_errors(),
+            open_container(source) as container,
+        ):
             stream = video_stream(container, source)
             check_not_truncated(stream, source, num_bytes)
             shown = list_shown_frames(container, stream, source, may_decode=may_decode)

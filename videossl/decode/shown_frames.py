@@ -27,6 +27,8 @@ log = logging.getLogger("videossl")
 VP8_SHOW_FRAME_BIT = 0x10  # RFC 6386, section 9.1: bit 4 of the first byte of a frame
 # A clock that leaps ahead by more in a broadcast stream was set anew: FFmpeg's own limit (`dts_delta_threshold`).
 MAX_CLOCK_GAP_SECONDS = 10.0
+# Beyond this (3,000 years) double precision tells microseconds apart no more, and no clock says so but by mistake.
+MAX_CLOCK_SECONDS = 1e11
 BROADCAST_CONTAINERS = frozenset({"mpegts", "mpeg"})
 # Their two fields may be packets of their own, of which one frame is made.
 FIELD_CODECS = frozenset({"h264", "hevc"})
@@ -185,7 +187,7 @@ def _doubt(
         return "it has pictures that are not coded"
     if _clock_jumps(packets, max_clock_gap(container, stream)):
         return "its clock jumps"
-    if name == "avi":
+    if name == "avi" and None in packets.pts:
         return "it has packets without any time" if None in packets.dts else ""
     if None in packets.pts:
         return "it has packets without a time"
@@ -193,6 +195,10 @@ def _doubt(
     is_hidden = np.array(packets.is_hidden)
     if (pts[~is_hidden] < pts[0]).any():
         return "frames before the first key frame may lack what they refer to"
+    if name == "avi":  # the rest is of times, which are found by counting
+        return ""
+    if np.abs(pts).max() * float(stream.time_base) > MAX_CLOCK_SECONDS:
+        return "its clock is no time"
     if len(np.unique(pts)) < len(pts) - _num_unseen(packets, codec):
         return "packets have the same time"
     if stream.codec_context.has_b_frames and len(pts) > 2 and (np.diff(pts) > 0).all():
@@ -263,6 +269,8 @@ def _by_decoding(
     if first is None:
         raise VideoDecodeError(str(source), "pyav", "not one of its frames can be decoded")
     pts, joins = _ascending(decoded.pts, gap, max_gap if _clock_jumps(packets, max_gap) else None)
+    if np.abs(pts).max() * float(stream.time_base) > MAX_CLOCK_SECONDS:
+        pts = pts - pts[0]
     num_bytes = [0 if at is None else packets.num_bytes[at] for at in decoded.packet]
     is_key = [
         key if at is None else packets.is_key[at]
