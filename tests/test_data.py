@@ -90,6 +90,21 @@ def test_a_broken_video_is_replaced_the_same_way_everywhere(dataset, tmp_path):
     assert torch.equal(samples[0].frames[CLIP], samples[1].frames[CLIP])
 
 
+def test_a_row_that_contradicts_itself_costs_one_video(dataset):
+    """Its frames lie where its times do not: a damaged manifest, or a fault of the scan that wrote it."""
+    entries = list(dataset.manifest)
+    shift = 100 * entries[0].tick_denominator // entries[0].tick_numerator
+    late = entries[0].last_tick + shift
+    entries[0] = replace(entries[0], first_tick=entries[0].first_tick + shift, last_tick=late)
+    damaged = ClipDataset(Manifest.from_entries(entries), [WINDOW, CLIP], seed=3, short_side=48)
+    position = next(p for p in range(len(damaged)) if damaged.row_at(p) == 0)
+    sample = damaged[position]
+    (failure,) = sample.failures
+    assert failure.path == entries[0].path
+    assert "contradicts itself" in failure.reason
+    assert int(sample.video_ids) != 0
+
+
 def test_a_small_video_is_enlarged_to_the_asked_side(video_folder):
     dataset = ClipDataset(read_manifest(video_folder), [CLIP], seed=0, short_side=300)
     frames = dataset[0].frames[CLIP]

@@ -168,7 +168,7 @@ class ClipDataset(Dataset[RawClips]):
             return_inverse=True
         )
         pts = torch.from_numpy(video.pts_seconds)
-        shown_at = indices_shown_at(pts, union.tolist(), video.info.end_seconds)
+        shown_at = frames_of_row(entry, video, union.tolist())
         # Times close together show one frame: decoded once, and copied once, into the clips.
         shown, again = shown_at.unique(return_inverse=True)
         inverse = again[inverse]
@@ -201,6 +201,19 @@ class ClipDataset(Dataset[RawClips]):
         if self._epoch_and_order[0] != epoch:
             self._epoch_and_order = (epoch, Permutation(len(self), "epoch", epoch, seed=self.seed))
         return self._epoch_and_order[1]
+
+
+def frames_of_row(entry: VideoEntry, index: VideoIndex, seconds: Sequence[float]) -> Tensor:
+    """(N,) int64 indices of the frames of a manifest row that are on screen at these times.
+
+    Raises VideoDecodeError, which costs one video, where the row contradicts itself.
+    """
+    pts = torch.from_numpy(index.pts_seconds)
+    try:
+        return indices_shown_at(pts, seconds, index.info.end_seconds)
+    except UserError as error:
+        cause = f"its row of the manifest contradicts itself ({error}): scan it again"
+        raise VideoDecodeError(str(entry.source), "manifest", cause) from None
 
 
 def video_times(entry: VideoEntry, index: VideoIndex) -> VideoTimes:

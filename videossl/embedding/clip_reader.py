@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videossl.data.dataset import frames_of_row
 from videossl.data.table import Manifest
 from videossl.decode.backends import Backend, open_video, resolve_backend
-from videossl.decode.reader import indices_shown_at
 from videossl.embedding.clip_times import uniform_clip_times
 from videossl.errors import UserError, VideoDecodeError
 from videossl.export.clip_form import ClipForm
@@ -60,9 +60,7 @@ class ClipReader:
             clip=self.clip,
             num_clips=self.num_clips,
         )
-        shown = indices_shown_at(
-            torch.from_numpy(index.pts_seconds), times.flatten().tolist(), index.info.end_seconds
-        )
+        shown = frames_of_row(entry, index, times.flatten().tolist())
         union, inverse = shown.unique(return_inverse=True)
         with open_video(
             entry.source, backend=self.backend, short_side=self.clip.resize, index=index
