@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 _NUM_MATRIX_BYTES = 36  # nine 32-bit numbers: a, b, u, c, d, v, x, y, w
 # Clockwise quarter turns as FFmpeg's filters.
@@ -62,11 +63,13 @@ def orientation_of(frame: "av.VideoFrame") -> Orientation:
 
     Raises ValueError for an angle that is no multiple of 90 degrees.
     """
-    for item in frame.side_data:
-        if item.type.name == "DISPLAYMATRIX" and item.buffer_size >= _NUM_MATRIX_BYTES:
-            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(item)[:_NUM_MATRIX_BYTES])
-            return _of_matrix(a, b, c, d)
-    return Orientation()
+    matrix = frame.side_data.get(
+        Type.DISPLAYMATRIX
+    )  # iterating gives keys from PyAV 19 on, and items before
+    if matrix is None or matrix.buffer_size < _NUM_MATRIX_BYTES:
+        return Orientation()
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix)[:_NUM_MATRIX_BYTES])
+    return _of_matrix(a, b, c, d)
 
 
 def _of_matrix(a: int, b: int, c: int, d: int) -> Orientation:
