@@ -266,10 +266,11 @@ def _by_decoding(
         stream.codec_context.flags |= Flags.copy_opaque
         decoded, first = _decode_all(container, stream)
         gap, max_gap = _usual_gap(decoded.pts, stream), max_clock_gap(container, stream)
+        tick_seconds = float(stream.time_base)
     if first is None:
         raise VideoDecodeError(str(source), "pyav", "not one of its frames can be decoded")
     pts, joins = _ascending(decoded.pts, gap, max_gap if _clock_jumps(packets, max_gap) else None)
-    if np.abs(pts).max() * float(stream.time_base) > MAX_CLOCK_SECONDS:
+    if np.abs(pts).max() * tick_seconds > MAX_CLOCK_SECONDS:
         pts = pts - pts[0]
     num_bytes = [0 if at is None else packets.num_bytes[at] for at in decoded.packet]
     is_key = [
