@@ -1,12 +1,13 @@
 """Frames of a decoder -> pictures through FFmpeg's filters, without torch."""
 
-import itertools
 from collections.abc import Sequence
 from fractions import Fraction
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange
+
+from videossl.decode.filters import filter_graph
 
 STUDIO_BLACK = np.uint8(16)  # of a luma of limited range
 
@@ -16,24 +17,13 @@ class FilterChain:
 
     def __init__(self, first: "av.VideoFrame", time_base: Fraction, filters: Sequence[str]) -> None:
         self.size = (first.width, first.height)
-        graph = av.filter.Graph()
-        if hasattr(graph, "threads"):
-            graph.threads = 1  # more only wait for each other on frames this small
         # Untold, swscale takes the output for another matrix than the input, and shifts colours by up to 4 of 255.
         source = (
             "video_size={}x{}:".format(*self.size)
             + f"pix_fmt={first.format.name}:time_base={time_base}:"
             f"colorspace={int(first.colorspace)}:range={int(first.color_range)}"
         )
-        nodes = [graph.add("buffer", source)]
-        for text in filters:
-            name, _, arguments = text.partition("=")
-            nodes.append(graph.add(name, arguments or None))
-        nodes.append(graph.add("buffersink"))
-        for one, other in itertools.pairwise(nodes):
-            one.link_to(other)
-        graph.configure()
-        self._graph = graph
+        self._graph = filter_graph(source, filters)
 
     def __call__(self, frame: "av.VideoFrame") -> "av.VideoFrame":
         """The filtered frame. Raises ValueError for a frame of another size than the first."""
