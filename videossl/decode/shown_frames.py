@@ -8,6 +8,7 @@ back. FFmpeg's own decoding in order is the truth there, and costs as long as pl
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import av
@@ -71,6 +72,22 @@ class _Packets:
     def __len__(self) -> int:
         return len(self.pts)
 
+    @cached_property
+    def ticks(self) -> "NDArray[np.int64]":
+        """(packets,) times shown, or those of decoding where some packet has no other. All must have one."""
+        times = self.dts if None in self.pts else self.pts
+        return np.array(times, dtype=np.int64)
+
+    @cached_property
+    def is_shown(self) -> "NDArray[np.bool_]":
+        """(packets,) whether neither an edit list nor the codec hides it."""
+        return ~np.array(self.is_hidden, dtype=bool)
+
+    @cached_property
+    def known_dts(self) -> "NDArray[np.int64]":
+        """(n,) times of decoding of those packets that have one."""
+        return np.array([tick for tick in self.dts if tick is not None], dtype=np.int64)
+
 
 def decode_packets(
     packets: "Iterator[av.Packet]",
@@ -116,15 +133,13 @@ def list_shown_frames(
         return _by_decoding(packets, container, source)
     if first is None or all(packets.is_hidden):
         raise VideoDecodeError(str(source), "pyav", "the video stream holds no frame")
-    is_shown = ~np.array(packets.is_hidden)
-    times = packets.pts if None not in packets.pts else packets.dts
-    pts = np.array(times, dtype=np.int64)[is_shown]
-    order = np.argsort(pts, kind="stable")
+    shown = np.flatnonzero(packets.is_shown)
+    order = shown[np.argsort(packets.ticks[shown], kind="stable")]
     return ShownFrames(
-        pts=pts[order],
-        is_key=np.array(packets.is_key)[is_shown][order],
-        num_bytes=np.array(packets.num_bytes, dtype=np.int64)[is_shown][order],
-        last_duration=packets.duration[np.flatnonzero(is_shown)[order[-1]]] or 0,
+        pts=packets.ticks[order],
+        is_key=np.array(packets.is_key)[order],
+        num_bytes=np.array(packets.num_bytes, dtype=np.int64)[order],
+        last_duration=packets.duration[order[-1]] or 0,
         first=first,
         num_held=_num_held(packets, container),
         times_by_order=container_name(container) == "avi",
@@ -191,9 +206,8 @@ def _doubt(
         return "it has packets without any time" if None in packets.dts else ""
     if None in packets.pts:
         return "it has packets without a time"
-    pts = np.array(packets.pts, dtype=np.int64)
-    is_hidden = np.array(packets.is_hidden)
-    if (pts[~is_hidden] < pts[0]).any():
+    pts = packets.ticks
+    if (pts[packets.is_shown] < pts[0]).any():
         return "frames before the first key frame may lack what they refer to"
     if name == "avi":  # the rest is of times, which are found by counting
         return ""
@@ -208,10 +222,9 @@ def _doubt(
 
 def _num_held(packets: _Packets, container: "av.container.InputContainer") -> int:
     """AVI counts frames by its clock, and a frame that is as the one before may be left empty."""
-    ticks = [tick for tick in packets.dts if tick is not None]
-    if container_name(container) != "avi" or not ticks:
+    if container_name(container) != "avi" or not len(packets.known_dts):
         return len(packets)
-    return max(len(packets), max(ticks) - min(ticks) + 1)
+    return max(len(packets), int(np.ptp(packets.known_dts)) + 1)
 
 
 def _num_unseen(packets: _Packets, codec: str) -> int:
@@ -220,8 +233,7 @@ def _num_unseen(packets: _Packets, codec: str) -> int:
 
 
 def _clock_jumps(packets: _Packets, max_gap: float) -> bool:
-    dts = np.array([tick for tick in packets.dts if tick is not None], dtype=np.int64)
-    steps = np.diff(dts)
+    steps = np.diff(packets.known_dts)
     return bool((steps < 0).any() or (steps > max_gap).any())
 
 
@@ -236,9 +248,8 @@ def _has_closed_groups(packets: _Packets) -> bool:
     """Whether no frame that follows a key frame in the file is shown before it or refers to one before it."""
     if None in packets.pts or packets.has_refreshes:
         return False
-    pts = np.array(packets.pts, dtype=np.int64)
-    of_key = np.where(packets.is_key, pts, np.iinfo(np.int64).min)
-    return bool((pts >= np.maximum.accumulate(of_key)).all())
+    of_key = np.where(packets.is_key, packets.ticks, np.iinfo(np.int64).min)
+    return bool((packets.ticks >= np.maximum.accumulate(of_key)).all())
 
 
 def _is_hidden_vp8(packet: "av.Packet") -> bool:
