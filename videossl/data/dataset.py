@@ -168,7 +168,7 @@ class ClipDataset(Dataset[RawClips]):
             return_inverse=True
         )
         pts = torch.from_numpy(video.pts_seconds)
-        shown_at = frames_of_row(entry, video, union.tolist())
+        shown_at = frames_of_row(entry, pts, union.tolist())
         # Times close together show one frame: decoded once, and copied once, into the clips.
         shown, again = shown_at.unique(return_inverse=True)
         inverse = again[inverse]
@@ -203,14 +203,13 @@ class ClipDataset(Dataset[RawClips]):
         return self._epoch_and_order[1]
 
 
-def frames_of_row(entry: VideoEntry, index: VideoIndex, seconds: Sequence[float]) -> Tensor:
-    """(N,) int64 indices of the frames of a manifest row that are on screen at these times.
+def frames_of_row(entry: VideoEntry, pts_seconds: Tensor, seconds: Sequence[float]) -> Tensor:
+    """(N,) int64 indices of the frames of a manifest row, shown from `pts_seconds` on, that are on screen at these times.
 
     Raises VideoDecodeError, which costs one video, where the row contradicts itself.
     """
-    pts = torch.from_numpy(index.pts_seconds)
     try:
-        return indices_shown_at(pts, seconds, index.info.end_seconds)
+        return indices_shown_at(pts_seconds, seconds, entry.end_seconds)
     except UserError as error:
         cause = f"its row of the manifest contradicts itself ({error}): scan it again"
         raise VideoDecodeError(str(entry.source), "manifest", cause) from None

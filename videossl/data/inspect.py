@@ -142,9 +142,11 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
                 is_marked = any(frame.is_corrupt for frame in frames)
                 if packet is not None and packet.size:
                     is_marked |= packet.is_corrupt
-                self._complaints.note(packet, bool(said), is_marked or error is not None)
+                is_marked |= error is not None
+                self._complaints.note(
+                    packet, has_said=bool(said), is_marked=is_marked, has_frames=bool(frames)
+                )
                 said.clear()
-                self._complaints.has_shown |= bool(frames)
                 yield from frames
 
 
@@ -158,7 +160,7 @@ class Complaints:
     def __init__(self, max_gap: float, *, begins_amid: bool) -> None:
         """`max_gap`: ticks by which the clock may go on from one packet to the next. `begins_amid`: so it is known to; else
         the packets tell."""
-        self.has_shown = False  # whether a frame has come out
+        self._has_shown = False  # whether a frame has come out
         self._max_gap = max_gap
         self._number = 0
         self._bad: list[int] = []
@@ -168,18 +170,20 @@ class Complaints:
         self._num_keys = 0
         self._begins_amid = begins_amid
 
-    def note(self, packet: "av.Packet | None", has_said: bool, is_marked: bool) -> None:
+    def note(
+        self, packet: "av.Packet | None", *, has_said: bool, is_marked: bool, has_frames: bool
+    ) -> None:
         """Takes the next packet, or the end of a container that breaks off; what the log says of it, and what else."""
         self._number += 1
+        is_hidden = packet is not None and bool(packet.size) and packet.is_discard
         if packet is not None and packet.size:
             self._follow(packet)
-            if packet.is_discard:
-                return
         is_excused = self._begins_amid and (
-            not self.has_shown or (self._num_keys < 2 and not is_marked)
+            not self._has_shown or (self._num_keys < 2 and not is_marked)
         )
-        if (has_said or is_marked) and not is_excused:
+        if (has_said or is_marked) and not is_hidden and not is_excused:
             self._bad.append(self._number)
+        self._has_shown |= has_frames
 
     def num_damaged(self) -> int:
         """How many packets had something wrong, those at a join left out."""
@@ -278,11 +282,9 @@ class _Measures:
         )
 
     def _shown_bars(self) -> tuple[int, int, int, int]:
-        """Of the picture as shown, in square pixels."""
+        """The bars of the picture as shown, in square pixels."""
         info = self._index.info
-        height, width = info.orientation.stored(
-            info.stored_height, info.stored_width
-        )  # its own inverse
+        height, width = info.upright_stored_shape
         rows, columns = info.height / height, info.width / width
         top, bottom, left, right = self._bars.find(info.orientation)
         return (

@@ -65,10 +65,15 @@ class VideoInfo:
         return Orientation(self.rotation // 90, self.is_mirrored)
 
     @property
+    def upright_stored_shape(self) -> tuple[int, int]:
+        """(height, width) of the stored pictures once they are upright, in pixels of whatever shape."""
+        stored = (self.stored_height, self.stored_width)
+        return self.orientation.stored(*stored)  # to change places is its own inverse
+
+    @property
     def has_square_pixels(self) -> bool:
         """Whether the pictures are shown at the size at which they are stored."""
-        stored = (self.stored_height, self.stored_width)
-        return stored == self.orientation.stored(self.height, self.width)
+        return self.upright_stored_shape == (self.height, self.width)
 
 
 @dataclass(frozen=True)

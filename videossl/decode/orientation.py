@@ -73,7 +73,7 @@ def orientation_of(frame: "av.VideoFrame") -> Orientation:
 
 
 def _of_matrix(a: int, b: int, c: int, d: int) -> Orientation:
-    """Of x' = a x + c y and y' = b x + d y, with y downward."""
+    """The orientation that x' = a x + c y and y' = b x + d y states, with y downward."""
     is_mirrored = a * d - b * c < 0
     if is_mirrored:  # what is left to do after x -> -x
         a, b = -a, -b

@@ -60,7 +60,8 @@ class ClipReader:
             clip=self.clip,
             num_clips=self.num_clips,
         )
-        shown = frames_of_row(entry, index, times.flatten().tolist())
+        pts = torch.from_numpy(index.pts_seconds)
+        shown = frames_of_row(entry, pts, times.flatten().tolist())
         union, inverse = shown.unique(return_inverse=True)
         with open_video(
             entry.source, backend=self.backend, short_side=self.clip.resize, index=index

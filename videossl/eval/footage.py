@@ -10,9 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from videossl.decode.backends import open_video
-from videossl.decode.container import open_container, video_stream
-from videossl.decode.info import read_index
-from videossl.decode.source import VideoSource
+from videossl.decode.info import VideoInfo, read_index
 from videossl.errors import UserError
 from videossl.eval.davis import DavisSequence
 from videossl.eval.frames import FrameSource, ImageFrames, VideoFrames
@@ -62,7 +60,7 @@ def video_footage(video: Path, mask: Path) -> Footage:
     index = read_index(str(video))
     reader = open_video(str(video), index=index)
     source = VideoFrames(reader)
-    first_mask = _fitted(given, mask, source, video=video, rotation=index.info.rotation)
+    first_mask = _fitted(given, mask, source, info=index.info)
     ids = object_ids(first_mask)
     if not ids:
         raise UserError(f"{mask} holds no object: every pixel is background")
@@ -79,15 +77,13 @@ def video_footage(video: Path, mask: Path) -> Footage:
     )
 
 
-def _fitted(
-    given: IndexMask, path: Path, source: VideoFrames, *, video: Path, rotation: int
-) -> IndexMask:
+def _fitted(given: IndexMask, path: Path, source: VideoFrames, *, info: VideoInfo) -> IndexMask:
     """A mask at the size of the frames: as given, or scaled from their shape or from the size at which they are stored."""
     size, height, width = given.shape, *source.native_size
     if size == (height, width):
         return given
-    said = f"{path} is {size[1]}x{size[0]} but the frames of {video} are {width}x{height}"
-    if not _is_scaled(size, source.native_size) and size != _stored_size(video, rotation):
+    said = f"{path} is {size[1]}x{size[0]} but the frames of {info.path} are {width}x{height}"
+    if not _is_scaled(size, source.native_size) and size != info.upright_stored_shape:
         raise UserError(f"{said}: give a mask of that size, or one of the same shape")
     _log.info("%s: the mask is scaled to them (nearest neighbour)", said)
     scaled = Image.fromarray(given).resize((width, height), Image.Resampling.NEAREST)
@@ -99,12 +95,3 @@ def _is_scaled(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     least = max((side - 1) / of for side, of in zip(one, other, strict=True))
     most = min((side + 1) / of for side, of in zip(one, other, strict=True))
     return least <= most
-
-
-def _stored_size(video: Path, rotation: int) -> tuple[int, int]:
-    """(H, W) of the decoded frames when upright, in pixels of whatever shape."""
-    source = VideoSource(str(video))
-    with open_container(source) as container:
-        context = video_stream(container, source).codec_context
-        size = (context.height, context.width)
-    return size[::-1] if rotation % 180 else size
