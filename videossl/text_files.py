@@ -5,6 +5,7 @@ import csv
 import io
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 DELIMITERS = ",;\t"
 
@@ -25,6 +26,15 @@ def decoded_text(data: bytes, *, errors: str = "strict") -> str:
     """
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8")
     return data.decode(encoding, errors)
+
+
+def read_names(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without the blanks around them.
+
+    Raises OSError and UnicodeDecodeError.
+    """
+    lines = decoded_text(path.read_bytes()).splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def text_lines(text: str) -> list[str]:

@@ -190,10 +190,9 @@ def _parted(line: str, is_there: Callable[[str], bool]) -> tuple[str, str, str]:
         return path, "", ""
     if is_url(path) and not path.startswith("file:"):
         found = _URL_AND_REST.fullmatch(path)
-        is_whole = found is None or (
-            _has_video_ending(path) and not _has_video_ending(found["path"])
-        )
-        return (path, "", "") if is_whole or found is None else _fields(found)
+        if found is None or (_has_video_ending(path) and not _has_video_ending(found["path"])):
+            return path, "", ""
+        return _fields(found)
     if found := _QUOTED.fullmatch(path):
         name, between, rest = _fields(found)
         return name.replace('""', '"'), between, rest

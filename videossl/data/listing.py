@@ -155,10 +155,8 @@ def _local_videos(
         yield _local_video(root, real=os.path.realpath(root), below=_as_given(source))
         return
     roots.append(str(root))
-    real_folder: tuple[Path | None, str] = (
-        None,
-        "",
-    )  # of the last file, whose neighbours lie there too
+    # Of the last file, whose neighbours lie there too.
+    real_folder: tuple[Path | None, str] = (None, "")
     for path in walk_files(root, visited, found.unreadable):
         if path.suffix.lower() not in VIDEO_EXTENSIONS:
             found.passed_over[as_text(path.suffix.lower()) or NO_ENDING] += 1

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from videossl.errors import UserError
 from videossl.leftovers import is_system_leftover
 from videossl.picture_files import UNREADABLE, is_picture, opened_picture
+from videossl.text_files import read_names
 
 MAX_XML_BYTES = 2**20
 PARTS = ("JPEGImages", "Annotations", "ImageSets/Main")
@@ -115,8 +116,7 @@ def _names_of(folder: Path, split: str) -> list[str]:
         there = [path.stem for path in lists.glob("*.txt") if not is_system_leftover(path.name)]
         known = sorted(name for name in there if "_" not in name)
         raise UserError(f"there is no split {split!r} in {lists}; there are {', '.join(known)}")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    names = [line.split()[0] for line in lines if line.strip()]
+    names = [line.split()[0] for line in read_names(path)]
     for name in names:
         if not _NAME.fullmatch(name) or name.startswith("."):
             raise UserError(f"{path} names {name!r}, which is no image name")

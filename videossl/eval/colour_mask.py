@@ -12,9 +12,7 @@ _VOID_ID = 255
 # Of colours 0 to 255. Two that were painted differ by more; what JPEG makes of one differs by less. All chosen.
 _NEAR = 48.0
 _FAR = 64.0  # at least between two colours of which an edge holds mixtures
-_MIXTURE = (
-    24.0  # how far a mixture may lie from the line between them: rounding, and what JPEG adds
-)
+_MIXTURE = 24.0  # from the line between them, of a mixture: rounding, and what JPEG adds
 _LEAST_SHARE = 5e-4  # of all pixels for a colour without an inside
 # At most that share of pixels lies farther from what is kept: of a photo most do.
 _CLOSE, _EDGE_SHARE = 16.0, 0.25

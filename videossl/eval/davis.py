@@ -26,6 +26,7 @@ from videossl.eval.mask_files import (
 )
 from videossl.leftovers import is_system_leftover
 from videossl.picture_files import is_picture
+from videossl.text_files import read_names
 
 RESOLUTION = "480p"
 YEARS = ("2016", "2017")
@@ -145,7 +146,7 @@ def split_lists(root: Path) -> list[Path]:
 def listed_sequences(path: Path) -> list[str]:
     """The sequences that a list of ImageSets names, in its order."""
     # The first release of 2016 lists frames ("/JPEGImages/480p/bear/00000.jpg ..."), later ones list sequences.
-    entries = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+    entries = read_names(path)
     names = [Path(e.split()[0]).parent.name if "/" in e else e for e in entries]
     return list(dict.fromkeys(names))
 

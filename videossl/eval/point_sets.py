@@ -23,6 +23,7 @@ from videossl.eval.mask_files import read_mask
 from videossl.eval.points import Flags, Places, Queries
 from videossl.leftovers import is_system_leftover
 from videossl.picture_files import UNREADABLE, picture_size
+from videossl.text_files import read_names
 
 Benchmark = Literal["badja", "jhmdb", "tapvid"]
 Item = TypeVar("Item")
@@ -195,11 +196,7 @@ def _names_of_split(path: Path) -> list[str]:
             f"{path}: a split list is named <action>_test_split<n>.txt, after its action"
         )
     try:
-        lines = [
-            line.split()
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
+        lines = [line.split() for line in read_names(path)]
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if any(len(line) != 2 or line[1] not in ("0", "1", "2") for line in lines):

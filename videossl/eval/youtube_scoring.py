@@ -16,6 +16,7 @@ from videossl.errors import UserError
 from videossl.eval.mask_files import read_mask
 from videossl.eval.scoring import ObjectScore, check_size, object_scores, score_frame
 from videossl.eval.youtube_vos import YoutubeVosSequence
+from videossl.text_files import read_names
 
 _log = logging.getLogger("videossl")
 
@@ -42,11 +43,7 @@ def score_youtube_sequence(results: Path, sequence: YoutubeVosSequence) -> list[
 def read_unseen_categories(path: Path) -> frozenset[str]:
     """The categories that the training split does not have, one a line. Raises UserError for an empty or missing file."""
     try:
-        names = frozenset(
-            line.strip()
-            for line in path.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        )
+        names = frozenset(read_names(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     if not names:
