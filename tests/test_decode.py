@@ -8,6 +8,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from backend import backend_or_skip
 from numbered_video import VARIANTS, Variant, read_numbers, stored_picture, write_numbered_video
 
 from videossl.decode import torchcodec_reader
@@ -34,13 +35,6 @@ REFUSALS = {
         "av1": "cannot find video stream",
     },
 }
-
-
-def backend_or_skip(name):
-    reason = available_backends()[name]
-    if reason:
-        pytest.skip(f"{name} does not load here: {reason}")
-    return READERS[name]
 
 
 @pytest.fixture(params=list(READERS))

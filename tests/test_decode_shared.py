@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backend import backend_or_skip
 
 from videossl.decode.backends import READERS, available_backends, open_video
 from videossl.decode.info import probe
@@ -66,8 +67,7 @@ def spread_indices(num_frames, pixels_per_frame):
 
 
 def assert_agrees_with_pyav(name, path):
-    if available_backends()[name]:
-        pytest.skip(f"{name} does not load here: {available_backends()[name]}")
+    backend_or_skip(name)
     with READERS["pyav"](path) as reference, READERS[name](path) as reader:
         assert torch.equal(reader.pts_seconds, reference.pts_seconds)
         indices = spread_indices(reference.num_frames, reference.height * reference.width)

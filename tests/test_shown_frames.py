@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backend import backend_or_skip
 from numbered_video import read_numbers
 from odd_streams import (
     CLOSED,
@@ -22,7 +23,7 @@ from videossl.__main__ import main
 from videossl.data.manifest import sound_entry
 from videossl.data.sampling import SamplingRules, usable_shots
 from videossl.data.table import read_manifest
-from videossl.decode.backends import READERS, available_backends, open_video
+from videossl.decode.backends import READERS, open_video
 from videossl.decode.info import VideoIndex, read_index
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
@@ -73,8 +74,7 @@ def test_a_file_shows_what_decoding_in_order_gives(odd_stream, name):
 @pytest.mark.parametrize("backend", list(READERS))
 @pytest.mark.parametrize("name", STREAMS)
 def test_frames_are_right_in_any_order_or_refused(odd_stream, name, backend):
-    if available_backends()[backend]:
-        pytest.skip(f"{backend} does not load here: {available_backends()[backend]}")
+    backend_or_skip(backend)
     path, expected = odd_stream(name)
     draw = random.Random(name)
     for index in (None, as_scanned(path)):
@@ -97,8 +97,7 @@ def test_frames_are_right_in_any_order_or_refused(odd_stream, name, backend):
 @pytest.mark.parametrize("backend", list(READERS))
 @pytest.mark.parametrize("path", sorted(CASES.glob("*")), ids=lambda path: path.name)
 def test_shared_cases_give_the_pictures_of_decoding_in_order(path, backend):
-    if available_backends()[backend]:
-        pytest.skip(f"{backend} does not load here: {available_backends()[backend]}")
+    backend_or_skip(backend)
     expected = decoded_in_order(path)
     try:
         reader = open_video(path, backend=backend, index=as_scanned(path))
@@ -216,8 +215,7 @@ def oriented(request, tmp_path_factory):
 @pytest.mark.parametrize("backend", list(READERS))
 @pytest.mark.parametrize("short_side", [None, 48])
 def test_all_eight_orientations_are_shown_upright_or_refused(oriented, backend, short_side):
-    if available_backends()[backend]:
-        pytest.skip(f"{backend} does not load here: {available_backends()[backend]}")
+    backend_or_skip(backend)
     path, pictures = oriented
     try:
         reader = open_video(path, backend=backend, short_side=short_side, index=as_scanned(path))
@@ -257,8 +255,7 @@ def test_a_shape_that_was_rounded_to_even_sizes_is_left_alone(tmp_path):
 @pytest.mark.parametrize("pixel_aspect", [Fraction(4, 3), Fraction(8, 9), Fraction(16, 11)])
 @pytest.mark.parametrize("backend", list(READERS))
 def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, backend, pixel_aspect):
-    if available_backends()[backend]:
-        pytest.skip(f"{backend} does not load here: {available_backends()[backend]}")
+    backend_or_skip(backend)
     path = encode(tmp_path / "a.mp4", range(30), options=CLOSED, pixel_aspect=pixel_aspect)
     index = as_scanned(path)
     width = round(128 * pixel_aspect)
