@@ -1,13 +1,20 @@
 """What a run writes for programs and for TensorBoard, read back by their own readers."""
 
+import errno
 import json
 import logging
+import os
+import resource
+import shutil
+import signal
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from videossl.engine.logger import RunLogger
+from videossl.errors import UserError
+from videossl.whole_file import WholeRecords
 
 
 def read(folder) -> EventAccumulator:
@@ -73,5 +80,71 @@ def test_a_disk_that_refuses_is_said_once(name, tmp_path, caplog, capsys, monkey
     said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(said) == 1
     assert name in said[0]
-    assert "cannot be written: [Errno 28] No space left on device" in said[0]
+    assert "No space left on device" in said[0]
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_log_that_never_fits_does_not_end_the_run(tmp_path, caplog):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    caplog.set_level(logging.INFO, "videossl")
+    with RunLogger(tmp_path, is_main=True, first_step=0, total_steps=9) as logger:
+        logger.write(1, "line 1", {"lr": 0.1})
+    assert [r.getMessage().count("No space left") for r in caplog.records] == [1, 0]
+
+
+def test_a_record_that_a_full_disk_cuts_off_is_taken_back(tmp_path):
+    path = tmp_path / "records"
+    file, limits = WholeRecords(path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    file.write(b"first\n")
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            file.write(b"second\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, previous)
+    file.write(b"third\n")
+    assert path.read_bytes() == b"first\nthird\n"
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EIO])
+def test_a_folder_that_refuses_for_another_reason_ends_the_run(error, tmp_path):
+    class Refusing:
+        def write(self, data) -> None:
+            raise OSError(error, os.strerror(error))
+
+        def close(self) -> None: ...
+
+    with RunLogger(tmp_path, is_main=True, first_step=0, total_steps=9) as logger:
+        logger._jsonl = Refusing()
+        with pytest.raises(
+            UserError, match=rf"metrics\.jsonl cannot be written: {os.strerror(error)}"
+        ):
+            logger.write(1, "line 1", {"lr": 0.1})
+
+
+def test_a_folder_that_is_gone_ends_the_run(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with RunLogger(out, is_main=True, first_step=0, total_steps=9) as logger:
+        shutil.rmtree(out)
+        with pytest.raises(UserError, match="run cannot be written: it is gone"):
+            logger.write(1, "line 1", {"lr": 0.1})
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "tb"])
+def test_a_file_that_cannot_be_begun_is_named(name, tmp_path):
+    (tmp_path / name).symlink_to("/dev/null/nothing")
+    with pytest.raises(
+        UserError, match=rf"{name} cannot be written: (Not a directory|File exists)"
+    ):
+        RunLogger(tmp_path, is_main=True, first_step=0, total_steps=9)
+
+
+def test_records_of_a_resumed_run_that_are_not_text_cost_themselves(tmp_path):
+    lines = [b'{"step": 1}\n', b'{"step": \xff\xfe2}\n', b"7\n", b'{"step": 2}\n', b'{"step": 3}\n']
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join(lines))
+    RunLogger(tmp_path, is_main=True, first_step=2, total_steps=9).__exit__(None, None, None)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == lines[0] + lines[3]

@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from videossl.config import Config, read_yaml
 from videossl.engine.run_folder import check_run_folder, open_run_folder
 from videossl.errors import UserError
+from videossl.whole_file import temporary_name
 
 
 def config(out: Path) -> Config:
@@ -20,7 +21,7 @@ def open_late(rank: int, out: Path) -> None:
     """The main rank takes long over each thing it writes; the other comes in the middle of it."""
     dist.init_process_group("gloo", f"file://{out}.store", rank=rank, world_size=2)
 
-    def write_slowly(path: Path, text: str) -> int:
+    def write_slowly(path: Path, text: str, **how: str) -> int:
         time.sleep(0.5)
         return path.write_bytes(text.encode())
 
@@ -37,10 +38,11 @@ def test_a_rank_that_comes_late_does_not_take_the_new_folder_for_a_foreign_one(t
 
 
 def test_a_folder_whose_making_was_interrupted_is_made_again(tmp_path):
-    (tmp_path / "config.yaml.tmp").write_text("out: /half")
+    begun = temporary_name(tmp_path / "config.yaml")
+    begun.write_text("out: /half")
     open_run_folder(config(tmp_path), is_main=True)
     assert read_yaml(tmp_path / "config.yaml")["out"] == str(tmp_path)
-    assert not (tmp_path / "config.yaml.tmp").exists()
+    assert not begun.exists()
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):

@@ -5,6 +5,10 @@ class UserError(ValueError):
     """Says what was got, what is allowed, and the remedy, in one line."""
 
 
+class StorageFull(UserError):
+    """A disk or a quota has no room for what was to be written: it may have some later."""
+
+
 class Preempted(Exception):
     """A scheduler asked the run to stop; all is saved, and the same command goes on. The message is one line."""
 

@@ -11,14 +11,15 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from videossl.errors import UserError
+from videossl.errors import StorageFull, UserError
 from videossl.models.encoder import Encoder
 from videossl.models.encoder_file import is_encoder_file, read_encoder, untrained_encoder
 from videossl.models.shipped import shipped_or_given
+from videossl.whole_file import writing
 
 log = logging.getLogger("videossl")
 
@@ -43,29 +44,71 @@ def save_checkpoint(
 ) -> Path:
     """Writes `step_<step>.pt` under a temporary name, renames it, and drops all but the newest `keep`.
 
-    `is_best` makes it `best.pt` as well, which stays when the other name is dropped.
+    `is_best` makes it `best.pt` as well, which stays when the other name is dropped. Where there is no room, the oldest
+    are given up for it, but never the newest.
 
-    Raises UserError if the disk refuses, leaving the earlier checkpoints as they are.
+    Raises UserError if the disk refuses, StorageFull where it is full: the newest checkpoint is untouched.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:08d}.pt"
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, "step": step, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        if is_best:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # What is ahead of this run was passed over as damaged when it was resumed, and counts for nothing.
+    ahead = [other for other in checkpoints(folder) if _step_of(other) > step]
+    spare = [*ahead, *[other for other in checkpoints(folder) if _step_of(other) < step][:-1]]
+    while True:
+        try:
+            _write_whole(path, {"format": FORMAT, "step": step, **state})
+            break
+        except StorageFull as error:
+            if not spare:
+                raise StorageFull(
+                    f"checkpoint {error}; earlier checkpoints are untouched"
+                ) from error
+            log.warning("there is no room for %s: %s is given up for it", path, spare[0].name)
+            spare.pop(0).unlink()
+    if is_best:
+        with writing(folder / BEST_NAME):
             _also_as(folder / BEST_NAME, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"checkpoint {path} cannot be written: {error}; earlier checkpoints are untouched"
-        ) from error
+    for other in ahead:
+        other.unlink(missing_ok=True)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
     return path
+
+
+class _Heard:
+    """A file that remembers why it was not written: torch's zip writer says something else."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write_whole(path: Path, state: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        with writing(path), temporary.open("wb") as file:
+            heard = _Heard(file)
+            try:
+                torch.save(state, heard)  # type: ignore[arg-type]
+            except RuntimeError as error:
+                raise heard.error or error from None
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _also_as(name: Path, path: Path) -> None:
@@ -110,7 +153,11 @@ def load_newest(folder: Path, *, is_main: bool = True) -> tuple[Path, dict[str, 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder, oldest first."""
     found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]))  # type: ignore[index]
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def find_checkpoint(path: str | Path) -> Path:

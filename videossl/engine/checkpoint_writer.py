@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from videossl.engine.checkpoint import save_checkpoint
-from videossl.errors import UserError
+from videossl.errors import StorageFull, UserError
 
 log = logging.getLogger("videossl")
 
@@ -17,8 +17,8 @@ log = logging.getLogger("videossl")
 class CheckpointWriter:
     """Writes one checkpoint at a time to `folder`, keeping the newest `keep` and the best.
 
-    A disk that refuses costs that checkpoint: it is said, the earlier ones stay, and training goes on. `finish` raises
-    UserError if the last one asked for is not there.
+    A full disk costs that checkpoint: it is said, the newest one stays, and training goes on. `finish` raises UserError
+    if the last one asked for is not there, and every method where the folder is gone or refuses for another reason.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -30,6 +30,8 @@ class CheckpointWriter:
     def save(self, state: Mapping[str, Any], *, step: int, is_best: bool = False) -> None:
         """Copies the state and returns; waits first if the one before is still being written."""
         self._settle()
+        if not self.folder.is_dir():  # made again, it would be the folder of no run
+            raise UserError(f"{self.folder} cannot be written: it is gone")
         self._writing = self._thread.submit(
             save_checkpoint,
             self.folder,
@@ -57,7 +59,7 @@ class CheckpointWriter:
         try:
             writing.result()
             self._failure = None
-        except UserError as error:
+        except StorageFull as error:
             self._failure = error
             log.warning("%s; training goes on", error)
 

@@ -11,6 +11,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 from torch.utils.tensorboard import summary
 
+from videossl.whole_file import WholeRecords
+
 
 class EventFile:
     """One event file in `folder`, of a run that goes on after `step`: later points of earlier files no longer count.
@@ -21,7 +23,7 @@ class EventFile:
     def __init__(self, folder: Path, *, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns() // 1000}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("ab", buffering=0)
+        self._file = WholeRecords(folder / name)
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
         if step:

@@ -8,7 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from videossl.engine.event_file import EventFile
+from videossl.errors import StorageFull, UserError
+from videossl.whole_file import WholeRecords, whole_file, writing
 
 log = logging.getLogger("videossl")
 
@@ -35,11 +37,16 @@ class _LogFile(logging.FileHandler):
             self._is_silent = True
             log.warning("%s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
 
+    def close(self) -> None:
+        with suppress(OSError):  # what it still holds does not fit either, which has been said
+            super().close()
+
 
 class RunLogger:
     """Writes a run's folder; on ranks other than the main one it does nothing.
 
-    A disk that refuses costs what could not be written, and one warning per file: training goes on.
+    A full disk costs what could not be written, and one warning per file: training goes on. Raises UserError where the
+    folder is gone, or refuses for another reason.
     """
 
     def __init__(self, out: Path, *, is_main: bool, first_step: int, total_steps: int) -> None:
@@ -47,13 +54,17 @@ class RunLogger:
         self._bar: Progress | None = None
         if not is_main:
             return
+        self._out = out
+        self._refused: set[str] = set()
         metrics = out / "metrics.jsonl"
         _drop_after(metrics, first_step)
-        self._jsonl = metrics.open("ab", buffering=0)
-        self._file = _LogFile(out / "train.log")
+        with writing(metrics):
+            self._jsonl = WholeRecords(metrics)
+        with writing(out / "tb"):
+            self._tensorboard = EventFile(out / "tb", step=first_step)
+        with writing(out / "train.log"):
+            self._file = _LogFile(out / "train.log")
         log.addHandler(self._file)
-        self._tensorboard = EventFile(out / "tb", step=first_step)
-        self._refused: set[str] = set()
         if sys.stderr.isatty():
             columns = (
                 TextColumn("train"),
@@ -75,6 +86,8 @@ class RunLogger:
         if not self.is_main:
             return
         self.say(line)
+        if not self._out.is_dir():  # files that are open would take what nobody will read
+            raise UserError(f"{self._out} cannot be written: it is gone")
         record = json.dumps(_without_nan({"step": step, **values})) + "\n"
         with self._tried("metrics.jsonl"):
             self._jsonl.write(record.encode())
@@ -102,11 +115,12 @@ class RunLogger:
     @contextmanager
     def _tried(self, name: str) -> Iterator[None]:
         try:
-            yield
-        except OSError as error:
+            with writing(self._out / name):
+                yield
+        except StorageFull as error:
             if name not in self._refused:
                 self._refused.add(name)
-                log.warning("%s of the run cannot be written: %s; training goes on", name, error)
+                log.warning("%s; training goes on", error)
 
     def __enter__(self) -> Self:
         return self
@@ -129,15 +143,20 @@ class RunLogger:
 
 def _drop_after(path: Path, step: int) -> None:
     """Drops the records of steps that a killed run had made after its last checkpoint: they are made again."""
-    if path.exists():
-        records = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-        path.write_text("".join(f"{line}\n" for line in records))
+    if not path.exists():
+        return
+    with writing(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= step]
+    if kept != lines:
+        with whole_file(path) as partial:
+            partial.write_bytes(b"".join(kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):  # a line cut off by the kill
+    except (ValueError, KeyError, TypeError):  # a line cut off by the kill
         return float("inf")
 
 

@@ -79,7 +79,7 @@ class Quarantine:
                 os.write(file, line)
             finally:
                 os.close(file)
-        except OSError as error:  # a full disk stops the run at its next checkpoint, not here
+        except OSError as error:  # what that means for the run, its next checkpoint says
             log.warning("%s cannot be written: %s", self._path, error.strerror)
 
     def _read(self) -> None:

@@ -1,6 +1,5 @@
 """The folder of a run: made once, resumed when the config agrees, refused with the options spelled out when not."""
 
-import json
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +15,7 @@ from videossl.distributed import barrier
 from videossl.engine.checkpoint import drop_unfinished
 from videossl.errors import UserError
 from videossl.version import __version__
+from videossl.whole_file import is_unfinished, write_json, write_text, writing
 
 # What may change between a run and its continuation without changing what is learned. `steps` is not among them: the
 # learning rate depends on it.
@@ -40,7 +40,6 @@ FREE_KEYS = (
     ("monitor",),  # looks, and changes nothing
 )
 CONFIG_NAME = "config.yaml"
-CONFIG_BEGUN = "config.yaml.tmp"  # a run killed while it was made leaves no more than this
 PACKAGES = ("torch", "torchvision", "torchcodec", "av", "decord", "pytorchvideo", "numpy")
 
 
@@ -65,20 +64,21 @@ def check_run_folder(config: Config) -> None:
     existing = out / CONFIG_NAME
     if existing.exists():
         _refuse_other_config(out, config, read_yaml(existing))
-    elif out.exists() and any(path.name != CONFIG_BEGUN for path in out.iterdir()):
+    elif out.exists() and not all(map(is_unfinished, out.iterdir())):
         raise UserError(f"out={out} is not empty and holds no run: name a new folder, or empty it")
 
 
 def _make(out: Path, config: Config) -> None:
     """The config is the first to be there, whole: without it the folder is no run's, and is refused."""
     if not (out / CONFIG_NAME).exists():
-        out.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        (out / CONFIG_BEGUN).write_text(text)
-        (out / CONFIG_BEGUN).replace(out / CONFIG_NAME)
-        (out / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    (out / "checkpoints").mkdir(exist_ok=True)
-    drop_unfinished(out / "checkpoints")
+        write_text(out / CONFIG_NAME, text)
+        write_json(out / "env.json", environment())
+    with writing(out):
+        (out / "checkpoints").mkdir(exist_ok=True)
+        drop_unfinished(out / "checkpoints")
+        for left in filter(is_unfinished, out.iterdir()):
+            left.unlink()
 
 
 def _refuse_other_config(out: Path, config: Config, written: dict[str, Any]) -> None:
