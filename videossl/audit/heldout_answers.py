@@ -15,11 +15,12 @@ from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
 from videossl.data.table import Manifest, read_manifest
 from videossl.distributed import World
-from videossl.engine.build import autocast, build_model, split_by_group
+from videossl.engine.build import autocast, build_model
 from videossl.engine.checkpoint import find_checkpoint, load_checkpoint
 from videossl.engine.feed import Feed
 from videossl.engine.multitask import MultiTask
 from videossl.engine.quarantine import Quarantine
+from videossl.engine.split import split_of_run
 from videossl.engine.tallies import Tallies
 from videossl.errors import UserError
 from videossl.progress import track
@@ -35,6 +36,7 @@ class Run:
     config: Config
     model: MultiTask
     step: int
+    folder: Path  # which remembers what it held out
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class HeldOutAnswers:
 
 def load_run(path: str | Path) -> Run:
     """The run of a folder or checkpoint file; raises UserError if there is none, or it is of another version."""
-    state = load_checkpoint(find_checkpoint(path))
+    found = find_checkpoint(path)
+    state = load_checkpoint(found)
     config = validate(Config, state["config"])
     model = build_model(config)
     try:
@@ -59,7 +62,7 @@ def load_run(path: str | Path) -> Run:
         raise UserError(
             f"checkpoint {path} does not fit its own config: {str(error).splitlines()[0]} (another version's?)"
         ) from error
-    return Run(config, model.eval(), int(state["step"]))
+    return Run(config, model.eval(), int(state["step"]), found.parent.parent)
 
 
 def unseen_videos(run: Run, manifest_path: Path | None) -> tuple[Manifest, np.ndarray]:
@@ -69,7 +72,9 @@ def unseen_videos(run: Run, manifest_path: Path | None) -> tuple[Manifest, np.nd
     """
     config = run.config
     own = read_manifest(Path(str(config.data.manifest)))
-    split = split_by_group(own, config.data.holdout_fraction, config.seed)
+    split = split_of_run(
+        own, config.data.holdout_fraction, config.seed, run=run.folder, may_change=True
+    )
     if manifest_path is None or manifest_path == Path(str(config.data.manifest)):
         if not len(split.heldout):
             raise UserError(

@@ -46,15 +46,23 @@ class Seen:
 
 class Subject:
     """The config's model, datasets and feed, as a run of it would have them; `is_trained` with a checkpoint's state.
+    `run` is the folder of that, whose held-out videos are judged on.
 
     Raises UserError for a config without held-out videos and for a checkpoint of other tasks.
     """
 
-    def __init__(self, config: Config, world: World, state: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        state: dict[str, Any] | None = None,
+        *,
+        run: Path | None = None,
+    ) -> None:
         self.config, self.world = config, world
         torch.manual_seed(fold(config.seed, "weights"))
         self.model: MultiTask = build_model(config)
-        self.train, heldout = build_datasets(config, self.model, world)
+        self.train, heldout, _ = build_datasets(config, self.model, world, run=run, may_change=True)
         if heldout is None:
             raise UserError(
                 "data.holdout_fraction is 0: cheats are judged on held-out videos; set it above 0"

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
     _check(args)
     take_permission(args)
-    state = load_checkpoint(find_checkpoint(args.checkpoint)) if args.checkpoint else None
+    found = find_checkpoint(args.checkpoint) if args.checkpoint else None
+    state = load_checkpoint(found) if found else None
     config = audited_config(
         args.config, args.overrides, state=state, manifest=args.manifest, out=args.out
     )
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     world = World(rank=0, size=1, local_rank=0, device=choose_device(config.device))
     if world.device.type == "cpu" and config.train.threads_per_process is not None:
         torch.set_num_threads(config.train.threads_per_process)
-    audit = run_battery(Subject(config, world, state), options)
+    audit = run_battery(Subject(config, world, state, run=found and found.parent.parent), options)
     facts = {
         "command": "videossl audit",
         "checkpoint": args.checkpoint,

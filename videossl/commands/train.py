@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TASK",
         help="print every setting with its default and meaning, or those of one task, and leave",
     )
+    parser.add_argument(
+        "--accept-changed-manifest",
+        action="store_true",
+        help="go on with a manifest that has changed since the run began; what was held out stays held out",
+    )
     add_import_argument(parser)
     parser.epilog = EXAMPLE
 
@@ -76,7 +81,14 @@ def run(args: argparse.Namespace) -> int:
             if args.dry_run:
                 print_estimate(config, world, watchdog)
                 return 0
-            Trainer(config, world, stop=stop, watchdog=watchdog, evaluations=monitors).run()
+            Trainer(
+                config,
+                world,
+                stop=stop,
+                watchdog=watchdog,
+                evaluations=monitors,
+                may_change_manifest=args.accept_changed_manifest,
+            ).run()
     return 0
 
 

@@ -26,7 +26,7 @@ from videossl.data.manifest import (
     entry_batch,
     entry_of,
 )
-from videossl.decode.source import is_text
+from videossl.decode.source import WHOLE_FILE, is_text
 from videossl.errors import UserError
 
 log = logging.getLogger("videossl")
@@ -83,6 +83,25 @@ class Manifest(Sequence[VideoEntry]):
     def strings(self, name: str) -> list[str]:
         """A column of strings."""
         return self._table[name].to_pylist()
+
+    def sources(self) -> Iterator[tuple[pa.Array, pa.Array]]:
+        """Where the videos lie, for people, and their groups, batch by batch."""
+        for batch in self._batches:
+            path, offset = batch["path"], batch["offset"]
+            ends = [pc.cast(at, pa.string()) for at in (offset, pc.add(offset, batch["bytes"]))]
+            # As VideoSource writes it.
+            place = pc.binary_join_element_wise("[", ends[0], ":", ends[1], "]", "")
+            is_whole = pc.equal(offset, WHOLE_FILE)
+            member = pc.binary_join_element_wise(path, place, "")
+            yield pc.if_else(is_whole, path, member), batch["group"]
+
+    def digest(self) -> str:
+        """Of the file that was read: another one with each change."""
+        try:
+            with Path(self.path).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
 
     def is_ok(self) -> np.ndarray:
         """(rows,) bool: whether the video can be decoded, and is to be used."""

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ import torch
 from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
 from videossl.data.sampling import SamplingRules
-from videossl.data.table import MAPPED_ROWS, Manifest, read_manifest
+from videossl.data.table import Manifest, read_manifest
 from videossl.data.transforms import Augmentation
 from videossl.distributed import World
 from videossl.engine.decode_device import resolve_decode_device, videos_per_second
 from videossl.engine.multitask import MultiTask
+from videossl.engine.split import Split, split_of_run
 from videossl.errors import UserError
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
 from videossl.pretext import load
 from videossl.pretext.task import PretextTask, TaskConfig
-from videossl.rng import fold
 
 
 def task_configs(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskConfig]:
@@ -71,34 +70,6 @@ def build_model(config: Config) -> MultiTask:
         raise UserError(f"tasks: {error}") from error
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of one manifest to train on and to hold out; whole source groups are on one side."""
-
-    train: np.ndarray
-    heldout: np.ndarray
-
-
-def split_by_group(manifest: Manifest, fraction: float, seed: int) -> Split:
-    """Holds out the groups that come first in a keyed order until `fraction` of the videos is reached.
-
-    From MAPPED_ROWS rows on, which groups come first is read off a hash of their names, in one pass over the column.
-    """
-    if len(manifest) >= MAPPED_ROWS:
-        key = fold(seed, "holdout")
-        is_held = manifest.hashed("group", key) < np.uint64(fraction * (2**64 - 1))
-        return Split(np.flatnonzero(~is_held), np.flatnonzero(is_held))
-    groups: dict[str, list[int]] = {}
-    for row, group in enumerate(manifest.strings("group")):
-        groups.setdefault(group, []).append(row)
-    train: list[int] = []
-    heldout: list[int] = []
-    for group in sorted(groups, key=lambda g: fold(seed, "holdout", g)):
-        held = len(heldout) + len(groups[group]) <= fraction * len(manifest)
-        (heldout if held else train).extend(groups[group])
-    return Split(np.array(train, dtype=np.int64), np.array(heldout, dtype=np.int64))
-
-
 def clip_dataset(
     config: Config,
     model: MultiTask,
@@ -124,15 +95,25 @@ def clip_dataset(
 
 
 def build_datasets(
-    config: Config, model: MultiTask, world: World
-) -> tuple[ClipDataset, ClipDataset | None]:
-    """The training and the held-out dataset (None without holdout) of the config's manifest."""
+    config: Config,
+    model: MultiTask,
+    world: World,
+    *,
+    run: Path | None,
+    may_change: bool = False,
+) -> tuple[ClipDataset, ClipDataset | None, Split]:
+    """The training and the held-out dataset (None without holdout) of the config's manifest, and which rows they are of.
+
+    The split is that of the run in folder `run`, where it has one: see `split_of_run`.
+    """
     if config.data.manifest is None:
         raise UserError(
             "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
         )
     manifest = read_manifest(Path(config.data.manifest))
-    split = split_by_group(manifest, config.data.holdout_fraction, config.seed)
+    split = split_of_run(
+        manifest, config.data.holdout_fraction, config.seed, run=run, may_change=may_change
+    )
     if config.data.holdout_fraction > 0 and not len(split.heldout):
         raise UserError(
             f"data.holdout_fraction {config.data.holdout_fraction:g} holds out no whole source group of "
@@ -150,8 +131,8 @@ def build_datasets(
     device = resolve_decode_device(config.decode.device, world, measure)
     train = dataset(split.train, shuffle=True, device=device)
     if not len(split.heldout):
-        return train, None
-    return train, dataset(split.heldout, shuffle=False, device=device)
+        return train, None, split
+    return train, dataset(split.heldout, shuffle=False, device=device), split
 
 
 def build_augmentation(config: Config) -> Augmentation:

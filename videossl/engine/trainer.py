@@ -30,7 +30,8 @@ from videossl.engine.placement import distribute, no_sync, place
 from videossl.engine.preemption import StopAsked, StopRequest
 from videossl.engine.quarantine import Quarantine
 from videossl.engine.report import Report
-from videossl.engine.run_folder import open_run_folder
+from videossl.engine.run_folder import check_run_folder, open_run_folder
+from videossl.engine.split import remember_split
 from videossl.engine.status_lines import first_lines
 from videossl.engine.tallies import Tallies
 from videossl.engine.watchdog import Watchdog, is_broken_exchange
@@ -47,6 +48,7 @@ class Trainer:
     """One run of a config in one process of `world`. `run()` trains to the last step and may be called again later.
 
     `stop` and `watchdog` are the caller's, who enters them; `evaluations` are run besides the one on held-out videos.
+    With `may_change_manifest` a run goes on with a manifest that has changed since.
     Raises UserError for anything the user can mend: config, manifest, folder, checkpoint, too many bad videos.
     """
 
@@ -58,6 +60,7 @@ class Trainer:
         stop: StopRequest | None = None,
         watchdog: Watchdog | None = None,
         evaluations: Sequence[Evaluation] = (),
+        may_change_manifest: bool = False,
     ) -> None:
         self.config, self.world = config, world
         self.stop = StopRequest() if stop is None else stop
@@ -71,8 +74,11 @@ class Trainer:
         torch.manual_seed(fold(config.seed, "weights"))
         self.model = build_model(config)
         self.watchdog.note(0, "opening the data")
-        self.train_data, self.heldout_data = build_datasets(config, self.model, world)
         self.out = Path(config.out)
+        check_run_folder(config)
+        self.train_data, self.heldout_data, split = build_datasets(
+            config, self.model, world, run=self.out, may_change=may_change_manifest
+        )
         self.step = 0
         self.interval = Interval(0)
         self.writer = CheckpointWriter(self.out / "checkpoints", keep=config.train.keep_checkpoints)
@@ -92,6 +98,8 @@ class Trainer:
             total_steps=config.train.steps,
         )
         open_run_folder(config, is_main=world.is_main)  # nothing is written before
+        if world.is_main:
+            remember_split(self.out, self.train_data.manifest, split)
         place(self.model, config, world)
         self.optimizer = build_optimizer(
             self.model,
