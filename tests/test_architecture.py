@@ -28,6 +28,7 @@ FLOOR_ONE = {
     "whole_file",
     "leftovers",
     "text_files",
+    "weights_file",
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},

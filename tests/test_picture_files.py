@@ -20,7 +20,7 @@ from videossl.eval.mask_files import read_mask
 from videossl.eval.stored_features import StoredFeatures
 from videossl.eval.youtube_vos import read_youtube_vos
 from videossl.masks import write_mask
-from videossl.picture_files import opened_picture, picture_size
+from videossl.picture_files import UNREADABLE, opened_picture, picture_size
 
 H, W = 32, 48
 APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4000)
@@ -252,3 +252,43 @@ def test_footage_is_known_by_its_pictures_however_they_are_stored(
     one, other = (found.unit() for found in signatures)
     assert len(one) == len(other)
     assert (one * other).sum(axis=1).min() > 0.97
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+BOMB = b"k\0\0" + zlib.compress(bytes(2**26))
+DAMAGED_PNGS = {
+    "a bomb of text": lambda png: png[:33] + chunk(b"zTXt", BOMB) + png[33:],
+    "a bomb of text at the end": lambda png: png[:-12] + chunk(b"zTXt", BOMB) + png[-12:],
+    **{
+        f"a header of {size} bytes": lambda png, size=size: (
+            png[:8] + chunk(b"IHDR", png[16 : 16 + size]) + png[33:]
+        )
+        for size in (0, 4, 12)
+    },
+    **{
+        f"{name.decode()} cut off": lambda png, name=name: png[:33] + chunk(name, b"\1") + png[33:]
+        for name in (b"gAMA", b"cHRM", b"pHYs", b"acTL", b"fcTL")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_PNGS)
+def test_bombs_and_cut_headers_of_png_are_damage(kind: str, tmp_path: Path) -> None:
+    Image.fromarray(shown()).save(tmp_path / "sound.png")
+    path = tmp_path / "p.png"
+    path.write_bytes(DAMAGED_PNGS[kind]((tmp_path / "sound.png").read_bytes()))
+    refused = 0
+    for to_its_end in (False, True):
+        try:
+            picture_size(path, to_its_end=to_its_end)
+        except UNREADABLE:
+            refused += 1
+    try:
+        with opened_picture(path) as picture:
+            np.asarray(picture)
+    except UNREADABLE:
+        refused += 1
+    assert refused

@@ -1,12 +1,15 @@
 import codecs
+import csv
+import io
 
 import pytest
 
-from videossl.config import read_yaml
+from videossl.config import read_yaml, with_overrides
+from videossl.data.list_file import read_list
 from videossl.detection.voc import _names_of
 from videossl.errors import UserError
 from videossl.probe.split import _read_split
-from videossl.text_files import decoded_text, delimiter_of, table_rows
+from videossl.text_files import csv_text, decoded_text, delimiter_of, json_lines, table_rows
 
 MARKED = [
     *("é\n".encode(), codecs.BOM_UTF8 + "é\n".encode(), "é\n".encode("utf-16")),
@@ -65,3 +68,48 @@ def test_table_with_too_many_values_names_the_line():
     assert next(rows) == (2, {"path": "a", "label": "b"})
     with pytest.raises(ValueError, match="line 4: 3 values for 2 columns"):
         next(rows)
+
+
+FORMULAS = ["=1+1", "+A1", "-2+3", "@SUM(A1)", "'=1", "''-x", "\t=1", "=1,2", '="a"']
+PLAIN = ["a=b", "'quoted'", "-1.5", "+3", "-inf", "1e-3", "", "C:\\-x", "a-b.mp4"]
+
+
+def test_no_text_of_a_csv_is_a_formula_and_all_are_read_back():
+    names = [*FORMULAS, *PLAIN]
+    text = csv_text([["path", "number"], *([name, -1.5] for name in names)])
+    cells = [row[0] for row in csv.reader(io.StringIO(text))][1:]
+    assert cells[len(FORMULAS) :] == PLAIN
+    assert all(cell[0] == "'" for cell in cells[: len(FORMULAS)])
+    assert all(row[1] == "-1.5" for row in list(csv.reader(io.StringIO(text)))[1:])
+    assert [values["path"] for _, values in table_rows(text, ",")] == names
+
+
+def test_names_that_look_like_formulas_are_found_again_by_their_list(tmp_path):
+    for name in ("=a.mp4", "-b.mp4", "'=c.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    (tmp_path / "list.csv").write_text(
+        csv_text([["path", "label"], *([n, "@home"] for n in names)])
+    )
+    rows = read_list(str(tmp_path / "list.csv"), is_there=lambda path: (tmp_path / path).exists())
+    assert [row.path for row in rows] == names
+    assert {row.label for row in rows} == {"@home"}
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"), [("[", "]"), ("{a: ", "}"), ("- ", ""), ("[[", ""), ("{a: [", "")]
+)
+def test_yaml_that_is_nested_too_deep_fails_in_one_line(opening, closing, tmp_path):
+    text = opening * 20_000 + closing * 20_000
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"is not YAML: .*nested more than 50 deep"):
+        read_yaml(tmp_path / "c.yaml")
+    with pytest.raises(UserError, match=r"not YAML: .*nested more than 50 deep"):
+        with_overrides({}, [f"seed={text}"])
+
+
+def test_records_that_are_no_text_are_left_out_and_said_once(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": \xff\xfe}\n\xff\n\n[1]\n{"step": 2}\n{"step": ')
+    assert list(json_lines(path)) == [{"step": 1}, {"step": 2}]
+    assert [r.getMessage().count("2 of its lines are no JSON") for r in caplog.records] == [1]

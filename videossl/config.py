@@ -185,6 +185,8 @@ class Config(Section):
     monitor: MonitorSection = MonitorSection()
 
 
+MAX_DEPTH = 50  # of a config's sections and lists; chosen
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -196,7 +198,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping of a YAML file; raises UserError if it is missing or is none."""
     try:
-        values = yaml.safe_load(Path(path).read_bytes())  # which heeds a byte-order mark
+        values = _parsed(Path(path).read_bytes())  # which heeds a byte-order mark
     except OSError as error:
         raise UserError(f"config {path} cannot be read: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeError) as error:
@@ -206,6 +208,17 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"config {path} must hold sections such as `tasks:`, got {type(values).__name__}"
         )
     return values
+
+
+def _parsed(text: str | bytes) -> Any:
+    """The value of a YAML text. Raises YAMLError, also for one that is nested beyond MAX_DEPTH."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:  # Python would run out of its stack
+            raise yaml.YAMLError(f"it is nested more than {MAX_DEPTH} deep")
+    return yaml.safe_load(text)
 
 
 def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -226,7 +239,7 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
             if not isinstance(section, dict):
                 raise UserError(f"override {override!r}: {parent} is a value, not a section")
         try:
-            value = yaml.safe_load(text)
+            value = _parsed(text)
         except yaml.YAMLError as error:
             cause = " ".join(str(error).split())
             raise UserError(

@@ -1,11 +1,14 @@
 """The one place that opens pictures for reading, in named formats and upright as their EXIF says, and knows their names."""
 
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from videossl.errors import UserError
 from videossl.leftovers import is_system_leftover
 
 # All are decoded in this process. Pillow goes by content, whatever a file is called, and hands PostScript to a program.
@@ -32,13 +35,24 @@ def is_picture(path: Path) -> bool:
 
 
 @contextmanager
+def _told_as_damage() -> Iterator[None]:
+    """Pillow has other exceptions for headers that are cut off and for bombs of compressed text."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, ArithmeticError, EOFError, struct.error, zlib.error) as error:
+        raise OSError(f"damaged picture: {error}") from error
+
+
+@contextmanager
 def opened_picture(path: Path, *, within: tuple[int, int] | None = None) -> Iterator[Image.Image]:
     """A picture file to work on, upright; it keeps its mode and `format`.
 
     `within`, (width, height), lets a JPEG be decoded at an eighth, a quarter or half of its size, at least as large as that.
     Raises one of UNREADABLE for a damaged file, then or when the pixels are asked for.
     """
-    with Image.open(path, formats=PICTURE_FORMATS) as image:
+    with _told_as_damage(), Image.open(path, formats=PICTURE_FORMATS) as image:
         orientation = _orientation(image, path)
         if within is not None:
             image.draft("L", within[::-1] if orientation in _SWAPS_SIDES else within)
@@ -50,6 +64,7 @@ def opened_picture(path: Path, *, within: tuple[int, int] | None = None) -> Iter
         yield upright
 
 
+@_told_as_damage()
 def picture_size(path: Path, *, to_its_end: bool = False) -> tuple[int, int]:
     """(width, height) of a picture when upright, from its header; with `to_its_end` the rest of the file is checked too.
 

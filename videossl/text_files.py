@@ -3,9 +3,14 @@
 import codecs
 import csv
 import io
+import json
+import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("videossl")
 
 DELIMITERS = ",;\t"
 
@@ -37,6 +42,50 @@ def read_names(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file with one JSON object a line; what else it holds is counted in one warning.
+
+    The last line may be cut off by a kill. Raises OSError.
+    """
+    lines = path.read_bytes().split(b"\n")
+    num_bad = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            num_bad += bool(line.strip()) and number < len(lines)
+            continue
+        if isinstance(record, dict):
+            yield record
+    if num_bad:
+        log.warning("%s: %d of its lines are no JSON in UTF-8 and are left out", path, num_bad)
+
+
+# What spreadsheets take for the beginning of a formula, or pass over before one.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV in which no text is a formula to a spreadsheet: `table_rows` takes off the apostrophe before it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, int | float) or not _FORMULA.match(str(value)) or _is_number(str(value)):
+        return value
+    return f"'{value}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def text_lines(text: str) -> list[str]:
     """The lines; what else Python takes for ends of lines may stand in names."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
@@ -54,7 +103,8 @@ def delimiter_of(names: str, known: Collection[str], *, needed: Collection[str])
 
 
 def table_rows(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """The line number and the values by column of each row, as they are written; names of columns in small letters.
+    """The line number and the values by column of each row, as they are written, without the apostrophe that keeps
+    spreadsheets from taking one for a formula; names of columns in small letters.
 
     Rows without a value are passed over. Raises ValueError, in words for a user, for what is no table.
     """
@@ -75,7 +125,8 @@ def table_rows(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str]]
                     f"line {reader.line_num}: {len(values)} values for {len(columns)} columns; put quotes around a value "
                     "that holds the delimiter"
                 )
-            yield reader.line_num, dict(zip(columns, values, strict=False))
+            plain = (v[1:] if v[:1] == "'" and _FORMULA.match(v) else v for v in values)
+            yield reader.line_num, dict(zip(columns, plain, strict=False))
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from None
 

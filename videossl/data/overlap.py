@@ -5,8 +5,6 @@ SAME_DISTANCE would rather lose a clip than train on footage. Measured on the 86
 at most, 578 other videos at 0.28 at least. docs/your_videos.md has the table, and what is not found.
 """
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -20,6 +18,7 @@ from videossl.data.signature import NUM_VALUES, FrameSignatures, mirrored
 from videossl.data.signature_file import SignatureFile
 from videossl.errors import UserError
 from videossl.progress import track
+from videossl.text_files import csv_text
 
 SAME_DISTANCE = 0.2
 NUM_SAME = 3  # frames of a video that must match; all of a video or of footage that has fewer
@@ -180,14 +179,11 @@ class Overlap:
 
     def table(self) -> str:
         """A CSV with a row for each video and piece of footage that it shows."""
-        text = io.StringIO()
-        names = [column.name for column in fields(SharedFootage)]
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        for one in self.shared:
-            row = asdict(one).items()
-            writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in row})
-        return text.getvalue()
+        rows = [
+            [round(v, 4) if isinstance(v, float) else v for v in asdict(one).values()]
+            for one in self.shared
+        ]
+        return csv_text([[column.name for column in fields(SharedFootage)], *rows])
 
 
 def read_footage(

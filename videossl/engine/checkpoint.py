@@ -5,10 +5,8 @@ A checkpoint carries the run's config and its encoder's description, so that `re
 
 import logging
 import os
-import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,23 +17,13 @@ from videossl.errors import StorageFull, UserError
 from videossl.models.encoder import Encoder
 from videossl.models.encoder_file import is_encoder_file, read_encoder, untrained_encoder
 from videossl.models.shipped import shipped_or_given
+from videossl.weights_file import read_weights
 from videossl.whole_file import writing
 
 log = logging.getLogger("videossl")
 
 FORMAT = 1
 BEST_NAME = "best.pt"
-# What torch.load was seen to raise for a cut, overwritten or foreign file.
-DAMAGE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    KeyError,
-    AttributeError,
-    OSError,
-    zipfile.BadZipFile,
-)
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -187,25 +175,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is an exported encoder, without its tasks and their training: give the run or a checkpoint of it"
         )
     try:
-        check_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        cause = str(error).split("\n")[0][:120]
-        raise UserError(
-            f"checkpoint {path} is damaged or not a checkpoint ({type(error).__name__}: {cause})"
-        ) from error
+        state = read_weights(path)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path} is damaged or not a checkpoint ({error})") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"checkpoint {path} was not written by this version of videossl (format {FORMAT} expected)"
         )
     return state
-
-
-def check_checksums(path: Path) -> None:
-    """Raises BadZipFile unless each record has its CRC-32: torch writes the checksums, and does not look."""
-    with zipfile.ZipFile(path) as archive:
-        if (record := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"checksum of {record} is wrong")
 
 
 def load_newest_or_named(path: Path) -> tuple[Path, dict[str, Any]]:

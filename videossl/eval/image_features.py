@@ -1,10 +1,8 @@
 """Any torchvision image model as per-frame features: its weights are read where they lie, never downloaded."""
 
 import difflib
-import pickle
 import re
 import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from videossl.errors import UserError
+from videossl.weights_file import read_weights
 
 PREFIX = "torchvision:"
 RANDOM = "random"
@@ -25,11 +24,6 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TRIED_HW = (128, 192)  # of the empty frame on which layers are measured: sides tell axes apart
 _RANDOM_SEED = 0
 
-# What torch.load was seen to raise for a cut, overwritten or foreign file.
-_DAMAGE = (
-    *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError),
-    *(OSError, zipfile.BadZipFile),
-)
 
 # DenseNets were saved when a layer's name could hold a dot ("norm.1"); torchvision's own loading renames alike.
 _DENSE_LAYER = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -157,10 +151,9 @@ def _build(name: str) -> nn.Module:
 
 def _load(model: nn.Module, path: Path, name: str) -> None:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: weights cannot be read ({reason})") from None
+        state = read_weights(path)
+    except ValueError as error:
+        raise UserError(f"{path}: weights cannot be read ({error})") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: weights must be a state dict, got {type(state).__name__}")
     state = {_DENSE_LAYER.sub(r"\1\2", str(key)): value for key, value in state.items()}

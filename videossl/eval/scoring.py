@@ -4,10 +4,8 @@ As there: the first and the last frame of a sequence are not scored, void counts
 plain means over all objects of all sequences. Unlike there, old result files are never read back.
 """
 
-import csv
-import io
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from videossl.eval.metrics import (
     statistics,
     tolerance_pixels,
 )
+from videossl.text_files import csv_text
 from videossl.version import __version__
 from videossl.whole_file import write_text
 
@@ -206,8 +205,8 @@ def write_tables(folder: Path, set_name: str, scores: Sequence[ObjectScore]) -> 
     values = global_scores(scores)
     global_row = [f"{values[column]:.3f}" for column in GLOBAL_COLUMNS]
     rows = [(score.name, f"{score.j.mean:.3f}", f"{score.f.mean:.3f}") for score in scores]
-    write_text(folder / f"global_results-{set_name}.csv", _csv_text(GLOBAL_COLUMNS, [global_row]))
-    write_text(folder / f"per-sequence_results-{set_name}.csv", _csv_text(SEQUENCE_COLUMNS, rows))
+    write_text(folder / f"global_results-{set_name}.csv", csv_text([GLOBAL_COLUMNS, global_row]))
+    write_text(folder / f"per-sequence_results-{set_name}.csv", csv_text([SEQUENCE_COLUMNS, *rows]))
 
 
 def scores_record(scores: Sequence[ObjectScore]) -> dict[str, object]:
@@ -250,11 +249,3 @@ def format_objects(scores: Sequence[ObjectScore]) -> str:
             "  ".join([f"{score.name:<{width}}", *(f"{100 * value:8.1f}" for value in values)])
         )
     return "\n".join(lines)
-
-
-def _csv_text(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return buffer.getvalue()

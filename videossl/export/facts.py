@@ -15,6 +15,7 @@ from videossl.engine.checkpoint import checkpoints
 from videossl.errors import UserError
 from videossl.export.download import file_sha256, public_url
 from videossl.export.loading import Loaded
+from videossl.text_files import json_lines
 
 log = logging.getLogger("videossl")
 
@@ -147,12 +148,8 @@ def _measured(path: Path, step: int) -> list[dict[str, Any]]:
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the line that a killed run was writing
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+    for record in json_lines(path):
+        if isinstance(record.get("step"), int):
             yield record
 
 

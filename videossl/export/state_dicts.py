@@ -4,7 +4,6 @@ Their weights read normalised RGB, which is part of the encoder that is made of 
 that were trained here read Lab, and do so in their models too: give those `videossl.color.encoder_input` of the frames.
 """
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from videossl.engine.checkpoint import DAMAGE, check_checksums
 from videossl.errors import UserError
 from videossl.export.clip_form import ClipForm
 from videossl.export.download import check_sha256, fetched, file_sha256, is_url, public_url
 from videossl.export.loading import Loaded
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
+from videossl.weights_file import read_weights
 from videossl.whole_file import whole_file
 
 Library = Literal["pytorchvideo", "torchvision"]
@@ -187,13 +186,10 @@ def write_weights(path: Path, encoder: Encoder, *, library: str, prefix: str = "
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        if zipfile.is_zipfile(path):  # files from before torch 1.6 have no checksums
-            check_checksums(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        cause = str(error).strip().split("\n")[0][:120]
+        state = read_weights(path)
+    except ValueError as error:
         raise UserError(
-            f"weights {path} cannot be read without executing them, or are damaged ({type(error).__name__}: {cause})"
+            f"weights {path} cannot be read without executing them, or are damaged ({error})"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

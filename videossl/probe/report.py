@@ -1,6 +1,5 @@
 """The record of a probe, and its table for people."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from videossl.probe.few_shot import SHOTS
 from videossl.probe.judgement import difference
 from videossl.probe.neighbours import RECALLS
 from videossl.probe.protocols import Judged
+from videossl.text_files import csv_text
+from videossl.whole_file import write_text
 
 Rows = Mapping[str, Judged]
 
@@ -34,13 +35,12 @@ def write_predictions(path: Path, row: Judged, classes: Sequence[str], manifest:
     """A CSV of path, class, answer and its probability, a line per test video."""
     assert row.probabilities is not None
     best = row.probabilities.max(1)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "answer", "probability"])
-        for place, number in enumerate(row.test.rows.tolist()):
-            entry = manifest[number]
-            answer = classes[int(best.indices[place])]
-            writer.writerow([entry.source, entry.label, answer, f"{float(best.values[place]):.4f}"])
+    lines: list[list[object]] = [["path", "label", "answer", "probability"]]
+    for place, number in enumerate(row.test.rows.tolist()):
+        entry = manifest[number]
+        answer = classes[int(best.indices[place])]
+        lines.append([entry.source, entry.label, answer, f"{float(best.values[place]):.4f}"])
+    write_text(path, csv_text(lines))
 
 
 def format_table(

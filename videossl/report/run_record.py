@@ -1,6 +1,5 @@
 """What a run's folder tells: config, environment, numbers over steps, the latest pictures, and results found beside them."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from videossl.config import read_yaml
 from videossl.errors import UserError
 from videossl.report.results import Result, checked, read_json, read_results, result_paths
+from videossl.text_files import json_lines
 
 log = logging.getLogger("videossl")
 
@@ -105,18 +105,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a metrics file; the last may be cut off by a kill."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        for record in json_lines(path):
+            step = record.get("step")
+            if isinstance(step, int) and 0 <= step <= MOST_STEPS:
+                yield record
     except OSError as error:
         log.warning("%s cannot be read: %s", path, error.strerror)
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        step = record.get("step") if isinstance(record, dict) else None
-        if isinstance(step, int) and 0 <= step <= MOST_STEPS:
-            yield record
 
 
 def _read_events(folder: Path) -> tuple[list[Picture], float | None]:
