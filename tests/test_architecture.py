@@ -68,6 +68,7 @@ ALLOWED = {
         "whole_file",
         "leftovers",
         "text_files",
+        "weights_file",
     },
     "pretext": {
         "pretext",

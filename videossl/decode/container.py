@@ -22,6 +22,18 @@ MAX_OVERCOUNT = 16
 # Phone files carry metadata that is not UTF-8, for which PyAV before version 19 refuses a file unless told otherwise.
 # Later versions keep such bytes as surrogates and know the argument no more.
 AS_ANY_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# FFmpeg goes by content: a list of files named .mp4 (concat, hls, dash, sdp, image2, mlv, ...) would open what it names.
+# These read nothing but the file itself: what our endings of videos stand for, and sound and stills, to say what they are.
+_FORMATS = (
+    "mov,matroska,avi,ogg,flv,live_flv,kux,asf,asf_o,wtv,rm,ivr,mpeg,mpegts,mpegvideo,m4v,pva,ty,"
+    "mxf,gxf,dv,dhav,nut,nuv,nsv,ivf,yuv4mpegpipe,h261,h263,h264,hevc,vvc,evc,obu,av1,vc1,"
+    "vc1test,mjpeg,mjpeg_2000,mpjpeg,smjpeg,cavsvideo,avs2,avs3,dirac,dnxhd,gif,gif_pipe,apng,flic,"
+    "bink,smk,roq,vivo,film_cpk,4xm,ea,idcin,ipmovie,wsvqa,rl2,anm,cine,filmstrip,ifv,lmlm4,lxf,"
+    "mtv,nc,r3d,rpl,thp,vmd,wc3movie,xmv,yop,webp_pipe,png_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,"
+    "jpegxl_anim,j2k_pipe,bmp_pipe,tiff_pipe,dpx_pipe,exr_pipe,hdr_pipe,pam_pipe,pbm_pipe,pgm_pipe,"
+    "ppm_pipe,pcx_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,svg_pipe,xbm_pipe,xpm_pipe,xwd_pipe,ico,"
+    "aac,ac3,aiff,amr,ape,au,caf,dsf,dts,eac3,flac,mp3,mpc,tta,w64,wav,wv,srt,ass,webvtt"
+)
 _PICTURE_SIZE = re.compile(r"Picture size ([1-9]\d*x[1-9]\d*)")
 
 
@@ -35,9 +47,17 @@ def open_container(
 
     Raises VideoDecodeError if its bytes cannot be had, PyAV's errors if they are no video.
     """
-    options = {"analyzeduration": "0", "fpsprobesize": "0"} if known_format else {}
+    options = {"format_whitelist": _FORMATS}
+    if known_format:
+        options |= {"analyzeduration": "0", "fpsprobesize": "0"}
     place = source.ffmpeg_url() or source.open()
-    container = av.open(place, format=known_format, options=options, **AS_ANY_METADATA)
+    try:
+        container = av.open(place, format=known_format, options=options, **AS_ANY_METADATA)
+    except av.ArgumentError as error:
+        if not _is_unlisted(source, known_format):
+            raise
+        cause = "it is no video but a list of others, or in a format that is not read"
+        raise VideoDecodeError(str(source), "pyav", cause) from error
     for stream in container.streams.video:
         if stream.codec_context is None:  # `video_stream` refuses it
             continue
@@ -45,6 +65,21 @@ def open_container(
         stream.thread_type = "NONE"
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
     return container
+
+
+def check_format(source: VideoSource) -> None:
+    """Raises VideoDecodeError for a file that other decoders must not open: they would open what it names."""
+    with as_decode_error(source, "pyav"):
+        open_container(source).close()
+
+
+def _is_unlisted(source: VideoSource, known_format: str | None) -> bool:
+    """Whether a format is refused: FFmpeg says so in its log alone, so the file is opened once more."""
+    options = {"format_whitelist": _FORMATS}
+    with logged_errors() as said, suppress(av.FFmpegError):
+        place = source.ffmpeg_url() or source.open()
+        av.open(place, format=known_format, options=options, **AS_ANY_METADATA).close()
+    return any("not on whitelist" in text for _, _, text in said)
 
 
 @contextmanager

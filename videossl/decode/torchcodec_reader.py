@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videossl.decode.container import check_format
 from videossl.decode.info import VideoIndex, current_index
 from videossl.decode.reader import (
     FrameBatch,
@@ -107,6 +108,8 @@ class TorchcodecReader:
         self._source = as_source(source)
         self.path = str(self._source)
         self._index = current_index(self._source, index, self.backend)
+        if index is not None:  # else it has been opened as what it is
+            check_format(self._source)
         info = self._index.info
         if reason := refusal(self._index):
             self._fail(f"{reason}; use backend=pyav or auto")
