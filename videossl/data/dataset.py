@@ -235,7 +235,13 @@ def _usable_rows(
     for row in manifest.rows_with_cuts().tolist() if rules.avoid_cuts else ():
         if is_usable[row]:
             entry = manifest[row]
-            shots = usable_shots(video_times(entry, entry.index()), rules)
+            try:
+                index = entry.index()
+            except VideoDecodeError as error:  # a row that contradicts itself costs itself
+                log.warning("%s", error)
+                is_usable[row] = False
+                continue
+            shots = usable_shots(video_times(entry, index), rules)
             is_usable[row] = any(end - begin >= needed for begin, end in shots)
     if rows is not None:
         return rows[is_usable[rows]], len(rows), int((~manifest.is_ok()[rows]).sum())

@@ -13,15 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videossl.decode.container import MAX_FRAMES
 from videossl.decode.info import VideoIndex, VideoInfo
 from videossl.decode.source import WHOLE_FILE, VideoSource, is_text
 from videossl.decode.timing import frame_ticks, tick_deltas, usable_seconds
-from videossl.errors import UserError
+from videossl.errors import UserError, VideoDecodeError
 from videossl.whole_file import whole_file
 
 MANIFEST_VERSION = 3
 VERSION_KEY = b"videossl_manifest_version"
 LEFT_OUT = "left out"
+MAX_SECONDS = 1e10  # chosen: clocks that count from 1970 are far below
+TIMES = ("begin_seconds", "end_seconds", "usable_begin_seconds", "usable_end_seconds", "fps")
 ROWS_PER_GROUP = 100_000
 REMEDY = "make one with `videossl scan DIR -o manifest.parquet`"
 # What cutting tools append to the name of a part: _s0, _part3, -scene-004 (PySceneDetect), _c01 (UCF101 clips).
@@ -147,7 +150,21 @@ class VideoEntry:
         return VideoSource(self.path, self.offset, self.bytes)
 
     def index(self) -> VideoIndex:
-        """What reading all packets of the file would give again: a reader that has it need not."""
+        """What reading all packets of the file would give again: a reader that has it need not.
+
+        Raises VideoDecodeError, which costs this video alone, for a row that cannot be of any.
+        """
+        keys = self.key_frames
+        is_possible = (
+            0 < self.num_frames <= MAX_FRAMES
+            and len(self.tick_deltas) in (0, self.num_frames - 1)
+            and self.tick_denominator > 0
+            and (not keys or (min(keys) >= 0 and max(keys) < self.num_frames))
+            and all(abs(getattr(self, name)) <= MAX_SECONDS for name in TIMES)
+        )
+        if not is_possible:
+            cause = "its row of the manifest is of no possible video: scan it again"
+            raise VideoDecodeError(str(self.source), "manifest", cause)
         names = {field.name for field in fields(VideoInfo)}
         info = VideoInfo(**{name: getattr(self, name) for name in names})
         is_key = np.zeros(self.num_frames, dtype=bool)

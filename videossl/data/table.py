@@ -4,6 +4,7 @@ Parquet is for people and for storage; a row of it cannot be read without its wh
 therefore copied once into an Arrow file beside them, which every process maps and none loads.
 """
 
+import functools
 import hashlib
 import logging
 import os
@@ -20,12 +21,15 @@ import pyarrow.parquet as pq
 
 from videossl.data.manifest import (
     MANIFEST_VERSION,
+    MAX_SECONDS,
     REMEDY,
+    TIMES,
     VideoEntry,
     check_manifest_schema,
     entry_batch,
     entry_of,
 )
+from videossl.decode.container import MAX_FRAMES
 from videossl.decode.source import WHOLE_FILE, is_text
 from videossl.errors import UserError
 
@@ -105,7 +109,7 @@ class Manifest(Sequence[VideoEntry]):
 
     def is_ok(self) -> np.ndarray:
         """(rows,) bool: whether the video can be decoded, and is to be used."""
-        return self._by_batch(lambda batch: pc.equal(batch["status"], "ok"))
+        return self._by_batch(_is_sound)
 
     def is_usable(self, needed_seconds: float, *, skip_ends: bool) -> np.ndarray:
         """(rows,) bool: whether the video decodes and its usable part, cuts left aside, is that long and not empty."""
@@ -114,7 +118,7 @@ class Manifest(Sequence[VideoEntry]):
         def judge(batch: pa.RecordBatch) -> pa.Array:
             span = pc.subtract(batch[ends[1]], batch[ends[0]])
             is_long = pc.and_(pc.greater_equal(span, needed_seconds), pc.greater(span, 0))
-            return pc.and_(pc.equal(batch["status"], "ok"), is_long)
+            return pc.and_(_is_sound(batch), is_long)
 
         return self._by_batch(judge)
 
@@ -165,6 +169,29 @@ def read_manifest(path: str | Path) -> Manifest:
         raise UserError(f"{path} is not a Parquet file: {REMEDY}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _is_sound(batch: pa.RecordBatch) -> pa.Array:
+    """Whether rows are of videos to be used; what no video can be costs itself, and no memory of who plans it."""
+    is_ok = pc.equal(batch["status"], "ok")
+    is_possible = pc.less_equal(batch["num_frames"], MAX_FRAMES)
+    for name in TIMES:
+        is_possible = pc.and_(is_possible, pc.less_equal(pc.abs(batch[name]), MAX_SECONDS))
+    num_bad = pc.sum(pc.and_(is_ok, pc.invert(is_possible))).as_py()
+    if num_bad:
+        _say_impossible(
+            num_bad, batch["path"].filter(pc.and_(is_ok, pc.invert(is_possible)))[0].as_py()
+        )
+    return pc.and_(is_ok, is_possible)
+
+
+@functools.cache
+def _say_impossible(count: int, first: str) -> None:
+    log.warning(
+        "%d rows of the manifest are of no possible video and left out, %s the first: scan them again",
+        count,
+        first,
+    )
 
 
 def _hash_strings(strings: pa.Array, key: int) -> np.ndarray:
