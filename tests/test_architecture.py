@@ -29,6 +29,9 @@ FLOOR_ONE = {
     "leftovers",
     "text_files",
     "weights_file",
+    "interrupts",
+    "parent_death",
+    "output_lock",
 }
 ALLOWED = {
     "decode": {"decode", "types", "errors"},
@@ -69,6 +72,8 @@ ALLOWED = {
         "leftovers",
         "text_files",
         "weights_file",
+        "output_lock",
+        "workers",
     },
     "pretext": {
         "pretext",

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_train import arguments, assert_same_state, losses
+from test_workers import is_running
 
 from videossl.__main__ import main
 from videossl.config import load_config
@@ -76,17 +78,22 @@ def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_ends_the_step_with_a_checkpoint(
     number, config_file, video_folder, runs, tmp_path
 ):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "videossl", *arguments(config_file, video_folder, out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     wait_for_step(process, out, 3)
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 75, said
+    assert process.returncode == (130 if number == signal.SIGINT else 75), said
     assert f"stopped by {number.name} at step" in said.splitlines()[-1]
     assert "Traceback" not in said
     step = int(said.splitlines()[-1].split("at step ")[1].split(",")[0])
@@ -104,8 +111,34 @@ def test_a_signal_to_one_rank_stops_all_of_them(config_file, video_folder, runs,
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGUSR1)
     _, said = process.communicate(timeout=30)
-    assert said.count("stopped by") == 2
+    assert said.count("stopped by SIGUSR1") == 1  # for both ranks
     assert "exitcode  : 75" in said
+    assert main_under_torchrun(config_file, video_folder, out) == 0
+    assert_same_run(out, runs[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_ranks_save_and_leave_when_torchrun_is_killed_or_interrupted(
+    number, config_file, video_folder, runs, tmp_path
+):
+    """What torchrun itself says of a Ctrl-C goes elsewhere: what the ranks say is in their logs."""
+    out, logs = tmp_path / "run", tmp_path / "logs"
+    run = arguments(config_file, video_folder, out)
+    command = torchrun(f"--log-dir={logs}", "--redirects=3", "-m", "videossl", *run)
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_for_step(process, out, 3)
+    ranks = [pid for pid in children(process.pid) if b"train" in command_line(pid)]
+    assert len(ranks) == 2
+    process.send_signal(number)
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, ranks))
+    said = "".join(path.read_text() for path in logs.rglob("stderr.log"))
+    reason = "the end of torchrun" if number == signal.SIGKILL else "SIGINT"
+    assert said.count(f"videossl train: stopped by {reason} at step ") == 1
+    assert "Traceback" not in said
     assert main_under_torchrun(config_file, video_folder, out) == 0
     assert_same_run(out, runs[2])
 
@@ -123,8 +156,9 @@ def main_under_torchrun(config_file: Path, manifest: Path, out: Path) -> int:
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
+@pytest.mark.parametrize("step", [8])
 def test_a_signal_during_the_evaluation_leaves_it_to_the_next_start(
-    config_file, video_folder, runs, tmp_path, monkeypatch
+    step, config_file, video_folder, runs, tmp_path, monkeypatch
 ):
     config = load_config(config_file, [f"data.manifest={video_folder}", f"out={tmp_path / 'run'}"])
     world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -132,11 +166,12 @@ def test_a_signal_during_the_evaluation_leaves_it_to_the_next_start(
     evaluate = HeldOut.__call__
 
     def interrupted(self, model, poll):
-        trainer.stop.signal_name = "SIGTERM"
+        if trainer.step == step:
+            trainer.stop.reason = "SIGTERM"
         return evaluate(self, model, poll)
 
     monkeypatch.setattr(HeldOut, "__call__", interrupted)
-    with pytest.raises(Preempted, match="stopped by SIGTERM at step 8"):
+    with pytest.raises(Preempted, match=f"stopped by SIGTERM at step {step}"):
         trainer.run()
     monkeypatch.undo()
     Trainer(config, world).run()
@@ -178,6 +213,48 @@ def test_twenty_kills_at_random_steps_change_nothing(config_file, video_folder, 
     )
     assert len(kills) >= 15
     assert_same_run(killed_run(kills, config_file, video_folder, tmp_path), runs[2])
+
+
+@pytest.mark.slow
+def test_thirty_ends_at_any_moment_change_nothing(config_file, video_folder, runs, tmp_path):
+    """Of one process, and of torchrun with its two: start-up, steps, saves and evaluations, in one run that goes on."""
+    chooser, ends = random.Random(0), []
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        run = ["-m", "videossl", *arguments(config_file, video_folder, out)]
+        command = [sys.executable, *run] if size == 1 else torchrun(*run)
+        while len(ends) < 15 * size:
+            process = subprocess.Popen(
+                command,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
+            time.sleep(chooser.uniform(0, 14))
+            number = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[len(ends) % 3]
+            ranks = [process.pid, *children(process.pid)] if size == 2 else []
+            if process.poll() is None:
+                process.send_signal(number)
+                ends.append((size, number.name, last_step(out)))
+            _, said = process.communicate()
+            assert size == 2 or "Traceback" not in said, said
+            deadline = time.monotonic() + 30
+            while any(map(is_running, ranks)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not any(map(is_running, ranks))
+            if last_step(out) == 24:  # all but an evaluation is done: once more from the start
+                assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+                assert_same_run(out, runs[size])
+                shutil.rmtree(out)
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        assert_same_run(out, runs[size])
+    print(ends)
+
+
+def last_step(out: Path) -> int:
+    found = checkpoints(out / "checkpoints")
+    return int(found[-1].stem[5:]) if found else 0
 
 
 def test_another_number_of_processes_goes_on_with_the_same_losses(

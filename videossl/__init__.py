@@ -3,14 +3,12 @@
 Importing the package loads nothing heavy: torch comes with the first attribute that needs it.
 """
 
-from typing import Any
-
 from videossl.version import __version__
 
 __all__ = ["__version__", "load_encoder"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name == "load_encoder":
         from videossl.export.loading import load_encoder
 

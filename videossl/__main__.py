@@ -4,15 +4,11 @@ Each file in `videossl/commands/` is one command: HELP, add_arguments(parser), r
 is imported, so that `scan` never waits for torch.
 """
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
 
-from videossl.commands import endings
-from videossl.commands.parsing import parse
-from videossl.commands.printing import print_any_name, stdout_for_result
-from videossl.errors import Preempted, RankLost, UserError
+from videossl import interrupts  # and nothing that takes time before `take`
 
 COMMANDS = {
     "scan": "list the videos of folders in a manifest: size, rate, length, sound or broken",
@@ -37,28 +33,54 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0 done, 2 the input must change, 75 preempted, 70 unexpected."""
+    """Runs one command and returns its exit code: 0 done, 2 the input must change, 75 preempted, 70 unexpected, 130 Ctrl-C.
+
+    Without `argv` it is the whole process, whose arguments and signals it takes.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if argv is None:
+        interrupts.take(command)
+    from videossl import parent_death
+
+    parent_death.watch_agent()
+    code = _ended_well_or_said(arguments, command)
+    if argv is None:
+        interrupts.finish(code)
+    return code
+
+
+def _ended_well_or_said(arguments: Sequence[str], command: str) -> int:
+    from videossl import parent_death
+    from videossl.commands import endings
+    from videossl.errors import Preempted, RankLost, UserError
+
     try:
         return _run(arguments)
     except UserError as error:
         return _end(command, str(error), 2)
     except Preempted as stop:
-        return _end(command, str(stop), Preempted.EXIT_CODE)
+        return _end(command, str(stop), stop.exit_code)
     except RankLost as lost:
         return _end(command, str(lost), RankLost.EXIT_CODE)
     except KeyboardInterrupt:
-        return _end(command, "interrupted", endings.INTERRUPTED)
+        return _end(command, "interrupted" if interrupts.speaks() else "", interrupts.EXIT_CODE)
     except Exception as error:  # nothing is above that could say it better
         if isinstance(error, BrokenPipeError) and endings.is_reader_gone():
             endings.drop_output()
             return endings.READER_GONE
+        if parent_death.is_agent_gone():  # and with it the store that this rank was asking
+            parent_death.end_without_agent()
         endings.report_unexpected(error, command, arguments)
         return endings.UNEXPECTED
 
 
 def _run(arguments: Sequence[str]) -> int:
+    import logging
+
+    from videossl.commands.parsing import parse
+    from videossl.commands.printing import print_any_name, stdout_for_result
+
     # Before torch is loaded: its threads else spin while they wait for each other, and what shares their cores takes much
     # longer (docs/performance.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -10,9 +10,16 @@ class StorageFull(UserError):
 
 
 class Preempted(Exception):
-    """A scheduler asked the run to stop; all is saved, and the same command goes on. The message is one line."""
+    """A run was asked to stop; all is saved, and the same command goes on. The message is one line.
+
+    It is empty where another process of this host says it.
+    """
 
     EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: try again later; tools/slurm.sbatch requeues on it
+
+    def __init__(self, text: str, exit_code: int = EXIT_CODE) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
 
 
 class RankLost(Exception):

@@ -1,4 +1,7 @@
-"""Progress of a long loop: a bar on a terminal, a plain line every tenth of the way elsewhere (logs, pipes, CI)."""
+"""Progress of a long loop: a bar on a terminal, a plain line every tenth of the way elsewhere (logs, pipes, CI).
+
+Between two items is where Ctrl-C stops the loop.
+"""
 
 import sys
 from collections.abc import Iterable, Iterator, Sized
@@ -6,6 +9,8 @@ from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from videossl import interrupts
 
 Item = TypeVar("Item")
 NUM_PLAIN_LINES = 10  # chosen: a line every tenth reads well in a log and says that the loop lives
@@ -26,9 +31,18 @@ def track(
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     stream = sys.stderr if stream is None else stream
+    if line := interrupts.ignored_line():
+        print(line, file=stream, flush=True)
+    iterable = _stoppable(iterable)
     if stream.isatty():
         return _with_bar(iterable, description, total, stream)
     return _with_lines(iterable, description, total, stream)
+
+
+def _stoppable(iterable: Iterable[Item]) -> Iterator[Item]:
+    for item in iterable:
+        interrupts.check()
+        yield item
 
 
 def _with_bar(

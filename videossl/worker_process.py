@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from videossl import worker_link
+from videossl.parent_death import end_with_parent
 
 SERIAL = struct.Struct("<Q")
 STARTING, IDLE = -1.0, 0.0  # in the clock, in place of a task's serial number (1, 2, ...)
@@ -54,9 +55,15 @@ class Answer(NamedTuple):
 
 
 def serve(
-    link: socket.socket, clock: MutableSequence[float], index: int, job: Job, log_level: int
+    link: socket.socket,
+    clock: MutableSequence[float],
+    index: int,
+    job: Job,
+    log_level: int,
+    by_main_thread: bool,
 ) -> None:
     """Runs the tasks that come over the link until it closes, then ends the process. Never returns."""
+    end_with_parent(by_main_thread=by_main_thread)
     worker_link.close_inherited()
     try:
         _Worker(link, clock, index, job, log_level).run()

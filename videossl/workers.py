@@ -10,15 +10,19 @@ import os
 import pickle
 import selectors
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from videossl import interrupts
 from videossl.errors import UserError
+from videossl.parent_death import end_with_parent
 from videossl.worker_link import PoolEnd
 from videossl.worker_process import (
     IDLE,
@@ -35,6 +39,7 @@ from videossl.worker_process import (
 
 log = logging.getLogger("videossl")
 
+StartMethod = Literal["fork", "spawn"]
 FailureKind = Literal["error", "hang", "crash", "memory"]
 
 POLL_SECONDS = 0.1  # between looks at the clock while the pool waits; chosen
@@ -114,12 +119,11 @@ class WorkerPool:
         timeout_seconds: float | None = None,
         memory_bytes: int | None = None,
         ahead: int = 2,
-        start_method: Literal["fork", "spawn"] | None = None,
+        start_method: StartMethod | None = None,
     ) -> None:
         if num_workers < 1 or ahead < 1:
             raise ValueError(f"num_workers and ahead must be >= 1, got {num_workers} and {ahead}")
-        method = start_method or ("fork" if can_fork() else "spawn")
-        self._context: Any = multiprocessing.get_context(method)
+        self._context: Any = _context(start_method)
         self.num_workers, self.ahead = num_workers, ahead
         self._job = Job(function, initialize, timeout_seconds, memory_bytes)
         self._clock: MutableSequence[float] = self._context.RawArray("d", 2 * num_workers)
@@ -173,6 +177,7 @@ class WorkerPool:
         assert not self._is_closed
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
         while True:
+            interrupts.check()
             self._dispatch()
             remaining = deadline - time.monotonic()
             is_last = bool(self._outcomes) or not self.num_outstanding or remaining <= 0
@@ -191,7 +196,7 @@ class WorkerPool:
             yield from self.wait()
 
     def close(self) -> None:
-        """Ends the workers at once, whatever they do."""
+        """Ends the workers at once, whatever they do. Those of a process that is killed end with it."""
         if (
             self._is_closed or os.getpid() != self._owner
         ):  # a fork of this process owns none of them
@@ -237,10 +242,13 @@ class WorkerPool:
     def _start(self, index: int) -> None:
         self._clock[2 * index : 2 * index + 2] = [STARTING, time.monotonic()]
         link = PoolEnd(self._selector)
-        arguments = (link.worker_end, self._clock, index, self._job, log.getEffectiveLevel())
+        is_main = threading.current_thread() is threading.main_thread()
+        level = log.getEffectiveLevel()
+        arguments = (link.worker_end, self._clock, index, self._job, level, is_main)
         process = self._context.Process(target=serve, args=arguments, daemon=True)
         try:
-            process.start()
+            with interrupts.held():
+                process.start()
         except OSError as error:  # no memory or no process number left
             link.close()
             self._count_failed_start(error.strerror or str(error))
@@ -363,3 +371,46 @@ class WorkerPool:
 def can_fork() -> bool:
     """Whether workers can be forked: they then cost no second import, and take closures and shared memory."""
     return "fork" in multiprocessing.get_all_start_methods()
+
+
+def _context(start_method: StartMethod | None) -> Any:
+    """Forked where the system forks; never by a server, which would be the parent in place of this process."""
+    return multiprocessing.get_context(start_method or ("fork" if can_fork() else "spawn"))
+
+
+class ProcessPool(ProcessPoolExecutor):
+    """An executor of spawned or forked processes that end with this one, and at once where its block raises.
+
+    Ctrl-C is this process's business alone. `initialize` is called first in each.
+    """
+
+    def __init__(
+        self,
+        num_workers: int,
+        *,
+        start_method: StartMethod | None = None,
+        initialize: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(num_workers, _context(start_method), _begin, (initialize,))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """As of any executor."""
+        with interrupts.held():  # it may start a process
+            return super().submit(fn, *args, **kwargs)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            for process in list(self._processes.values()):
+                process.kill()
+        super().__exit__(kind, error, traceback)
+
+
+def _begin(initialize: Callable[[], None] | None) -> None:
+    end_with_parent()
+    if initialize is not None:
+        initialize()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from videossl.version import __version__
 
-INTERRUPTED = 130  # as shells say of SIGINT
 READER_GONE = 141  # as shells say of SIGPIPE
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 SHOW = "VIDEOSSL_TRACEBACK"

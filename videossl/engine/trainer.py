@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from videossl import interrupts
 from videossl.config import Config
 from videossl.data.dataset import RawClips
 from videossl.data.loader import Batches
@@ -152,8 +153,10 @@ class Trainer:
                 self.model.train()
                 self._train_or_explain(batches, logger)
             self.writer.finish()
+            self.stop.is_training = False
 
     def _train_or_explain(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
+        self.stop.is_training = True
         try:
             self._train(batches, logger)
         except RuntimeError as error:
@@ -164,10 +167,9 @@ class Trainer:
         except StopAsked as stop:
             self.save()
             self.writer.finish()
-            name = self.stop.signal_name or "a signal to another rank"
-            raise Preempted(
-                f"stopped by {name} at step {self.step}, which is saved: the same command goes on from there"
-            ) from stop
+            text = f"stopped by {self.stop.reason} at step {self.step}, which is saved: the same command goes on from there"
+            code = interrupts.EXIT_CODE if self.stop.is_interrupt else Preempted.EXIT_CODE
+            raise Preempted(text if self.world.local_rank == 0 else "", code) from stop
 
     def _train(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
         train = self.config.train

@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch.distributed as dist
 
 from videossl.distributed import World
+from videossl.parent_death import is_agent_gone
 
 log = logging.getLogger("videossl")
 
@@ -100,7 +101,7 @@ class Watchdog:
                 if time.monotonic() - self._since > self._limit:
                     self._end(self._diagnosis())
             except RuntimeError as error:  # torch's for a store that does not answer
-                if not self._is_over.is_set():
+                if not self._is_over.is_set() and not is_agent_gone():  # which says it itself
                     log.warning("the watchdog stops: torchrun's store does not answer (%s)", error)
                 return
 

@@ -6,7 +6,6 @@ plain means over all objects of all sequences. Unlike there, old result files ar
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +28,7 @@ from videossl.eval.metrics import (
 from videossl.text_files import csv_text
 from videossl.version import __version__
 from videossl.whole_file import write_text
+from videossl.workers import ProcessPool
 
 GLOBAL_COLUMNS = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 SEQUENCE_COLUMNS = ("Sequence", "J-Mean", "F-Mean")
@@ -112,7 +112,7 @@ def score_results(
     # Longest first, so that no process is left alone with a long one.
     order = sorted(sequences, key=lambda sequence: -len(sequence.frame_names))
     score = partial(_scores_or_problem, results)
-    with ProcessPoolExecutor(num_workers) if num_workers > 1 else nullcontext() as pool:
+    with ProcessPool(num_workers) if num_workers > 1 else nullcontext() as pool:
         answers = map(score, order) if pool is None else pool.map(score, order)
         shown = progress.track(answers, description="score", total=len(order))
         answer_of = dict(zip((sequence.name for sequence in order), shown, strict=True))

@@ -2,11 +2,10 @@
 
 import itertools
 import logging
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from videossl.eval.propagation import propagate
 from videossl.eval.protocol import Protocol
 from videossl.eval.stored_features import StoredFeatures
 from videossl.masks import Palette, write_mask
+from videossl.workers import ProcessPool
 
 _FEATURES_AHEAD = 16  # frames encoded while those before are propagated: chosen
 
@@ -136,10 +136,10 @@ def _input_size(row: Row, footage: Footage, extractor: Extractor) -> tuple[int, 
     return input_size(footage.source.native_size, row.protocol, extractor.stride)
 
 
-def worker_pool(num_workers: int) -> ProcessPoolExecutor:
+def worker_pool(num_workers: int) -> ProcessPool:
     """Processes of one thread each: on a CPU, tracking sequences side by side beats threads within one."""
     # Forked children would inherit torch's thread pools in an undefined state.
-    return ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _one_thread)
+    return ProcessPool(num_workers, start_method="spawn", initialize=_one_thread)
 
 
 def _in_pool(
