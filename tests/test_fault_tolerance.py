@@ -156,7 +156,7 @@ def main_under_torchrun(config_file: Path, manifest: Path, out: Path) -> int:
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize("step", [8])
+@pytest.mark.parametrize("step", [8, 24])
 def test_a_signal_during_the_evaluation_leaves_it_to_the_next_start(
     step, config_file, video_folder, runs, tmp_path, monkeypatch
 ):

@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from videossl.config import Config
@@ -38,6 +39,16 @@ def distribute(
         else:
             synchronize_batchnorm(model)
     return DistributedDataParallel(model, device_ids=[world.local_rank] if is_gpu else None)
+
+
+def share_buffers(model: MultiTask) -> None:
+    """Gives every rank the main one's running statistics, as DDP does before each training step and a checkpoint does.
+
+    Each rank has else those of its own last batch, and what is measured with them is not what a resumed run measures.
+    """
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def no_sync(

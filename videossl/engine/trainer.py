@@ -27,7 +27,7 @@ from videossl.engine.initial_weights import begin_with
 from videossl.engine.interval import Interval
 from videossl.engine.logger import RunLogger
 from videossl.engine.optim import build_optimizer, lr_at
-from videossl.engine.placement import distribute, no_sync, place
+from videossl.engine.placement import distribute, no_sync, place, share_buffers
 from videossl.engine.preemption import StopAsked, StopRequest
 from videossl.engine.quarantine import Quarantine
 from videossl.engine.report import Report
@@ -143,7 +143,7 @@ class Trainer:
                     step=self.step,
                 )
             )
-            if self.step >= train.steps:
+            if self.step >= train.steps and not self.evaluations.owed:
                 logger.say(
                     f"already trained to step {self.step}; raise train.steps in a new folder to go on"
                 )
@@ -173,7 +173,8 @@ class Trainer:
 
     def _train(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
         train = self.config.train
-        self._evaluate(logger)  # what a run that was stopped in the middle of it still owes
+        if self.evaluations.owed:  # by a run that was stopped in the middle of it
+            self.save(is_best=self._evaluate(logger))
         while self.step < train.steps:
             self.interval.waited += self.train_step(batches)
             logger.advance(self.step)
@@ -317,4 +318,6 @@ class Trainer:
             self.stop.check()
             self.watchdog.note(self.step, "evaluation", details)
 
+        if self.evaluations.owed:
+            share_buffers(self.model)
         return self.evaluations.run_owed(self.model, logger, poll, self.step)
