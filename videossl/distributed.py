@@ -3,8 +3,8 @@
 import os
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +156,28 @@ def from_main(value: Any) -> Any:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def of_main(ask: Callable[[], Any], world: World) -> Any:
+    """What the main rank gets by `ask`, on every rank; a UserError of it too, with its text once for each host."""
+    answer, refusal = None, ""
+    if world.is_main:
+        try:
+            answer = ask()
+        except UserError as error:
+            refusal = str(error)
+    answer, refusal = from_main((answer, refusal))
+    if refusal:
+        raise UserError(refusal if world.local_rank == 0 else "")
+    return answer
+
+
+@contextmanager
+def locked_by_main(lock: AbstractContextManager[None], world: World) -> Iterator[None]:
+    """Enters a lock in the main rank; every rank must call it, and is refused where that one is."""
+    with ExitStack() as stack:
+        of_main(lambda: stack.enter_context(lock), world)
+        yield
 
 
 def is_equal_on_all_ranks(value: int) -> bool:

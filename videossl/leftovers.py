@@ -35,11 +35,11 @@ _NAMES = frozenset(
         ),
     )
 )
-# AppleDouble companions; trash by user; files deleted while open, over NFS and FUSE; locks of offices; streams of
+# AppleDouble companions; trash by user; files deleted while open, over NFS and FUSE; locks of offices and ours; streams of
 # NTFS as files; what chkdsk found; the old recycle bin, in capitals only because a recycler can be a class of actions.
 _PATTERN = re.compile(
     r"\._.*|\.Trash-.*|\.nfs[0-9a-fA-F]{8,}|\.fuse_hidden.*|\.~lock\..*|~\$.*|.*:Zone\.Identifier"
-    r"|\.com\.apple\..*|FOUND\.\d{3}|RECYCLER|RECYCLED",
+    r"|\..*videossl\.lock|\.com\.apple\..*|FOUND\.\d{3}|RECYCLER|RECYCLED",
     re.DOTALL,
 )
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from videossl.commands.permission import add_import_argument, take_permission
 from videossl.commands.printing import add_json_argument, print_result
+from videossl.output_lock import locks_folder
 
 EXAMPLE = """examples:
   videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/real_small
@@ -68,6 +69,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out} is a file: -o takes a folder")
 
 
+@locks_folder
 def run(args: argparse.Namespace) -> int:
     """Audits, writes audit.json, audit.md and audit.png, and prints what was found."""
     import torch

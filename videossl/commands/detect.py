@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videossl.commands.printing import add_json_argument, print_result
+from videossl.output_lock import locks_folder
 
 if TYPE_CHECKING:
     from videossl.detection.detector import DetectionRecipe
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+@locks_folder
 def run(args: argparse.Namespace) -> int:
     """Trains and judges both rows, writes, prints."""
     from videossl.detection.detector import DetectionRecipe

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 from videossl.commands.printing import add_json_argument, print_result
 
 if TYPE_CHECKING:  # torch is imported by those who embed, not by --help
-    from collections.abc import Callable
-
     from videossl.distributed import World
     from videossl.export.loading import Loaded
 
@@ -55,10 +53,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from videossl.data.table import read_manifest
-    from videossl.distributed import launched_world
+    from videossl.distributed import launched_world, locked_by_main, of_main
     from videossl.embedding.clip_reader import ClipReader
     from videossl.embedding.feature_table import FeatureTable
     from videossl.eval.output_folder import check_writable_file
+    from videossl.output_lock import writing_file
     from videossl.workers import num_cores
 
     check_writable_file(args.out, option="-o")
@@ -74,17 +73,19 @@ def run(args: argparse.Namespace) -> int:
         settings = _settings(args, loaded, world)
         _check_equal(settings)
         table = FeatureTable(args.out, loaded.encoder, reader, settings)
-        if _of_main(table.is_finished, world):
-            log.info("%s is there already, of these settings: nothing to do", args.out)
-            if world.is_main:
-                table.drop_parts()  # of a run that was stopped at its very end
-        else:
-            table.make(world, num_workers=max(1, cores - 1))
+        with locked_by_main(writing_file(args.out), world):
+            if of_main(table.is_finished, world):
+                log.info("%s is there already, of these settings: nothing to do", args.out)
+                if world.is_main:
+                    table.drop_parts()  # of a run that was stopped at its very end
+            else:
+                table.make(world, num_workers=max(1, cores - 1))
         return _report(args, table.encoder.num_channels, settings) if world.is_main else 0
 
 
 def _load(args: argparse.Namespace, world: "World") -> "Loaded":
     """The encoder on every rank, of the file that the main one found: a run that still trains has a newer one soon."""
+    from videossl.distributed import of_main
     from videossl.export.download import is_url
     from videossl.export.loading import load
 
@@ -94,25 +95,8 @@ def _load(args: argparse.Namespace, world: "World") -> "Loaded":
         loaded.append(load(args.checkpoint, stage=args.stage))
         return args.checkpoint if is_url(args.checkpoint) else str(loaded[0].path)
 
-    found = _of_main(find, world)
+    found = of_main(find, world)
     return loaded[0] if loaded else load(found, stage=args.stage)
-
-
-def _of_main(ask: "Callable[[], Any]", world: "World") -> Any:
-    """What the main rank gets by `ask`, on every rank; a UserError of it too."""
-    from videossl.distributed import from_main
-    from videossl.errors import UserError
-
-    answer, refusal = None, ""
-    if world.is_main:
-        try:
-            answer = ask()
-        except UserError as error:
-            refusal = str(error)
-    answer, refusal = from_main((answer, refusal))
-    if refusal:
-        raise UserError(refusal)
-    return answer
 
 
 def _check_equal(settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from videossl.data.pack_settings import PackSettings
 from videossl.errors import UserError
+from videossl.output_lock import locks_folder
 
 logger = logging.getLogger("videossl")
 
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+@locks_folder
 def run(args: argparse.Namespace) -> int:
     """Packs and returns 0, or 1 if not one video could be packed."""
     from videossl.data.pack import pack_videos

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videossl.commands.printing import add_json_argument, print_result
+from videossl.output_lock import locks_folder
 
 if TYPE_CHECKING:
     from videossl.export.loading import Loaded
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+@locks_folder
 def run(args: argparse.Namespace) -> int:
     """Splits, encodes, fits, judges, writes, prints."""
     from videossl.data.table import read_manifest

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from videossl.commands.printing import add_json_argument, print_result
 from videossl.errors import UserError
+from videossl.output_lock import locks_file
 from videossl.whole_file import whole_file
 
 if TYPE_CHECKING:  # what reads videos is not waited for before it is needed
@@ -79,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+@locks_file
 def run(args: argparse.Namespace) -> int:
     """Scans, writes the manifest and returns 0, or 1 if not one video is sound."""
     from videossl.data.footage import find_footage

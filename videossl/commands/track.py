@@ -18,6 +18,7 @@ from videossl.commands.protocol_arguments import (
 )
 from videossl.errors import UserError
 from videossl.eval.presets import parse_overrides, preset
+from videossl.output_lock import writing_to_folder
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
@@ -142,6 +143,12 @@ def _add_baseline_arguments(group: argparse._ArgumentGroup) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tracks, writes, scores, prints; the tree and all arguments are checked before an encoder is loaded."""
+    args.out = args.out or _default_out(args.video)
+    with writing_to_folder(args.out):
+        return _track(args)
+
+
+def _track(args: argparse.Namespace) -> int:
     from videossl.commands.tracking_output import draw_footages, score_rows
     from videossl.commands.tracking_rows import check_rows, foreseen_time, main_row, make_rows
     from videossl.commands.youtube_rows import score_videos
@@ -150,7 +157,6 @@ def run(args: argparse.Namespace) -> int:
     from videossl.eval.tracking import track_row, worker_pool
     from videossl.whole_file import write_json
 
-    args.out = args.out or _default_out(args.video)
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
     named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")

@@ -12,6 +12,7 @@ from videossl.commands.protocol_arguments import (
     check_apart,
     names,
 )
+from videossl.output_lock import locks_folder
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
     from videossl.eval.features import Extractor
@@ -95,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+@locks_folder
 def run(args: argparse.Namespace) -> int:
     """Tracks or reads tracks, judges, writes, prints; what the user gave is checked before an encoder is loaded."""
     from videossl.eval.output_folder import check_folder, clear_folder

@@ -62,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
 
     from videossl.commands.monitors import build_monitors
     from videossl.config import load_config
-    from videossl.distributed import launched_world
+    from videossl.distributed import launched_world, locked_by_main
     from videossl.engine.preemption import StopRequest
     from videossl.engine.trainer import Trainer
     from videossl.engine.watchdog import Watchdog
+    from videossl.output_lock import writing_to_folder
     from videossl.workers import num_cores
 
     config = load_config(args.config, args.overrides)
@@ -81,14 +82,15 @@ def run(args: argparse.Namespace) -> int:
             if args.dry_run:
                 print_estimate(config, world, watchdog)
                 return 0
-            Trainer(
-                config,
-                world,
-                stop=stop,
-                watchdog=watchdog,
-                evaluations=monitors,
-                may_change_manifest=args.accept_changed_manifest,
-            ).run()
+            with locked_by_main(writing_to_folder(Path(config.out)), world):
+                Trainer(
+                    config,
+                    world,
+                    stop=stop,
+                    watchdog=watchdog,
+                    evaluations=monitors,
+                    may_change_manifest=args.accept_changed_manifest,
+                ).run()
     return 0
 
 

@@ -15,6 +15,7 @@ from videossl.commands.protocol_arguments import (
 from videossl.errors import UserError
 from videossl.eval.presets import parse_overrides, preset
 from videossl.eval.protocol import Protocol
+from videossl.output_lock import locks_folder
 from videossl.workers import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+@locks_folder
 def run(args: argparse.Namespace) -> int:
     """Checks everything, makes the features, searches, reports."""
     from videossl.commands.tuning_trials import Search

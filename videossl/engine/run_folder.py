@@ -14,6 +14,7 @@ from videossl.config import Config, read_yaml
 from videossl.distributed import barrier
 from videossl.engine.checkpoint import drop_unfinished
 from videossl.errors import UserError
+from videossl.output_lock import is_lock
 from videossl.version import __version__
 from videossl.whole_file import is_unfinished, write_json, write_text, writing
 
@@ -64,7 +65,7 @@ def check_run_folder(config: Config) -> None:
     existing = out / CONFIG_NAME
     if existing.exists():
         _refuse_other_config(out, config, read_yaml(existing))
-    elif out.exists() and not all(map(is_unfinished, out.iterdir())):
+    elif out.exists() and not all(is_unfinished(path) or is_lock(path) for path in out.iterdir()):
         raise UserError(f"out={out} is not empty and holds no run: name a new folder, or empty it")
 
 

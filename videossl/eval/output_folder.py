@@ -8,6 +8,7 @@ from pathlib import Path
 
 from videossl.errors import UserError
 from videossl.leftovers import is_system_leftover
+from videossl.output_lock import is_lock
 from videossl.whole_file import is_unfinished, temporary_name
 
 
@@ -23,7 +24,7 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
     entries = sorted(
         entry
         for entry in out.iterdir()
-        if not is_unfinished(entry) and not is_system_leftover(entry.name)
+        if not is_unfinished(entry) and not is_system_leftover(entry.name) and not is_lock(entry)
     )
     foreign = [entry.name for entry in entries if not any(entry.match(name) for name in owned)]
     if foreign or (entries and not (out / marker).is_file()):
@@ -77,6 +78,6 @@ def clear_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
     for entry in sorted(out.iterdir()):
         if entry.is_dir() and not entry.is_symlink():  # what a link leads to is not ours
             shutil.rmtree(entry)
-        elif entry.name != marker:
+        elif entry.name != marker and not is_lock(entry):
             entry.unlink()
     (out / marker).unlink(missing_ok=True)
