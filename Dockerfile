@@ -3,7 +3,7 @@
 #
 #   docker build -t videossl .
 #   docker run --rm --init --gpus all --ipc=host -v /path/to/videos:/data:ro -v videossl-runs:/workspace/runs \
-#     --entrypoint torchrun videossl --nproc_per_node=8 -m videossl train --config configs/real_small.yaml \
+#     --entrypoint torchrun videossl --nproc_per_node=8 -m videossl train --config real_small \
 #     data.manifest=runs/videos.parquet out=runs/first
 #
 # --ipc=host: the processes of several GPUs talk through shared memory, of which Docker gives 64 MB.
@@ -58,7 +58,6 @@ RUN pip install --no-cache-dir --no-deps /tmp/wheels/*.whl
 
 WORKDIR /workspace
 # Owned, not only readable: a checkout may give others no right to read.
-COPY --chown=1000:1000 configs configs
 COPY --chown=1000:1000 tools tools
 # A named volume mounted on runs/ takes over this owner.
 RUN mkdir runs && chown 1000:1000 . runs

@@ -63,7 +63,7 @@ def test_an_unknown_task_fails():
 
 
 def test_an_unknown_stage_fails():
-    with pytest.raises(UserError, match=r"tasks.arrow_of_time.stage: got 'res7'; allowed: res2"):
+    with pytest.raises(UserError, match=r"tasks.arrow_of_time.stage: got 'res7'; .*'res2'"):
         task_configs({"arrow_of_time": {"stage": "res7"}})
 
 

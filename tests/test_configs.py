@@ -78,6 +78,6 @@ def test_every_config_says_what_it_is(config):
     """Its head names a paper and the command; it sets no manifest, which is the user's."""
     head = "".join(line for line in config.read_text().splitlines(True) if line.startswith("#"))
     assert "Command: " in head
-    assert f"configs/{config.name}" in head or config.stem == "demo"
+    assert f"--config {config.stem}" in head or config.stem == "demo"
     assert "Paper" in head
     assert load_config(config).data.manifest is None

@@ -49,7 +49,12 @@ def test_tests_documents_and_history_do_not_reach_the_image():
 
 
 def test_the_demo_and_the_tools_that_users_start_reach_the_image():
-    for path in ("tools/demo.sh", "tools/train.py", "configs/demo.yaml", "videossl/__main__.py"):
+    for path in (
+        "tools/demo.sh",
+        "tools/train.py",
+        "videossl/configs/demo.yaml",
+        "videossl/__main__.py",
+    ):
         assert reaches_the_build(path), path
 
 

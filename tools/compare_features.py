@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from videossl.engine.checkpoint import find_checkpoint, restore_encoder
+from videossl.engine.checkpoint import restore_encoder
 from videossl.eval.davis import read_tree
 from videossl.eval.digests import file_digest, tree_digest
 from videossl.eval.features import EncoderFeatures
@@ -27,6 +27,7 @@ from videossl.eval.presets import preset
 from videossl.eval.scoring import global_scores, score_results, versions
 from videossl.eval.tracking import Row, track_row, worker_pool
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.models.encoder_sources import find_checkpoint
 from videossl.whole_file import write_json
 from videossl.workers import num_cores
 

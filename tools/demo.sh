@@ -11,7 +11,7 @@ work=runs/demo
 videossl synthesize -o "$work/synthetic" --videos 24 --seconds 3
 videossl scan "$work/synthetic/videos" -o "$work/videos.parquet"
 # Two processes of one thread each. --local_addr: not every machine can resolve its own name.
-OMP_NUM_THREADS=1 torchrun --local_addr=localhost --nproc_per_node=2 -m videossl train --config configs/demo.yaml \
+OMP_NUM_THREADS=1 torchrun --local_addr=localhost --nproc_per_node=2 -m videossl train --config demo \
     data.manifest="$work/videos.parquet" out="$work/run"
 videossl track --checkpoint "$work/run" --davis "$work/synthetic/davis" --split val \
     --baselines identity,lab,untrained --out "$work/tracking"

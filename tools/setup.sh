@@ -96,7 +96,7 @@ else
         "$python" -m venv .venv
     fi
     if ! cmp -s pyproject.toml "$stamp"; then
-        echo "installing videossl$extra and its dependencies into .venv (5 GB with torch's CUDA libraries)"
+        echo "installing videossl$extra and its dependencies into .venv (7 GB with torch's CUDA libraries)"
         install_what_works
     fi
 fi

@@ -13,15 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from videossl.errors import UserError
 
+FOLDER = (
+    Path(__file__).parent / "configs"
+)  # those that come with the package, and go by their names
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EncoderSection(Section):
-    name: str = Field(
-        "tiny", description="tiny, small, slow_r50, x3d_s, csn_r101, r3d_18, r2plus1d_18 or s3d"
-    )
+    name: Literal[
+        "tiny", "small", "slow_r50", "x3d_s", "csn_r101", "r3d_18", "r2plus1d_18", "s3d"
+    ] = "tiny"
     keep_time: bool = Field(
         True, description="temporal stride 1 everywhere: features for each frame"
     )
@@ -191,8 +195,25 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """A config file with `key.path=value` overrides applied; raises UserError naming path, value and remedy."""
-    return validate(Config, with_overrides(read_yaml(path), overrides))
+    """A config, by its file or the name of one that comes with the package, with `key.path=value` overrides applied.
+
+    Raises UserError naming path, value and remedy.
+    """
+    return validate(Config, with_overrides(read_yaml(config_file(path)), overrides))
+
+
+def config_file(given: str | Path) -> Path:
+    """The file as given, or the one of the package for a name such as `real_small`. Raises UserError if neither is there."""
+    path = Path(given)
+    packaged = FOLDER / f"{given}.yaml"
+    if path.is_file() or path.parent != Path() or path.suffix:
+        return path
+    if packaged.is_file():
+        return packaged
+    names = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f"did you mean {near[0]!r}? There are" if near else "give a file, or one of"
+    raise UserError(f"no config {str(given)!r}; {hint} {', '.join(names)}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
