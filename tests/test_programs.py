@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+import videossl
 from videossl.errors import UserError
 from videossl.export import programs
 from videossl.export.clip_form import ClipForm
+from videossl.export.loading import load
 from videossl.export.programs import Program, Unequal, check, write_onnx, write_torch_program
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder import ENCODERS, Encoder, EncoderSpec
@@ -59,8 +61,11 @@ RECORD = {"version": "1", "facts": {"name": 'a "quoted" <name>'}}
 
 @pytest.fixture(scope="session")
 def traced():
-    """A small encoder's program as a graph, which both formats are written of here: tracing is what takes time."""
-    return programs._trace(Program(make(stage="res2")), "torch.export")
+    """{kind: graph} of a small encoder's program, made once: tracing is what takes time."""
+    return {
+        kind: programs._trace(Program(make(stage="res2"), size=size), kind)
+        for kind, size in (("torch", None), ("onnx", (36, 36)))
+    }
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +73,11 @@ def written(traced, tmp_path_factory):
     """{kind: file} of the small encoder."""
     folder, files = tmp_path_factory.mktemp("programs"), {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "_trace", lambda *_: traced)
         for kind, (write, _, file) in KINDS.items():
+            patch.setattr(programs, "_trace", lambda *_, kind=kind: traced[kind])
             files[kind] = folder / file
-            assert write(files[kind], Program(make(stage="res2")), RECORD).relative <= 1e-4
+            record = RECORD | {"encoder": make(stage="res2").describe()}
+            assert write(files[kind], Program(make(stage="res2")), record).relative <= 1e-4
     return files
 
 
@@ -128,7 +134,7 @@ def test_maps_of_frames_scaled_and_cropped_inside(tmp_path):
     write_torch_program(path, Program(encoder, size=(20, 31), maps=True), {})
     clips = video(2, 4, 3, 20, 31)
     with torch.no_grad():
-        expected = encoder.feature_maps(clips)["res2"].data
+        expected = encoder.feature_maps(clips)["res2"]
     torch.testing.assert_close(run_torch(path, clips), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -138,23 +144,70 @@ def test_maps_in_onnx(tmp_path):
     write_onnx(path, Program(encoder, maps=True), {})
     clips = video(2, 4, 3, 36, 36)
     with torch.no_grad():
-        expected = encoder.feature_maps(clips)["res3"].data
+        expected = encoder.feature_maps(clips)["res3"]
     torch.testing.assert_close(run_onnx(path, clips), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_file_says_what_it_is(written):
+    record = RECORD | {"encoder": make(stage="res2").describe()}
     extra = {"videossl.json": ""}
     torch.export.load(written["torch"], extra_files=extra)
-    assert json.loads(extra["videossl.json"]) == RECORD
+    said = {"frames": None, "size": None, "output": "features"}
+    assert json.loads(extra["videossl.json"]) == {**record, "program": said}
     onnx = pytest.importorskip("onnx")
     model = onnx.load(written["onnx"])
     onnx.checker.check_model(model)
-    assert [json.loads(p.value) for p in model.metadata_props if p.key == "videossl"] == [RECORD]
+    (found,) = (json.loads(p.value) for p in model.metadata_props if p.key == "videossl")
+    assert found == {**record, "program": {**said, "size": [36, 36]}}
     assert [i.name for i in model.graph.input] == ["video"]
     assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim][:2] == [
         "batch",
         "frames",
     ]
+
+
+@pytest.mark.parametrize("size", [(36, 36), (50, 70), (71, 40), (19, 36), (360, 37)])
+def test_a_torch_program_takes_frames_of_any_size(size, written):
+    encoder = make(stage="res2")
+    assert_same(encoder, written["torch"], run_torch, video(1, 2, 3, *size))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_is_run_behind_the_interface_of_its_encoder(kind, written):
+    encoder = make(stage="res2")
+    program = videossl.load_encoder(written[kind], is_trusted=True)
+    clips = video(2, 4, 3, 36, 36)
+    with torch.no_grad():
+        expected = encoder(clips)
+    torch.testing.assert_close(program(clips), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(program(clips[0]), expected[0], atol=1e-4, rtol=1e-4)
+    assert (program.clip, program.stage) == (encoder.clip, "res2")
+    for wrong in (clips.float(), clips[:, :, :1], clips.movedim(2, -1)):
+        with pytest.raises(UserError, match="a video must be uint8 RGB"):
+            program(wrong)
+    with pytest.raises(UserError, match="gives features alone"):
+        program.feature_maps(clips)
+
+
+def test_a_program_of_one_size_says_which(written):
+    program = videossl.load_encoder(written["onnx"])
+    with pytest.raises(UserError, match=r"takes frames of 36 x 36 .* got 36 x 40"):
+        program(video(1, 4, 3, 36, 40))
+
+
+def test_a_torch_program_is_read_only_where_it_is_trusted(written):
+    with pytest.raises(UserError, match="is_trusted=True"):
+        videossl.load_encoder(written["torch"])
+
+
+@pytest.mark.parametrize("name", ["e.onnx", "e.pt2"])
+def test_a_damaged_program_fails_in_one_line(name, tmp_path):
+    (tmp_path / name).write_bytes(b"no program" * 100)
+    with pytest.raises(UserError, match="cannot be read") as caught:
+        videossl.load_encoder(tmp_path / name, is_trusted=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"which `videossl\.load_encoder` runs"):
+        load(tmp_path / name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,7 +225,7 @@ def test_a_program_that_differs_leaves_no_file(kind, traced, tmp_path, monkeypat
     program = Program(make(stage="res2"))
     with torch.no_grad():
         next(program.parameters()).mul_(1 + 1e-3)
-    monkeypatch.setattr(programs, "_trace", lambda *_: traced)
+    monkeypatch.setattr(programs, "_trace", lambda *_: traced[kind])
     with pytest.raises(Unequal, match=r"greatest difference from the module .* \(at most 0.0001\)"):
         write(tmp_path / file, program, {})
     assert (tmp_path / file).read_bytes() == b"old"
@@ -204,9 +257,3 @@ def test_what_cannot_be_traced_fails_in_one_line(tmp_path):
         write_torch_program(tmp_path / "e.pt2", Branching(make(stage="res2")), {})
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs, "_ONNX_PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(UserError, match=r"no_such_package: pip install 'videossl\[onnx\]'"):
-        write_onnx(tmp_path / "e.onnx", Program(make(stage="res2")), {})

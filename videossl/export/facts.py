@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from videossl.data.table import read_manifest
-from videossl.engine.checkpoint import checkpoints
 from videossl.errors import UserError
 from videossl.export.download import file_sha256, public_url
 from videossl.export.loading import Loaded
+from videossl.models.encoder_sources import checkpoints
 from videossl.text_files import json_lines
 
 log = logging.getLogger("videossl")

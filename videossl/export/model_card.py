@@ -141,7 +141,11 @@ def _what_it_is(
     if program is not None:
         frames = "any number of" if program.has_free_frames else str(clip.num_frames)
         what = f"maps of stage {encoder.stage}" if program.maps else "features"
-        size = f"{program.size[0]} x {program.size[1]} pixels (height x width)"
+        size = (
+            "any size"
+            if program.size is None
+            else f"{program.size[0]} x {program.size[1]} pixels (height x width)"
+        )
         lines.append(
             f"- Input `video`: (N, T, 3, H, W) uint8 RGB, any N, {frames} frames, {size}; output: {what}"
         )

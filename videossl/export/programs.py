@@ -1,10 +1,10 @@
 """Programs: an encoder with its preprocessing as one graph in a torch.export or ONNX file, checked against the module.
 
-Input `video` (N, T, 3, H, W) uint8 RGB, output `features` (N, C), or `maps` (N, C, T', h, w). N is free, H and W are fixed.
-T is free where nothing that is read strides over time; behind such a stride a graph has the frames that it was traced with.
+Input `video` (N, T, 3, H, W) uint8 RGB, output `features` (N, C), or `maps` (N, C, T', h, w). N is free. H and W are free in
+a torch.export file without a size of its own, and fixed in the others. T is free where nothing that is read strides over
+time; behind such a stride a graph has the frames that it was traced with.
 """
 
-import importlib.util
 import json
 import logging
 import warnings
@@ -27,7 +27,6 @@ log = logging.getLogger("videossl")
 
 TOLERANCE = 1e-4  # of the features' root mean square
 PT2_RECORD = f"{RECORD_KEY}.json"  # the extra file that holds the record in a .pt2
-_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 Run = Callable[[Tensor], Tensor]
 
@@ -56,14 +55,13 @@ class Difference:
 
 
 class Program(nn.Module):
-    """What is exported: `encoder` cut after its stage, for frames of `size` (None: short side scaled, square)."""
+    """What is exported: `encoder` cut after its stage, for frames of `size` (None: of any size)."""
 
     def __init__(
         self, encoder: VideoEncoder, *, size: tuple[int, int] | None = None, maps: bool = False
     ) -> None:
         super().__init__()
-        self.encoder, self.maps = cut_after_stage(encoder), maps
-        self.size = (encoder.clip.resize, encoder.clip.resize) if size is None else size
+        self.encoder, self.maps, self.size = cut_after_stage(encoder), maps, size
         stages = self.encoder.encoder.stages.values()
         self.has_free_frames = all(info.temporal_stride == 1 for info in stages)
 
@@ -72,18 +70,31 @@ class Program(nn.Module):
         if not self.maps:
             features: Tensor = self.encoder(video)
             return features
-        return self.encoder.feature_maps(video)[self.encoder.stage].data
+        return self.encoder.feature_maps(video)[self.encoder.stage]
 
-    def video(self, batch: int, frames: int, fill: int | None = None) -> Tensor:
+    def describe(self) -> dict[str, Any]:
+        """What the program takes and gives, in plain types: None stands for any number."""
+        frames = None if self.has_free_frames else self.encoder.clip.num_frames
+        size = None if self.size is None else list(self.size)
+        return {"frames": frames, "size": size, "output": "maps" if self.maps else "features"}
+
+    def video(
+        self,
+        batch: int,
+        frames: int,
+        fill: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> Tensor:
         """An input of the program: random pixels, the same at every call, or `fill` everywhere."""
-        shape = (batch, frames, 3, *self.size)
+        side = self.encoder.clip.resize
+        shape = (batch, frames, 3, *(self.size or size or (side + 3, side + 17)))
         if fill is not None:
             return torch.full(shape, fill, dtype=torch.uint8)
         generator = torch.Generator().manual_seed(batch)
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
     def videos(self) -> Iterator[Tensor]:
-        """What the program is checked on: batches of 1, 2 and 3, black and white, and other lengths where they are free."""
+        """What the program is checked on: batches of 1, 2 and 3, black and white, and other lengths and sizes where free."""
         frames = self.encoder.clip.num_frames
         yield self.video(1, frames)
         yield self.video(2, frames)
@@ -93,6 +104,10 @@ class Program(nn.Module):
         if self.has_free_frames:
             yield self.video(2, frames + 1)
             yield self.video(1, 1)
+        if self.size is None:
+            side = self.encoder.clip.resize
+            for size in ((side, side), (2 * side + 1, side + 1), (side // 2 + 1, side)):
+                yield self.video(1, frames, size=size)
 
 
 def cut_after_stage(encoder: VideoEncoder) -> VideoEncoder:
@@ -112,6 +127,7 @@ def write_torch_program(path: Path, program: Program, record: Mapping[str, Any])
     traced = _trace(program, "torch.export")
     with whole_file(path) as partial:
         with _quiet():
+            record = {**record, "program": program.describe()}
             torch.export.save(traced, partial, extra_files={PT2_RECORD: json.dumps(record)})
             read = torch.export.load(partial).module()
         return check(read, program)
@@ -120,10 +136,15 @@ def write_torch_program(path: Path, program: Program, record: Mapping[str, Any])
 def write_onnx(path: Path, program: Program, record: Mapping[str, Any]) -> Difference:
     """Writes an ONNX file, weights inside, with the record in its metadata, and runs it in onnxruntime.
 
-    Raises UserError without the packages, else as `write_torch_program`.
+    A program without a size gets the clip's: square, its short side scaled. Raises as `write_torch_program`.
     """
-    if missing := [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"onnx needs {', '.join(missing)}: pip install 'videossl[onnx]'")
+    import onnxruntime
+
+    if (
+        program.size is None
+    ):  # a graph of ONNX has no antialiased scaling to a size that depends on the input
+        side = program.encoder.clip.resize
+        program.size = (side, side)
     traced = _trace(program, "onnx")
     with _quiet(), _one_line("onnx"):
         made = torch.onnx.export(
@@ -135,10 +156,12 @@ def write_onnx(path: Path, program: Program, record: Mapping[str, Any]) -> Diffe
             dynamic_shapes=_free_axes(program),
         )
     assert made is not None
+    record = {**record, "program": program.describe()}
     made.model.metadata_props[RECORD_KEY] = json.dumps(record)
     with whole_file(path) as partial:
         made.save(partial, external_data=False)
-        return check(_onnx_run(partial), program)
+        session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
+        return check(onnx_run(session), program)
 
 
 def check(run: Run, program: Program) -> Difference:
@@ -177,13 +200,13 @@ def _free_axes(program: Program) -> tuple[dict[int, Any]]:
     axes = {0: torch.export.Dim("batch", min=1)}
     if program.has_free_frames:
         axes[1] = torch.export.Dim("frames", min=1)
+    if program.size is None:
+        axes |= {3: torch.export.Dim("height", min=2), 4: torch.export.Dim("width", min=2)}
     return (axes,)
 
 
-def _onnx_run(path: Path) -> Run:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def onnx_run(session: Any) -> Run:
+    """What runs a video through a session of onnxruntime."""
 
     def run(video: Tensor) -> Tensor:
         (found,) = session.run(None, {"video": video.numpy()})

@@ -4,7 +4,6 @@ encoder = videossl.load_encoder("runs/mine")
 features = encoder(frames)          # (N, T, 3, H, W) uint8 RGB of any size -> (N, C)
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,17 +51,17 @@ class VideoEncoder(nn.Module):
         features = pooled(self.encoder(own_input, rows if deeper else None)[self.stage])
         return features if video.ndim == 5 else features[0]
 
-    def feature_maps(self, video: Tensor) -> dict[str, FeatureMaps]:
-        """Every stage's maps, (N, C, T, h, w) each."""
+    def feature_maps(self, video: Tensor) -> dict[str, Tensor]:
+        """Every stage's maps, (N, C, T, h, w) each, or (C, T, h, w) of one video; `encoder.stages` has their strides."""
         maps: dict[str, FeatureMaps] = self.encoder(self.preprocess(video))
-        return maps
+        return {name: of.data if video.ndim == 5 else of.data[0] for name, of in maps.items()}
 
     def preprocess(self, video: Tensor) -> Tensor:
         """The encoder's own input: (N, 3, T, crop_size, crop_size) normalised Lab, of the type of the weights.
 
         It is computed in float32: half the bits are too few for a colour.
         """
-        _check(video)
+        check_video(video)
         if video.ndim == 4:
             video = video[None]
         frames = video.flatten(0, 1).float() / 255
@@ -72,13 +71,15 @@ class VideoEncoder(nn.Module):
         return own_input.to(next(self.encoder.parameters()).dtype)
 
     def _resized(self, frames: Tensor) -> Tensor:
-        height, width = frames.shape[-2:]
-        short = min(height, width)
-        if short == self.clip.resize:
+        short = torch.sym_min(*frames.shape[-2:])  # a symbol where a graph is traced for any size
+        if not torch.compiler.is_exporting() and short == self.clip.resize:
             return frames
-        scale = self.clip.resize / short
         # To the nearest pixel, as videos are scaled when they are decoded.
-        size = (math.floor(height * scale + 0.5), math.floor(width * scale + 0.5))
+        size: list[Any] = [
+            (2 * side * self.clip.resize + short) // (2 * short) for side in frames.shape[-2:]
+        ]
+        for side in size:
+            torch._check(side >= self.clip.crop_size)
         return F.interpolate(frames, size, mode="bilinear", antialias=True).clamp(0, 1)
 
     def describe(self) -> dict[str, Any]:
@@ -104,7 +105,8 @@ class VideoEncoder(nn.Module):
         return cls(encoder or Encoder.of_description(described), clip, stage=stage or own_stage)
 
 
-def _check(video: Tensor) -> None:
+def check_video(video: Tensor) -> None:
+    """Raises UserError for videos of another shape or type than encoders take."""
     if video.dtype != torch.uint8 or video.ndim not in (4, 5) or video.shape[-3] != 3:
         raise UserError(
             f"a video must be uint8 RGB (N, T, 3, H, W) or (T, 3, H, W), got {video.dtype} {tuple(video.shape)}"
