@@ -117,6 +117,38 @@ def test_a_finished_run_is_left_as_it_is(config_file, video_folder, whole_run, c
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
+def test_a_finished_run_goes_on_to_more_steps_and_samples_as_a_longer_one(
+    config_file, video_folder, tmp_path, caplog
+):
+    """At a rate that does not fall, it is bit for bit the run that was longer from the start."""
+    constant = ("optim.final_lr_share=1", "optim.warmup_steps=0", "train.save_every=2")
+    longer, out = tmp_path / "longer", tmp_path / "extended"
+    assert main(arguments(config_file, video_folder, longer, *constant, "train.steps=6")) == 0
+    assert main(arguments(config_file, video_folder, out, *constant, "train.steps=4")) == 0
+    with caplog.at_level("INFO", "videossl"):
+        assert main(arguments(config_file, video_folder, out, *constant, "train.steps=6")) == 0
+    assert "extending a finished run from 4 to 6 steps" in caplog.text
+    name = "checkpoints/step_00000006.pt"
+    assert_same_state(out / name, longer / name)
+    assert yaml.safe_load((out / "config.yaml").read_text())["train"]["steps"] == 6
+    # It is a run of 6 steps now.
+    assert main(arguments(config_file, video_folder, out, *constant, "train.steps=4")) == 2
+
+
+def test_what_is_not_finished_or_would_be_sampled_otherwise_is_not_extended(
+    config_file, video_folder, whole_run, tmp_path, capsys
+):
+    out = tmp_path / "cut"
+    shutil.copytree(whole_run, out)
+    (out / "checkpoints/step_00000008.pt").unlink()
+    (out / "checkpoints/best.pt").unlink(missing_ok=True)
+    assert main(arguments(config_file, video_folder, out, "train.steps=12")) == 2
+    assert "train.steps alone can be raised once the run is finished" in capsys.readouterr().err
+    more = ("train.steps=12", "seed=5")
+    assert main(arguments(config_file, video_folder, whole_run, *more)) == 2
+    assert "seed was" in capsys.readouterr().err
+
+
 def test_another_config_in_the_same_folder_fails(config_file, video_folder, whole_run, capsys):
     assert main(arguments(config_file, video_folder, whole_run, "optim.lr=0.5")) == 2
     message = capsys.readouterr().err

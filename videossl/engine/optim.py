@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from videossl.config import Config
+
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Weights decay; biases and normalisation parameters, which have one axis, do not."""
@@ -23,6 +25,17 @@ def build_optimizer(
     fused = next(module.parameters()).device.type == "cuda"
     return torch.optim.AdamW(
         parameter_groups(module, weight_decay), lr=lr, betas=betas, fused=fused
+    )
+
+
+def scheduled_lr(config: Config, step: int, *, total_steps: int | None = None) -> float:
+    """The learning rate of a step of a run, or as it was when the run had `total_steps`."""
+    return lr_at(
+        step,
+        peak=config.optim.lr,
+        warmup_steps=config.optim.warmup_steps,
+        total_steps=config.train.steps if total_steps is None else total_steps,
+        final_share=config.optim.final_lr_share,
     )
 
 

@@ -1,5 +1,6 @@
 """The folder of a run: made once, resumed when the config agrees, refused with the options spelled out when not."""
 
+import logging
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -13,13 +14,17 @@ from pydantic import ValidationError
 from videossl.config import Config, read_yaml
 from videossl.distributed import barrier
 from videossl.engine.checkpoint import drop_unfinished
+from videossl.engine.optim import scheduled_lr
 from videossl.errors import UserError
+from videossl.models.encoder_sources import checkpoints, step_of
 from videossl.output_lock import is_lock
 from videossl.version import __version__
 from videossl.whole_file import is_unfinished, write_json, write_text, writing
 
+log = logging.getLogger("videossl")
+
 # What may change between a run and its continuation without changing what is learned. `steps` is not among them: the
-# learning rate depends on it.
+# learning rate depends on it. But a run that is finished may be extended, which changes nothing that has been learned.
 FREE_KEYS = (
     ("out",),
     ("device",),
@@ -40,12 +45,15 @@ FREE_KEYS = (
     ("train", "threads_per_process"),
     ("monitor",),  # looks, and changes nothing
 )
+STEPS = ("train", "steps")
 CONFIG_NAME = "config.yaml"
 PACKAGES = ("torch", "torchvision", "torchcodec", "av", "decord", "pytorchvideo", "numpy")
 
 
 def open_run_folder(config: Config, *, is_main: bool) -> None:
     """Makes the run's folder, or takes one whose config agrees; every rank must call it, the main one writes.
+
+    A finished run that is extended, by a greater `train.steps` alone, has it in its config from then on.
 
     Raises UserError if the folder holds something else, saying which setting differs and what can be done.
     """
@@ -72,14 +80,35 @@ def check_run_folder(config: Config) -> None:
 def _make(out: Path, config: Config) -> None:
     """The config is the first to be there, whole: without it the folder is no run's, and is refused."""
     if not (out / CONFIG_NAME).exists():
-        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-        write_text(out / CONFIG_NAME, text)
+        _write_config(out, config)
         write_json(out / "env.json", environment())
+    elif (
+        steps := _at(_with_new_settings(read_yaml(out / CONFIG_NAME)), STEPS)
+    ) != config.train.steps:
+        log.info(
+            "extending a finished run from %d to %d steps: from here on the learning rate is that of a run of %d steps, "
+            "%.2g after %.2g",
+            *(steps, config.train.steps, config.train.steps),
+            scheduled_lr(config, steps),
+            scheduled_lr(config, steps - 1, total_steps=steps),
+        )
+        _write_config(out, config)
     with writing(out):
         (out / "checkpoints").mkdir(exist_ok=True)
         drop_unfinished(out / "checkpoints")
         for left in filter(is_unfinished, out.iterdir()):
             left.unlink()
+
+
+def _write_config(out: Path, config: Config) -> None:
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(out / CONFIG_NAME, text)
+
+
+def _extends(out: Path, saved: int, asked: int) -> bool:
+    """Whether a run of `saved` steps has come to its end and is to go on."""
+    done = checkpoints(out / "checkpoints")
+    return bool(done) and step_of(done[-1]) >= saved < asked
 
 
 def _refuse_other_config(out: Path, config: Config, written: dict[str, Any]) -> None:
@@ -90,14 +119,18 @@ def _refuse_other_config(out: Path, config: Config, written: dict[str, Any]) -> 
         for path in sorted({*_paths(saved), *_paths(current)})
         if not any(path[: len(free)] == free for free in FREE_KEYS)
         and _at(saved, path) != _at(current, path)
+        and not (path == STEPS and _extends(out, _at(saved, path), config.train.steps))
     ]
     if differing:
+        is_early = any(line.startswith("train.steps ") for line in differing)
+        hint = "; train.steps alone can be raised once the run is finished" if is_early else ""
         shown = "; ".join(differing[:3]) + (
             f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
         )
         raise UserError(
             f"out={out} holds a run with another config ({shown}): name a new folder with out=..., or delete this one "
             "to start again, or take its config.yaml to resume it"
+            f"{hint}"
         )
 
 

@@ -26,7 +26,7 @@ from videossl.engine.heldout import HeldOut
 from videossl.engine.initial_weights import begin_with
 from videossl.engine.interval import Interval
 from videossl.engine.logger import RunLogger
-from videossl.engine.optim import build_optimizer, lr_at
+from videossl.engine.optim import build_optimizer, scheduled_lr
 from videossl.engine.placement import distribute, no_sync, place, share_buffers
 from videossl.engine.preemption import StopAsked, StopRequest
 from videossl.engine.quarantine import Quarantine
@@ -144,9 +144,7 @@ class Trainer:
                 )
             )
             if self.step >= train.steps and not self.evaluations.owed:
-                logger.say(
-                    f"already trained to step {self.step}; raise train.steps in a new folder to go on"
-                )
+                logger.say(f"already trained to step {self.step}: raise train.steps to go on")
                 return
             # Closed however the run ends, so that no worker outlives it.
             with contextlib.closing(self.batches()) as batches:
@@ -271,14 +269,7 @@ class Trainer:
 
     def lr(self) -> float:
         """The learning rate of the current step."""
-        optim = self.config.optim
-        return lr_at(
-            self.step,
-            peak=optim.lr,
-            warmup_steps=optim.warmup_steps,
-            total_steps=self.config.train.steps,
-            final_share=optim.final_lr_share,
-        )
+        return scheduled_lr(self.config, self.step)
 
     def _prepare_tasks(self) -> None:
         """Lets tasks fit what they need of the data, on the same videos on every rank."""
