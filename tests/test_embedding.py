@@ -81,9 +81,8 @@ def test_tokens_are_the_cells_of_the_stage(manifest):
     cpu = torch.device("cpu")
     (found,) = video_features(encoder, reader, [0], device=cpu, form="tokens", num_workers=0)
     with torch.no_grad():
-        maps = encoder.feature_maps(reader.read(0))[
-            "res5"
-        ].data  # (1, 128, 4, 2, 2): no larger than the grid
+        # (1, 128, 4, 2, 2): no larger than the grid
+        maps = encoder.feature_maps(reader.read(0))["res5"]
     torch.testing.assert_close(found.clips, maps.flatten(2).transpose(1, 2))
 
 

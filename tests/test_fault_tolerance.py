@@ -19,10 +19,11 @@ from test_workers import is_running
 from videossl.__main__ import main
 from videossl.config import load_config
 from videossl.distributed import World
-from videossl.engine.checkpoint import checkpoints, load_checkpoint, restore_encoder
+from videossl.engine.checkpoint import load_checkpoint, restore_encoder
 from videossl.engine.heldout import HeldOut
 from videossl.engine.trainer import Trainer
 from videossl.errors import Preempted, UserError
+from videossl.models.encoder_sources import checkpoints
 
 CONFIG = """
 encoder: {name: tiny}

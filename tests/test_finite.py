@@ -8,10 +8,11 @@ from test_fault_tolerance import CONFIG
 
 from videossl.config import load_config
 from videossl.distributed import World
-from videossl.engine.checkpoint import checkpoints, load_checkpoint
+from videossl.engine.checkpoint import load_checkpoint
 from videossl.engine.multitask import MultiTask
 from videossl.engine.trainer import Trainer
 from videossl.errors import UserError
+from videossl.models.encoder_sources import checkpoints
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 

@@ -9,8 +9,9 @@ import torch
 from videossl import pretext
 from videossl.__main__ import main
 from videossl.config import with_overrides
-from videossl.engine.checkpoint import FORMAT, find_checkpoint
+from videossl.engine.checkpoint import FORMAT
 from videossl.errors import UserError
+from videossl.models.encoder_sources import find_checkpoint
 from videossl.pretext import load
 
 SHOWN_TASK = (Path(__file__).parents[1] / "docs/add_a_task.md").read_text()

@@ -1,7 +1,8 @@
 """`videossl COMMAND ...`, the same as `python -m videossl` and `torchrun ... -m videossl`.
 
-Each file in `videossl/commands/` is one command: HELP, add_arguments(parser), run(args). Only the command asked for
-is imported, so that `scan` never waits for torch.
+Each file in `videossl/commands/` is one command: add_arguments(parser), check(args), run(args). Only the command asked for
+is imported, so that `scan` never waits for torch; and what can be refused without torch is refused by `check`, before `run`
+loads it, which takes seconds.
 """
 
 import os
@@ -78,6 +79,7 @@ def _ended_well_or_said(arguments: Sequence[str], command: str) -> int:
 def _run(arguments: Sequence[str]) -> int:
     import logging
 
+    from videossl.commands.given_paths import check_given_paths
     from videossl.commands.parsing import parse
     from videossl.commands.printing import print_any_name, stdout_for_result
 
@@ -89,6 +91,8 @@ def _run(arguments: Sequence[str]) -> int:
         logging.basicConfig(format="%(message)s", stream=sys.stderr)
         logging.getLogger("videossl").setLevel(logging.INFO)
         print_any_name()
+        namespace.check(namespace)
+        check_given_paths(namespace)
         with stdout_for_result(namespace):
             return namespace.run(namespace) or 0
     finally:

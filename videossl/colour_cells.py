@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from videossl.rng import fold
@@ -21,6 +20,8 @@ KMEANS_SAMPLES = 50_000  # Vondrick et al., section 3.3
 
 def fit_classes(samples: Tensor, num_classes: int, chooser: np.random.Generator) -> Tensor:
     """(classes, V) centroids of k-means on samples (N, V), seeded by `chooser`."""
+    from scipy.cluster.vq import kmeans2  # scipy.cluster takes half a second to load
+
     centroids, _ = kmeans2(
         samples.double().cpu().numpy(), num_classes, minit="++", rng=chooser, missing="warn"
     )

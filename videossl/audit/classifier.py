@@ -3,10 +3,6 @@
 import warnings
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 INVERSE_PENALTY = (
     0.1  # on standardised numbers; chosen: a few hundred questions, up to as many numbers
@@ -23,6 +19,11 @@ class Cheater:
     def __init__(
         self, features: np.ndarray, labels: np.ndarray, *, is_balanced: bool = True
     ) -> None:
+        from sklearn.exceptions import ConvergenceWarning  # sklearn takes two seconds to load
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         self._only = int(labels[0]) if len(np.unique(labels)) == 1 else None
         self._pipeline = make_pipeline(
             StandardScaler(),

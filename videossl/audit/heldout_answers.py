@@ -16,13 +16,14 @@ from videossl.data.dataset import ClipDataset
 from videossl.data.table import Manifest, read_manifest
 from videossl.distributed import World
 from videossl.engine.build import autocast, build_model
-from videossl.engine.checkpoint import find_checkpoint, load_checkpoint
+from videossl.engine.checkpoint import load_checkpoint
 from videossl.engine.feed import Feed
 from videossl.engine.multitask import MultiTask
 from videossl.engine.quarantine import Quarantine
 from videossl.engine.split import split_of_run
 from videossl.engine.tallies import Tallies
 from videossl.errors import UserError
+from videossl.models.encoder_sources import find_checkpoint
 from videossl.progress import track
 from videossl.types import Answers
 

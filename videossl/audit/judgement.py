@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from videossl.intervals import UNKNOWN, Floats, bootstrap, bootstrap_over_videos
 from videossl.types import Answers
@@ -88,7 +87,7 @@ def auc(scores: np.ndarray, labels: np.ndarray, weights: Floats) -> float:
     positive, negative = weights * (labels == 1), weights * (labels == 0)
     if not positive.sum() > 0 or not negative.sum() > 0:
         return float("nan")
-    tie = rankdata(scores, method="dense").astype(np.int64) - 1
+    tie = np.unique(scores, return_inverse=True)[1]
     negative_of_tie = np.bincount(tie, negative)
     below = np.cumsum(negative_of_tie) - negative_of_tie
     wins = positive * (below[tie] + negative_of_tie[tie] / 2)

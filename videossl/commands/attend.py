@@ -93,8 +93,6 @@ def _source(args: argparse.Namespace) -> "tuple[str, FrameSource]":
     if (args.davis is None) == (args.video is None):
         raise UserError("give either --davis ROOT with --sequence NAME or --video FILE")
     if args.video is not None:
-        if not args.video.is_file():
-            raise UserError(f"--video {args.video}: no such file")
         return args.video.name, VideoFrames(open_video(str(args.video)))
     if args.sequence is None:
         raise UserError("--davis needs --sequence NAME")

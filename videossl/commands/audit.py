@@ -3,21 +3,22 @@
 import argparse
 from pathlib import Path
 
+from videossl.commands.given_config import check_config
 from videossl.commands.permission import add_import_argument, take_permission
 from videossl.commands.printing import add_json_argument, print_result
 from videossl.output_lock import locks_folder
 
 EXAMPLE = """examples:
-  videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/real_small
+  videossl audit --config real_small --manifest videos.parquet -o audits/real_small
   videossl audit --checkpoint runs/real_small -o audits/trained     # config and manifest are the run's
-  videossl audit --config configs/real_small.yaml --manifest videos.parquet -o audits/ends \\
+  videossl audit --config real_small --manifest videos.parquet -o audits/ends \\
       data.sampling.skip_ends=false
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--config", help="a file of configs/, or your own")
+    parser.add_argument("--config", help="a name such as real_small, or a file of your own")
     parser.add_argument("--manifest", type=Path, help="written by `videossl scan`")
     parser.add_argument(
         "--checkpoint", metavar="RUN", help="a run, whose model is set beside the cheats"
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raises UserError for numbers with which nothing could be judged, and for a file where a folder must be."""
     from videossl.audit.findings import MIN_VIDEOS
     from videossl.errors import UserError
@@ -67,6 +68,9 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out} is a file: -o takes a folder")
+    take_permission(args)
+    if args.config is not None:
+        check_config(args.config, [*args.overrides, f"out={args.out}"])
 
 
 @locks_folder
@@ -79,12 +83,11 @@ def run(args: argparse.Namespace) -> int:
     from videossl.audit.report import audit_record, audit_text
     from videossl.audit.subject import Subject, audited_config
     from videossl.distributed import World, choose_device
-    from videossl.engine.checkpoint import find_checkpoint, load_checkpoint
+    from videossl.engine.checkpoint import load_checkpoint
     from videossl.engine.run_folder import environment
+    from videossl.models.encoder_sources import find_checkpoint
     from videossl.whole_file import write_json
 
-    _check(args)
-    take_permission(args)
     found = find_checkpoint(args.checkpoint) if args.checkpoint else None
     state = load_checkpoint(found) if found else None
     config = audited_config(

@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from videossl.export.loading import load
     from videossl.whole_file import write_json, write_text
 
-    _check(args)
     train = VocImages(args.voc, args.train_split)
     test = VocImages(args.voc, args.test_split, train.classes)
     recipe = DetectionRecipe(
@@ -81,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raises UserError for what is missing, for numbers that train nothing, and for a folder that cannot be written."""
     from importlib.util import find_spec
 

@@ -48,6 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for a file that cannot be written."""
+    from videossl.eval.output_folder import check_writable_file
+
+    check_writable_file(args.out, option="-o")
+
+
 def run(args: argparse.Namespace) -> int:
     """Loads, embeds what is missing, says how many videos failed."""
     import torch
@@ -56,11 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from videossl.distributed import launched_world, locked_by_main, of_main
     from videossl.embedding.clip_reader import ClipReader
     from videossl.embedding.feature_table import FeatureTable
-    from videossl.eval.output_folder import check_writable_file
     from videossl.output_lock import writing_file
     from videossl.workers import num_cores
 
-    check_writable_file(args.out, option="-o")
     manifest = read_manifest(args.manifest)
     with launched_world(args.device) as world:
         if not world.is_main:

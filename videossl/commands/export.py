@@ -3,10 +3,12 @@
 import argparse
 import logging
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videossl.commands.printing import add_json_argument, print_result
+from videossl.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported by those who export, not by --help
     from videossl.export.loading import Loaded
@@ -22,6 +24,7 @@ ENDINGS = {
     "pytorchvideo": ".pth",
     "torchvision": ".pth",
 }
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 LIBRARIES = ("pytorchvideo", "torchvision")
 PROGRAMS = ("torch.export", "onnx")
 EXAMPLE = """examples:
@@ -69,9 +72,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together, for packages that are not here, and for files in the way."""
+    from videossl.eval.output_folder import check_writable_file
+
+    _check_source(args)
+    kind = _format(args)
+    missing = [name for name in PACKAGES.get(kind, ()) if find_spec(name) is None]
+    if missing:
+        raise UserError(f"{kind} needs {', '.join(missing)}: pip install 'videossl[{kind}]'")
+    for path in (args.out, _card_path(args)):
+        check_writable_file(path, option="-o")
+
+
+def _card_path(args: argparse.Namespace) -> Path:
+    path: Path = args.out.with_name(f"{args.out.name}.md")
+    return path
+
+
 def run(args: argparse.Namespace) -> int:
     """Loads, writes, checks, describes."""
-    from videossl.eval.output_folder import check_writable_file
     from videossl.export.download import file_sha256
     from videossl.export.facts import facts_of
     from videossl.export.model_card import model_card
@@ -79,11 +99,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.export.results import read_results
     from videossl.whole_file import whole_file
 
-    _check_source(args)
-    kind = _format(args)
-    card_path = args.out.with_name(f"{args.out.name}.md")
-    for path in (args.out, card_path):
-        check_writable_file(path, option="-o")
+    kind, card_path = _format(args), _card_path(args)
     loaded = _load(args)
     facts = facts_of(loaded)
     digests = [file_sha256(loaded.path), str(facts.get("checkpoint_sha256"))]
@@ -109,8 +125,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_source(args: argparse.Namespace) -> None:
-    from videossl.errors import UserError
-
     if (args.checkpoint is None) == (args.weights is None):
         raise UserError("give either --checkpoint SOURCE or --weights FILE with --encoder NAME")
     if (args.weights is None) != (args.encoder is None):
@@ -153,8 +167,6 @@ def _write(
 
 def _format(args: argparse.Namespace) -> str:
     """Raises UserError for an ending that is not the format's, and for options of programs without one."""
-    from videossl.errors import UserError
-
     by_ending = {ending: name for name, ending in ENDINGS.items() if name not in LIBRARIES}
     kind = args.format or by_ending.get(args.out.suffix)
     if kind is None:

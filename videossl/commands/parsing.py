@@ -44,6 +44,10 @@ def parse(arguments: Sequence[str], commands: Mapping[str, str]) -> argparse.Nam
     if name is not None:
         _check_options(subparsers_of(parser)[name], arguments[arguments.index(name) + 1 :])
     namespace, others = parser.parse_known_args(arguments)
+    if others and _takes_overrides(subparsers_of(parser)[namespace.command]):
+        # argparse takes key=value words up to the first option after one; those behind are as good.
+        namespace.overrides += [word for word in others if not word.startswith("-")]
+        others = [word for word in others if word.startswith("-")]
     if others:
         text = f"what is {others[0]!r} for? It follows no option, and other such words stand apart from it"
         subparsers_of(parser)[namespace.command].error(text)
@@ -67,8 +71,16 @@ def build_parser(commands: Mapping[str, str], imported: Collection[str]) -> Pars
         if name in imported:
             module = importlib.import_module(f"videossl.commands.{name.replace('-', '_')}")
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(run=module.run, check=getattr(module, "check", _nothing))
     return parser
+
+
+def _nothing(args: argparse.Namespace) -> None:
+    """There is nothing to check before `run`."""
+
+
+def _takes_overrides(parser: argparse.ArgumentParser) -> bool:
+    return any(a.dest == "overrides" and not a.option_strings for a in parser._actions)
 
 
 def subparsers_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

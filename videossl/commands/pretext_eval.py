@@ -48,6 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for numbers with which nothing could be judged, and for a file where a folder must be."""
+    from videossl.errors import UserError
+
+    if args.clips_per_video < 1:
+        raise UserError(f"--clips-per-video is {args.clips_per_video}: it must be at least 1")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out} is a file: -o takes a folder")
+    take_permission(args)
+
+
 def run(args: argparse.Namespace) -> int:
     """Asks, judges, writes, prints."""
     from videossl.audit.evaluation_report import draw_task, format_table, write_pictures
@@ -59,16 +70,10 @@ def run(args: argparse.Namespace) -> int:
     from videossl.audit.judgement import judge
     from videossl.distributed import choose_device
     from videossl.engine.build import clip_dataset
-    from videossl.engine.checkpoint import find_checkpoint
-    from videossl.errors import UserError
     from videossl.eval.digests import file_digest
+    from videossl.models.encoder_sources import find_checkpoint
     from videossl.version import __version__
 
-    if args.clips_per_video < 1:
-        raise UserError(f"--clips-per-video is {args.clips_per_video}: it must be at least 1")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out} is a file: -o takes a folder")
-    take_permission(args)
     path = find_checkpoint(args.checkpoint)  # the newest of a run that still trains may change
     trained, digest = load_run(path), file_digest(path)
     manifest, rows = unseen_videos(trained, args.manifest)

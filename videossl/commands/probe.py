@@ -88,7 +88,6 @@ def run(args: argparse.Namespace) -> int:
     from videossl.probe.split import split_labelled
     from videossl.whole_file import write_json, write_text
 
-    _check(args)
     manifest = read_manifest(args.manifest)
     split = split_labelled(manifest, seed=args.seed, split_file=args.split_file)
     loaded = load(args.checkpoint, stage=args.stage)
@@ -148,7 +147,7 @@ def _facts(args: argparse.Namespace, loaded: "Loaded") -> dict[str, Any]:
     }
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Raises UserError for numbers with which nothing could be judged, and for a folder that cannot be written."""
     from videossl.errors import UserError
     from videossl.eval.output_folder import check_writable

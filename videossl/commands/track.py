@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from videossl.commands.protocol_arguments import (
     names,
 )
 from videossl.errors import UserError
+from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
 from videossl.eval.presets import parse_overrides, preset
 from videossl.output_lock import writing_to_folder
 from videossl.workers import num_cores
@@ -42,6 +44,7 @@ examples (open index.html in the folder of results for all of it on one page):
 log = logging.getLogger("videossl")
 
 RESULT, TABLE, PAGE = "result.json", "table.txt", "index.html"
+BASELINES = ("identity", "flow", "lab", "untrained")
 OWNED = (
     *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention"),
     *("trained", "adapted", "features", "identity", "flow", "lab"),
@@ -141,6 +144,54 @@ def _add_baseline_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for options that are wrong or do not go together."""
+    preset(args.preset, parse_overrides(args.overrides))
+    args.out = args.out or _default_out(args.video)
+    if args.checkpoint is not None and args.features is not None:
+        raise UserError("give either --checkpoint RUN or --features SPEC, the encoder under test")
+    _check_baselines(args)
+    if args.features is not None and args.stage is not None:
+        raise UserError("--stage is one of a checkpoint's encoder: it goes with --checkpoint")
+    if args.adapt is not None and args.features is not None:
+        raise UserError("--adapt goes on training an encoder: it goes with --checkpoint")
+    if args.adapt is not None and args.adapt < 1:
+        raise UserError(f"--adapt takes a number of steps >= 1, got {args.adapt}")
+    for name in ("untrained_seeds", "max_mib", "workers"):
+        if (given := getattr(args, name)) is not None and given < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be >= 1, got {given}")
+    named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")
+    check_apart(args, named)
+    if [args.davis, args.youtube_vos, args.video].count(None) != 2:
+        raise UserError(
+            "give either --davis ROOT or --video FILE with --mask FIRST.png, or --youtube-vos ROOT"
+        )
+    if args.unseen is not None and args.youtube_vos is None:
+        raise UserError("--unseen goes with --youtube-vos only")
+    if args.video is not None and args.mask is None:
+        raise UserError("--video needs --mask FIRST.png, the mask of its first frame")
+
+
+def _check_baselines(args: argparse.Namespace) -> None:
+    unknown = [
+        name for name in args.baselines if name not in BASELINES and not name.startswith(PREFIX)
+    ]
+    if unknown:
+        raise UserError(
+            f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}, "
+            f"{PREFIX}MODEL[@LAYER][:random]"
+        )
+    if args.features is not None and "untrained" in args.baselines:
+        raise UserError(
+            "baseline untrained needs the architecture of a --checkpoint: --features gives none to be drawn anew; "
+            "take --baselines identity,lab"
+        )
+    if "flow" in args.baselines and find_spec("cv2") is None:
+        raise UserError(
+            "optical flow needs OpenCV: pip install 'videossl[stabilization]' (opencv-python-headless)"
+        )
+
+
 def run(args: argparse.Namespace) -> int:
     """Tracks, writes, scores, prints; the tree and all arguments are checked before an encoder is loaded."""
     args.out = args.out or _default_out(args.video)
@@ -159,8 +210,6 @@ def _track(args: argparse.Namespace) -> int:
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     device = check_rows(args)
-    named = ("checkpoint", "features", "davis", "youtube_vos", "video", "mask", "weights", "unseen")
-    check_apart(args, named)
     sequences, videos, footages = _read(args)
     check_folder(args.out, marker=RESULT, owned=OWNED)
     rows = make_rows(args, protocol, device)
@@ -273,32 +322,22 @@ def _read(
     from videossl.eval.footage import davis_footage, video_footage
     from videossl.eval.youtube_vos import youtube_footage
 
-    if [args.davis, args.youtube_vos, args.video].count(None) != 2:
-        raise UserError(
-            "give either --davis ROOT or --video FILE with --mask FIRST.png, or --youtube-vos ROOT"
-        )
-    if args.unseen is not None and args.youtube_vos is None:
-        raise UserError("--unseen goes with --youtube-vos only")
     if args.davis is not None:
         sequences = read_tree(args.davis, split=args.split, only=args.sequences)
         return sequences, [], [davis_footage(sequence) for sequence in sequences]
     if args.youtube_vos is not None:
         videos = read_videos(args.youtube_vos, args.sequences, args.unseen)
         return [], videos, [youtube_footage(video) for video in videos]
-    if args.mask is None:
-        raise UserError("--video needs --mask FIRST.png, the mask of its first frame")
-    if not args.video.is_file():
-        raise UserError(f"--video {args.video}: no such file")
     return [], [], [video_footage(args.video, args.mask)]
 
 
 def _record(args: argparse.Namespace) -> dict[str, object]:
     """What the numbers depend on besides the protocol of each row."""
     from videossl.commands.tracking_rows import main_row
-    from videossl.engine.checkpoint import find_checkpoint
     from videossl.eval.digests import file_digest
     from videossl.eval.flow import describe_flow
     from videossl.eval.scoring import versions
+    from videossl.models.encoder_sources import find_checkpoint
 
     return {
         "command": "videossl track",

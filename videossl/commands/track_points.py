@@ -105,7 +105,6 @@ def run(args: argparse.Namespace) -> int:
     from videossl.eval.scoring import versions
     from videossl.whole_file import write_json, write_text
 
-    _check(args)
     benchmark, videos = _read(args)
     check_folder(args.out, marker=RESULT, owned=OWNED)
     rows = _rows(args, videos)
@@ -132,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Refuses options that do not go together, before anything is read."""
     from videossl.errors import UserError
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from videossl.distributed import choose_device
-from videossl.engine.adaptation import Tracker, adapt, restore_tracker, stretches_of
 from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
 from videossl.eval.features import (
@@ -20,10 +20,9 @@ from videossl.eval.features import (
     LabPatches,
     input_size,
 )
-from videossl.eval.flow import flow_masks, require_opencv
+from videossl.eval.flow import flow_masks
 from videossl.eval.footage import Footage
 from videossl.eval.image_features import (
-    PREFIX,
     ImageFeatures,
     ImageModelSpec,
     find_weights,
@@ -31,13 +30,16 @@ from videossl.eval.image_features import (
 )
 from videossl.eval.mask_files import IndexMask
 from videossl.eval.pace import measure_pace
+from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
 from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row
-from videossl.models.shipped import TRACK_SMALL
+from videossl.models.encoder_sources import TRACK_SMALL
+
+if TYPE_CHECKING:
+    from videossl.engine.adaptation import Tracker
 
 log = logging.getLogger("videossl")
 
-BASELINES = ("identity", "flow", "lab", "untrained")
 FORESEEN_FRAMES = 400  # below which measuring, about 20 frames' work, is not worth it: chosen
 
 
@@ -49,50 +51,22 @@ def main_row(args: argparse.Namespace) -> str:
 
 
 def check_rows(args: argparse.Namespace) -> torch.device:
-    """The device asked for, after everything was checked that can be without loading an encoder."""
-    if args.checkpoint is not None and args.features is not None:
-        raise UserError("give either --checkpoint RUN or --features SPEC, the encoder under test")
+    """The device asked for; the encoder under test has a name, and weights of baselines are there."""
     if args.checkpoint is None and args.features is None:
         log.info("tracking with %s, the encoder that comes with videossl", TRACK_SMALL)
         args.checkpoint = Path(TRACK_SMALL)
-    _check_baselines(args)
-    if args.features is not None:
-        if args.stage is not None:
-            raise UserError("--stage is one of a checkpoint's encoder: it goes with --checkpoint")
-        if "untrained" in args.baselines:
-            raise UserError(
-                "baseline untrained needs the architecture of a --checkpoint: --features gives none to be drawn anew; "
-                "take --baselines identity,lab"
-            )
-    if args.adapt is not None and args.features is not None:
-        raise UserError("--adapt goes on training an encoder: it goes with --checkpoint")
-    if args.adapt is not None and args.adapt < 1:
-        raise UserError(f"--adapt takes a number of steps >= 1, got {args.adapt}")
-    if args.untrained_seeds < 1:
-        raise UserError(f"--untrained-seeds must be >= 1, got {args.untrained_seeds}")
-    if args.max_mib is not None and args.max_mib < 1:
-        raise UserError(f"--max-mib must be >= 1, got {args.max_mib}")
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers must be >= 1, got {args.workers}")
-    return choose_device(args.device)
-
-
-def _check_baselines(args: argparse.Namespace) -> None:
-    unknown = [
-        name for name in args.baselines if name not in BASELINES and not name.startswith(PREFIX)
-    ]
-    if unknown:
-        raise UserError(
-            f"baseline {', '.join(unknown)} is unknown; allowed: {', '.join(BASELINES)}, "
-            f"{PREFIX}MODEL[@LAYER][:random]"
-        )
-    if "flow" in args.baselines:
-        require_opencv()
     models = _image_models(args)
     if args.weights is not None and sum(not spec.is_random for spec in models) != 1:
         raise UserError("--weights goes with exactly one torchvision baseline that is not random")
     for spec in models:
         find_weights(spec, args.weights)
+    return choose_device(args.device)
+
+
+def _restore_tracker(checkpoint: Path) -> "Tracker":
+    from videossl.engine.adaptation import restore_tracker  # and all that trains with it
+
+    return restore_tracker(checkpoint)
 
 
 def _image_models(args: argparse.Namespace) -> list[ImageModelSpec]:
@@ -106,7 +80,7 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
     Raises UserError if what is under test cannot be loaded.
     """
     if args.features is None:
-        tracker = None if args.adapt is None else restore_tracker(args.checkpoint)
+        tracker = None if args.adapt is None else _restore_tracker(args.checkpoint)
         encoder = restore_encoder(args.checkpoint) if tracker is None else tracker.encoder
         trained = EncoderFeatures(encoder, stage=args.stage, device=device)
         main = Row(main_row(args), protocol, partial(_given, trained))
@@ -175,9 +149,11 @@ def _given(extractor: Extractor) -> Extractor:
 
 
 def _adapted(
-    tracker: Tracker, steps: int, protocol: Protocol, extractor: Extractor, footage: Footage
+    tracker: "Tracker", steps: int, protocol: Protocol, extractor: Extractor, footage: Footage
 ) -> Extractor:
     """The features of an encoder that went on learning on the frames of this footage, at the size they are tracked at."""
+    from videossl.engine.adaptation import adapt, stretches_of
+
     assert isinstance(extractor, EncoderFeatures)
     size = input_size(footage.source.native_size, protocol, extractor.stride)
     stretches = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from videossl.commands.given_config import check_config
 from videossl.commands.permission import add_import_argument, take_permission
 from videossl.errors import UserError
 
@@ -16,17 +17,17 @@ if TYPE_CHECKING:  # torch is imported by those who train, not by --help
     from videossl.engine.watchdog import Watchdog
 
 EXAMPLE = """examples:
-  videossl train --config configs/demo.yaml data.manifest=videos.parquet out=runs/first
+  videossl train --config demo data.manifest=videos.parquet out=runs/first
   videossl train --settings                      # every key of a config; --settings cpc: of one task
   videossl train --config mine.yaml --allow-import   # with tasks: {my_package.my_task: {...}}
-  torchrun --nproc_per_node=8 -m videossl train --config configs/real_small.yaml \\
+  torchrun --nproc_per_node=8 -m videossl train --config real_small \\
       data.manifest=videos.parquet out=runs/a
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("--config", help="a file of configs/, or your own")
+    parser.add_argument("--config", help="a name such as real_small, or a file of your own")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that override the file's"
     )
@@ -51,13 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
-def run(args: argparse.Namespace) -> int:
-    """Trains to the config's last step; an existing run of the same config is resumed."""
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for a config that is not there or is wrong, and for files it names that are not there."""
     take_permission(args)
     if args.settings is not None:
-        return print_settings(args.settings)
+        return
     if args.config is None:
-        raise UserError("--config FILE is needed: a file of configs/, or your own")
+        raise UserError("--config is needed: a name such as real_small, or a file of your own")
+    check_config(args.config, args.overrides)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains to the config's last step; an existing run of the same config is resumed."""
+    if args.settings is not None:
+        return print_settings(args.settings)
     import torch
 
     from videossl.commands.monitors import build_monitors
@@ -103,8 +111,10 @@ def print_settings(task: str) -> int:
         print("\n".join(setting_lines(Config)))
         return 0
     from videossl.pretext import load
+    from videossl.pretext.settings import CONFIGS
 
-    print("\n".join(setting_lines(load(task).Config, f"tasks.{task}.")))
+    settings = CONFIGS[task] if task in CONFIGS else load(task).Config
+    print("\n".join(setting_lines(settings, f"tasks.{task}.")))
     return 0
 
 

@@ -140,10 +140,11 @@ def _encoder(
 ) -> "tuple[EncoderFeatures, dict[str, object]]":
     """The features under test, and what the scores depend on besides the protocol."""
     from videossl.distributed import choose_device
-    from videossl.engine.checkpoint import find_checkpoint, restore_encoder
+    from videossl.engine.checkpoint import restore_encoder
     from videossl.eval.digests import file_digest, tree_digest
     from videossl.eval.features import EncoderFeatures
     from videossl.eval.scoring import versions
+    from videossl.models.encoder_sources import find_checkpoint
 
     device = choose_device(args.device)
     path = find_checkpoint(args.checkpoint)

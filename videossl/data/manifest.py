@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videossl.data.manifest_file import REMEDY
 from videossl.decode.container import MAX_FRAMES
 from videossl.decode.info import VideoIndex, VideoInfo
 from videossl.decode.source import WHOLE_FILE, VideoSource, is_text
@@ -26,7 +27,6 @@ LEFT_OUT = "left out"
 MAX_SECONDS = 1e10  # chosen: clocks that count from 1970 are far below
 TIMES = ("begin_seconds", "end_seconds", "usable_begin_seconds", "usable_end_seconds", "fps")
 ROWS_PER_GROUP = 100_000
-REMEDY = "make one with `videossl scan DIR -o manifest.parquet`"
 # What cutting tools append to the name of a part: _s0, _part3, -scene-004 (PySceneDetect), _c01 (UCF101 clips).
 _PART_SUFFIX = re.compile(r"(_s\d+|_part\d+|-scene-\d+|_c\d+)$", re.IGNORECASE)
 

@@ -22,13 +22,13 @@ import pyarrow.parquet as pq
 from videossl.data.manifest import (
     MANIFEST_VERSION,
     MAX_SECONDS,
-    REMEDY,
     TIMES,
     VideoEntry,
     check_manifest_schema,
     entry_batch,
     entry_of,
 )
+from videossl.data.manifest_file import REMEDY, check_is_there
 from videossl.decode.container import MAX_FRAMES
 from videossl.decode.source import WHOLE_FILE, is_text
 from videossl.errors import UserError
@@ -154,8 +154,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises UserError for a missing file, one that is not Parquet or no manifest, and one of another version.
     """
     path = Path(path)
-    if path.is_dir():  # Arrow would read the folder as one table
-        raise UserError(f"{path} is a folder: name the manifest file in it")
+    check_is_there(path)
     try:
         # Arrow opens no names that are not UTF-8.
         with path.open("rb") as opened, pq.ParquetFile(opened) as file:
@@ -163,8 +162,6 @@ def read_manifest(path: str | Path) -> Manifest:
             if file.metadata.num_rows < MAPPED_ROWS:
                 return Manifest(file.read(), path=str(path))
             return _map(_mapped_copy(path, file), str(path))
-    except FileNotFoundError:
-        raise UserError(f"no manifest at {path}: {REMEDY}") from None
     except pa.ArrowInvalid:
         raise UserError(f"{path} is not a Parquet file: {REMEDY}") from None
     except OSError as error:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from videossl.color import normalize_lab, rgb_to_lab
 from videossl.rng import RowRandom
@@ -78,6 +77,8 @@ def _crop(frames: Tensor, boxes: Tensor, crop_size: int) -> Tensor:
     """Area-sampled square crops of all frames of each clip: (B, K, T, 3, crop, crop) float in [0, 1]."""
     num_videos, num_clips, num_frames = frames.shape[:3]
     images = rearrange(frames, "b k t c h w -> (b k) (t c) h w").float() / 255
+    from torchvision.ops import roi_align  # torchvision takes a second to load
+
     index = torch.arange(len(images), device=frames.device, dtype=boxes.dtype)
     rois = torch.cat([index[:, None], boxes.flatten(0, 1)], 1)
     # Two samples a side for each output pixel: no aliasing down to half size.

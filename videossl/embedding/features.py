@@ -59,7 +59,7 @@ def video_features(
 def _tokens_of(encoder: VideoEncoder) -> Callable[[Tensor], Tensor]:
     def tokens(video: Tensor) -> Tensor:
         """(K, T, 3, H, W) to (K, P, C)."""
-        maps = encoder.feature_maps(video)[encoder.stage].data
+        maps = encoder.feature_maps(video)[encoder.stage]
         time, height, width = map(min, maps.shape[2:], TOKEN_GRID)
         return (
             F.adaptive_avg_pool3d(maps, (time, height, width))

@@ -25,7 +25,7 @@ from videossl.models.encoder_file import (
     read_record,
     read_task_weights,
 )
-from videossl.models.shipped import shipped_or_given
+from videossl.models.encoder_sources import shipped_or_given
 from videossl.pretext import available, load
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom, row_random

@@ -25,16 +25,10 @@ from videossl.pretext.task import PretextTask, TaskConfig
 
 def task_configs(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, TaskConfig]:
     """Each task's settings checked by its own Config; raises UserError naming tasks.<name>.<key>."""
-    configs = {
+    return {
         name: validate(load(name).Config, settings or {}, f"tasks.{name}")
         for name, settings in tasks.items()
     }
-    for name, config in configs.items():
-        if config.stage not in STAGES:
-            raise UserError(
-                f"tasks.{name}.stage: got {config.stage!r}; allowed: {', '.join(STAGES)}"
-            )
-    return configs
 
 
 def build_model(config: Config) -> MultiTask:

@@ -5,7 +5,6 @@ A checkpoint carries the run's config and its encoder's description, so that `re
 
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,12 @@ import torch
 from videossl.errors import StorageFull, UserError
 from videossl.models.encoder import Encoder
 from videossl.models.encoder_file import is_encoder_file, read_encoder, untrained_encoder
-from videossl.models.shipped import shipped_or_given
+from videossl.models.encoder_sources import (
+    checkpoints,
+    find_checkpoint,
+    shipped_or_given,
+    step_of,
+)
 from videossl.weights_file import read_weights
 from videossl.whole_file import writing
 
@@ -24,7 +28,6 @@ log = logging.getLogger("videossl")
 
 FORMAT = 1
 BEST_NAME = "best.pt"
-CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
 def save_checkpoint(
@@ -41,8 +44,8 @@ def save_checkpoint(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # What is ahead of this run was passed over as damaged when it was resumed, and counts for nothing.
-    ahead = [other for other in checkpoints(folder) if _step_of(other) > step]
-    spare = [*ahead, *[other for other in checkpoints(folder) if _step_of(other) < step][:-1]]
+    ahead = [other for other in checkpoints(folder) if step_of(other) > step]
+    spare = [*ahead, *[other for other in checkpoints(folder) if step_of(other) < step][:-1]]
     while True:
         try:
             _write_whole(path, {"format": FORMAT, "step": step, **state})
@@ -136,36 +139,6 @@ def load_newest(folder: Path, *, is_main: bool = True) -> tuple[Path, dict[str, 
             f"no checkpoint is sound: {'; '.join(problems)}; delete {folder} to start again"
         )
     return None
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, oldest first."""
-    found = [path for path in folder.glob("step_*.pt") if CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=_step_of)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.stem.removeprefix("step_"))
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The newest checkpoint of a run folder, the file itself, or that of a shipped encoder's name.
-
-    Raises UserError if there is none.
-    """
-    path = shipped_or_given(path)
-    if path.is_dir():
-        found = checkpoints(path / "checkpoints") or checkpoints(path)
-        if not found:
-            raise UserError(
-                f"{path} holds no checkpoint: give a run folder with checkpoints/step_*.pt, or such a file"
-            )
-        return found[-1]
-    if not path.exists():
-        raise UserError(
-            f"checkpoint {path} does not exist: give a run folder, a checkpoints/step_*.pt file or an exported .safetensors"
-        )
-    return path
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

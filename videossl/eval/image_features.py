@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from videossl.errors import UserError
+from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
 from videossl.weights_file import read_weights
 
-PREFIX = "torchvision:"
 RANDOM = "random"
 DEFAULT_STRIDE = 8  # chosen: coarser cells lose contours, finer layers know little
 
@@ -49,6 +47,8 @@ def parse_image_model(spec: str) -> ImageModelSpec:
 
     Raises UserError for another form and for a model that torchvision does not have.
     """
+    import torchvision  # two seconds, which most commands need not wait
+
     form = re.fullmatch(r"torchvision:(\w+)(?:@([\w.]+))?(:random)?", spec)
     if form is None:
         raise UserError(
@@ -74,6 +74,8 @@ def find_weights(spec: ImageModelSpec, given: Path | None = None) -> Path | None
         if not given.is_file():
             raise UserError(f"--weights {given}: no such file")
         return given
+    import torchvision
+
     weights = torchvision.models.get_model_weights(spec.model)
     best = getattr(weights, "DEFAULT", None)
     members = sorted(weights, key=lambda member: member is not best)
@@ -140,6 +142,8 @@ def _normalized(clip: Tensor) -> Tensor:
 
 
 def _build(name: str) -> nn.Module:
+    import torchvision
+
     # GoogLeNet's weights were made for frames in [-1, 1], to which it goes by itself when told so.
     options = {"transform_input": True} if name == "googlenet" else {}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -168,6 +172,8 @@ def _extractor_of(model: nn.Module, layer: str, name: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that training would trace otherwise: it never trains
+            from torchvision.models.feature_extraction import create_feature_extractor
+
             extractor: nn.Module = create_feature_extractor(model, [layer])
     except ValueError:
         names = [n for n, _ in model.named_children()]

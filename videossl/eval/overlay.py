@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from videossl.drawing import Rgb, Strip, contact_sheet, write_png
 from videossl.video_writer import write_video
@@ -49,6 +48,8 @@ def draw_mask(rgb: Rgb, mask: IndexMask) -> Rgb:
     colours = COLOURS[(mask.astype(int) - 1) % len(COLOURS)]
     tinted = (1 - _OPACITY) * rgb[objects] + _OPACITY * colours[objects]
     out[objects] = tinted.round().astype(np.uint8)
+    from scipy import ndimage  # half a second to load
+
     inside = ndimage.grey_erosion(mask, size=3) == ndimage.grey_dilation(mask, size=3)
     line = ~inside
     out[line & objects] = colours[line & objects]

@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin
 from videossl.errors import UserError
 from videossl.eval.protocol import Protocol
 
+IMAGE_MODEL_PREFIX = "torchvision:"  # of baselines that are image models of torchvision
 PRESETS: dict[str, Protocol] = {
     # Centring matters most for untrained encoders (J 33.8 -> 51.5), so that a gain over them is not an artefact of their
     # mean feature.

@@ -3,30 +3,29 @@
 Only `pytorchvideo.models` is imported: `pytorchvideo.transforms` does not load with a torchvision of today.
 """
 
+import importlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torchvision.models.video as torchvision_video
-from torch import nn
-
-with warnings.catch_warnings():
-    # pytorchvideo scripts functions at import, which torch calls deprecated: nothing a user could mend.
-    warnings.simplefilter("ignore", FutureWarning)
-    from pytorchvideo.models.csn import create_csn
-    from pytorchvideo.models.resnet import ResBlock, create_resnet
-    from pytorchvideo.models.stem import create_res_basic_stem
-    from pytorchvideo.models.x3d import create_x3d
+from torch import Tensor, nn
 
 Stages = tuple[nn.Module, Mapping[str, nn.Module]]
+
+
+def _pytorchvideo(module: str, name: str) -> Any:
+    """A builder of pytorchvideo.models, loaded where it is asked for: with torchvision it takes two seconds."""
+    with warnings.catch_warnings():
+        # pytorchvideo scripts functions at import, which torch calls deprecated: nothing a user could mend.
+        warnings.simplefilter("ignore", FutureWarning)
+        return getattr(importlib.import_module(f"pytorchvideo.models.{module}"), name)
 
 
 def slow_r50() -> Stages:
     """Slow pathway of SlowFast, ResNet-50 (Feichtenhofer et al., ICCV 2019): 3D kernels in res4 and res5 only."""
     return _of_blocks(
-        create_resnet(
+        _pytorchvideo("resnet", "create_resnet")(
             stem_conv_kernel_size=(1, 7, 7),
             stage_conv_a_kernel_size=((1, 1, 1), (1, 1, 1), (3, 1, 1), (3, 1, 1)),
             model_num_class=1,
@@ -36,27 +35,35 @@ def slow_r50() -> Stages:
 
 def x3d_s() -> Stages:
     """X3D-S (Feichtenhofer, CVPR 2020)."""
-    return _of_blocks(create_x3d(input_clip_length=13, input_crop_size=160, model_num_class=1))
+    build = _pytorchvideo("x3d", "create_x3d")
+    return _of_blocks(build(input_clip_length=13, input_crop_size=160, model_num_class=1))
 
 
 def csn_r101() -> Stages:
     """ir-CSN ResNet-101 (Tran et al., ICCV 2019): depthwise 3x3x3 kernels."""
-    return _of_blocks(create_csn(model_depth=101, stem_pool=nn.MaxPool3d, model_num_class=1))
+    build = _pytorchvideo("csn", "create_csn")
+    return _of_blocks(build(model_depth=101, stem_pool=nn.MaxPool3d, model_num_class=1))
 
 
 def r3d_18() -> Stages:
     """R3D-18 (Tran et al., CVPR 2018)."""
-    return _of_video_resnet(torchvision_video.r3d_18(weights=None))
+    from torchvision.models.video import r3d_18  # half a second to load, which few encoders need
+
+    return _of_video_resnet(r3d_18(weights=None))
 
 
 def r2plus1d_18() -> Stages:
     """R(2+1)D-18 (Tran et al., CVPR 2018)."""
-    return _of_video_resnet(torchvision_video.r2plus1d_18(weights=None))
+    from torchvision.models.video import r2plus1d_18
+
+    return _of_video_resnet(r2plus1d_18(weights=None))
 
 
 def s3d() -> Stages:
     """S3D (Xie et al., ECCV 2018), its 16 layers grouped at the pools."""
-    layers = list(torchvision_video.s3d(weights=None).features)
+    from torchvision.models.video import s3d as build
+
+    layers = list(build(weights=None).features)
     stem = nn.Sequential(*layers[:2])  # convolution and pool: stride (2, 4, 4)
     blocks = {
         "res2": nn.Sequential(*layers[2:4]),
@@ -82,15 +89,13 @@ def small() -> Stages:
 
 def _of_widths(stem_width: int, *widths: int) -> Stages:
     """The network that `tiny` describes, with so many channels in its stem and in res2 to res5."""
-    stem = create_res_basic_stem(
-        in_channels=3,
-        out_channels=stem_width,
-        conv_kernel_size=(1, 7, 7),
-        conv_stride=(1, 2, 2),
-        conv_padding=(0, 3, 3),
-        pool_kernel_size=(1, 3, 3),
-        pool_stride=(1, 2, 2),
-        pool_padding=(0, 1, 1),
+    stem = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv3d(3, stem_width, (1, 7, 7), (1, 2, 2), (0, 3, 3), bias=False),
+            norm=nn.BatchNorm3d(stem_width),
+            activation=nn.ReLU(),
+            pool=nn.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)),
+        )
     )
     res2, res3, res4, res5 = widths
     return stem, {
@@ -101,7 +106,26 @@ def _of_widths(stem_width: int, *widths: int) -> Stages:
     }
 
 
-def _basic_block(dim_in: int, dim_out: int, *, frames: int = 1, stride: int = 1) -> ResBlock:
+class ResidualBlock(nn.Module):
+    """A branch and a shortcut, added. Its parts have the names of pytorchvideo's ResBlock: checkpoints are read by them."""
+
+    def __init__(
+        self, *, branch1_conv: nn.Module | None, branch1_norm: nn.Module | None, branch2: nn.Module
+    ) -> None:
+        super().__init__()
+        self.branch1_conv, self.branch1_norm, self.branch2 = branch1_conv, branch1_norm, branch2
+        self.activation = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) to the shape of the branch."""
+        shortcut = x
+        if self.branch1_conv is not None and self.branch1_norm is not None:
+            shortcut = self.branch1_norm(self.branch1_conv(x))
+        added: Tensor = self.activation(shortcut + self.branch2(x))
+        return added
+
+
+def _basic_block(dim_in: int, dim_out: int, *, frames: int = 1, stride: int = 1) -> ResidualBlock:
     """Two 3x3 convolutions, the first `frames` deep in time (He et al., CVPR 2016, figure 5 left)."""
     strides = (1, stride, stride)
     branch = OrderedDict(
@@ -112,12 +136,10 @@ def _basic_block(dim_in: int, dim_out: int, *, frames: int = 1, stride: int = 1)
         norm_b=nn.BatchNorm3d(dim_out),
     )
     shape_changes = dim_in != dim_out or stride != 1
-    return ResBlock(
+    return ResidualBlock(
         branch1_conv=nn.Conv3d(dim_in, dim_out, 1, strides, bias=False) if shape_changes else None,
         branch1_norm=nn.BatchNorm3d(dim_out) if shape_changes else None,
         branch2=nn.Sequential(branch),
-        activation=nn.ReLU(inplace=True),
-        branch_fusion=torch.add,
     )
 
 

@@ -1,17 +1,24 @@
 """Pretext tasks, found by the name of their file.
 
 A new task is one new file here with `Config` and `Task`; it is listed, configurable and under the contract test at once.
-One outside of videossl goes by the dotted name of its module, which runs only where the command line allows it.
+One outside of videossl goes by the dotted name of its module, which runs only where the command line allows it. The settings
+of the tasks that come with videossl stand together in `settings.py`, to be checked before torch is loaded.
 """
 
+import difflib
 import importlib
 import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from videossl.errors import UserError
-from videossl.pretext.task import PretextTask, TaskConfig
+
+if TYPE_CHECKING:  # torch comes with the first task that is loaded
+    from videossl.pretext.task import PretextTask
+
+NOT_TASKS = ("settings", "task")
 
 _is_import_allowed = False
 
@@ -27,26 +34,36 @@ def allow_import(is_allowed: bool) -> None:
 
 def available() -> list[str]:
     """The names of all tasks of videossl, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "task")
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_TASKS)
 
 
-def load(name: str) -> type[PretextTask]:
+def check_known(name: str) -> None:
+    """Raises UserError, naming those that exist, unless there is such a task or the name is that of a module outside."""
+    if "." not in name and name not in available():
+        near = difflib.get_close_matches(name, available(), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"task {name!r} is unknown; {hint}allowed: {', '.join(available())}, or package.module of your own"
+        )
+
+
+def load(name: str) -> "type[PretextTask]":
     """The task class of that name, or of the module of that dotted name.
 
     Raises UserError naming those that exist, for a module that may not be imported, and for one that is no task.
     """
     if "." in name:
         return _load_outside(name)
-    if name not in available():
-        raise UserError(
-            f"task {name!r} is unknown; allowed: {', '.join(available())}, or package.module of your own"
-        )
+    check_known(name)
     module: ModuleType = importlib.import_module(f"{__name__}.{name}")
     task: type[PretextTask] = module.Task
     return task
 
 
-def _load_outside(name: str) -> type[PretextTask]:
+def _load_outside(name: str) -> "type[PretextTask]":
+    from videossl.pretext.settings import TaskConfig
+    from videossl.pretext.task import PretextTask
+
     if not all(part.isidentifier() for part in name.split(".")):
         raise UserError(f"task {name!r} is no name of a module")
     if not _is_import_allowed:

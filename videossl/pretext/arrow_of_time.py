@@ -11,18 +11,17 @@ reach its end (data/sampling.py), black bars and frame borders are cut, and clip
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from videossl.clip_views import change
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import LateFusion, mlp, pool_grid
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import ArrowOfTimeConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.stabilization import require_opencv, stabilize
 from videossl.types import (
@@ -35,41 +34,6 @@ from videossl.types import (
     Views,
     tally,
 )
-
-
-class ArrowOfTimeConfig(TaskConfig):
-    num_frames: int = Field(8, ge=2)
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    crop_size: int = Field(112, ge=16, description="pixels, square")
-    num_clips: int = Field(
-        1,
-        ge=1,
-        description="of each video; clips of the same shape and window as another task's are shared with it",
-    )
-    min_gap_seconds: float = Field(0.0, ge=0, description="between the starts of several clips")
-    window_seconds: float = Field(0.0, ge=0, description="all of several clips lie inside")
-    num_groups: int = Field(
-        2, ge=1, description="parts of a clip that are pooled apart; T-CAM's T = 2"
-    )
-    cells: int = Field(
-        2, ge=1, description="cells per side of the grid that the head sees of each group"
-    )
-    fusion: Literal["grid", "tcam"] = Field(
-        "grid", description="of the groups: a grid of means, or T-CAM's convolutions"
-    )
-    stabilize: bool = Field(
-        False, description="take the camera's motion out; needs OpenCV, and an odd num_frames"
-    )
-    stabilize_margin: int = Field(
-        8, ge=1, description="pixels decoded around the crop, which a camera's motion may use up"
-    )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1)
-    min_motion: float = Field(
-        0.02,
-        ge=0,
-        description="mean |difference| of neighbouring frames (normalised L) below which a clip is left out",
-    )
 
 
 class Task(PretextTask):

@@ -17,14 +17,14 @@ from itertools import pairwise, permutations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 
 from videossl.clip_views import show_apart, thumbnails
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import TupleHead, pool_grid
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import ClipOrderConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -36,27 +36,6 @@ from videossl.types import (
     Views,
     tally,
 )
-
-
-class ClipOrderConfig(TaskConfig):
-    num_clips: int = Field(3, ge=2, le=4, description="3 in VCOP, 4 in OPN")
-    num_frames: int = Field(16, ge=1, description="of a clip; 1 in OPN")
-    seconds_between_frames: float = Field(1 / 30, gt=0)
-    min_gap_seconds: float = Field(
-        0.8, gt=0, description="between the starts of neighbouring clips: VCOP's 16 + 8 frames"
-    )
-    window_seconds: float = Field(3.0, gt=0, description="all clips lie inside")
-    crop_size: int = Field(112, ge=16, description="pixels, square")
-    crop_shift: int = Field(
-        8, ge=0, description="each clip's crop is moved by up to this many pixels"
-    )
-    split_channels: bool = Field(
-        False, description="each clip shows one of red, green, blue, as grey"
-    )
-    merge_reversals: bool = Field(False, description="an order and its reverse are one answer")
-    cells: int = Field(1, ge=1, description="cells per side of the grid that the head sees")
-    hidden: int = Field(512, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1)
 
 
 def orders(num_clips: int, *, merge_reversals: bool) -> tuple[list[tuple[int, ...]], list[int]]:

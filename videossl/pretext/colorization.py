@@ -14,12 +14,11 @@ moved.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from pydantic import Field
 from torch import Tensor, nn
 
 from videossl.clip_views import cut_frames
@@ -46,7 +45,8 @@ from videossl.drawing import (
 from videossl.models.attention_copy import attention_copy
 from videossl.models.attention_map import attention_map, attention_statistics
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells, stage_keeping_time
+from videossl.pretext.settings import ColorizationConfig
+from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -58,39 +58,6 @@ from videossl.types import (
 )
 
 CHROMA = slice(1, 3)  # of normalised Lab
-
-
-class ColorizationConfig(TaskConfig):
-    stage: str = Field("res3", description="a stage that keeps time; its cells are what is matched")
-    hide: Literal["both", "one"] = "both"
-    predict: Literal["classes", "values"] = "classes"
-    num_references: int = Field(3, ge=1)
-    frame_gaps: tuple[int, ...] = Field(
-        (1,), min_length=1, description="frames between neighbours, one drawn per video"
-    )
-    seconds_between_frames: float = Field(
-        1 / 6, gt=0, description="the paper samples 6 frames a second"
-    )
-    crop_size: int = Field(256, ge=16, description="pixels, square, of what the encoder sees")
-    frame_shift: int = Field(
-        16, ge=0, description="each frame's crop is moved by up to this many pixels"
-    )
-    num_classes: int = Field(16, ge=2)
-    embedding: int = Field(64, ge=1, description="channels of the features compared")
-    similarity: Literal["cosine", "dot"] = Field(
-        "cosine", description="of features: the papers compare raw products"
-    )
-    temperature: float = Field(
-        0.07, gt=0, description="of the similarity; 1 in the papers, with raw products"
-    )
-    radius: int | None = Field(
-        None, ge=1, description="cells a pointer may move; null sees the whole frame"
-    )
-    moving_difference: float = Field(
-        0.2,
-        ge=0,
-        description="|difference| to the last reference (normalised L) from which a cell counts as moving",
-    )
 
 
 class Task(PretextTask):

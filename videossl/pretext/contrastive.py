@@ -15,11 +15,9 @@ information, log N - loss, stands beside its ceiling log N (docs/mutual_informat
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from videossl.clip_views import mean_pictures
@@ -38,41 +36,12 @@ from videossl.losses.in_batch import (
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
 from videossl.models.momentum import KeyQueue, follow, slow_copy
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import ContrastiveConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
 
-Loss = Literal[
-    "info_nce",
-    "nce",
-    "n_pair",
-    "contrastive",
-    "triplet",
-    "lifted_structured",
-    "soft_nearest_neighbour",
-]
 THUMBNAIL = 8  # pixels a side
-
-
-class ContrastiveConfig(TaskConfig):
-    mode: Literal["simclr", "moco"] = "simclr"
-    loss: Loss = "info_nce"
-    num_frames: int = Field(8, ge=1)
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    crop_size: int = Field(112, ge=16, description="pixels, square")
-    min_gap_seconds: float = Field(0.3, gt=0, description="between the starts of the two clips")
-    window_seconds: float = Field(2.4, gt=0, description="both clips lie inside")
-    temperature: float = Field(0.1, gt=0, description="of the cosine similarity; CVRL's 0.1")
-    hidden: int = Field(512, ge=1, description="width of the projection's hidden layer")
-    embedding: int = Field(128, ge=2, description="channels compared; SimCLR's 128")
-    queue: int = Field(4096, ge=1, description="keys that are negatives, of mode moco")
-    momentum: float = Field(0.99, ge=0, le=1, description="of the slow copy, of mode moco")
-
-    @model_validator(mode="after")
-    def _queue_asks_info_nce(self) -> "ContrastiveConfig":
-        if self.mode == "moco" and self.loss != "info_nce":
-            raise ValueError(f"mode moco goes with loss info_nce, got {self.loss}")
-        return self
 
 
 class Task(PretextTask):

@@ -13,12 +13,11 @@ hidden in training, in evaluation always one or two are.
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 
 from videossl.clip_views import cut_frames
@@ -37,37 +36,12 @@ from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_arr
 from videossl.models.attention_copy import attention_copy
 from videossl.models.attention_map import attention_statistics
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells, stage_keeping_time
+from videossl.pretext.settings import CorrespondenceFlowConfig
+from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views
 
 NUM_FRAMES = 3
-
-
-class CorrespondenceFlowConfig(TaskConfig):
-    stage: str = Field("res3", description="a stage that keeps time; its cells are what is matched")
-    seconds_between_frames: float = Field(1 / 6, gt=0)
-    crop_size: int = Field(256, ge=16, description="pixels, square, of what the encoder sees")
-    frame_shift: int = Field(
-        16, ge=0, description="each frame's crop is moved by up to this many pixels"
-    )
-    channel_dropout: float = Field(
-        0.7, ge=0, le=1, description="probability that channels are hidden"
-    )
-    num_classes: int = Field(16, ge=2)
-    embedding: int = Field(64, ge=1, description="channels of the features compared")
-    similarity: Literal["cosine", "dot"] = Field("cosine", description="the paper's is dot")
-    temperature: float = Field(0.07, gt=0, description="of the similarity; the paper's is 1")
-    radius: int | None = Field(
-        6, ge=1, description="cells a pointer may move; null: the whole frame"
-    )
-    cycle_weight: float = Field(0.1, ge=0)
-    sampling_from: float = Field(0.9, ge=0, le=1, description="share of true classes at first")
-    sampling_to: float = Field(0.6, ge=0, le=1, description="and after `sampling_steps` batches")
-    sampling_steps: int = Field(10_000, ge=1)
-    moving_difference: float = Field(
-        0.2, ge=0, description="|difference| (normalised L) from which a cell counts as moving"
-    )
 
 
 class Task(PretextTask):

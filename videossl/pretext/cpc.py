@@ -15,12 +15,10 @@ runs by, no bound, unless `negatives: [easy]`.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from videossl.color import picture
@@ -44,39 +42,10 @@ from videossl.losses.in_batch import (
 )
 from videossl.models.conv_gru import ConvGRU
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells
+from videossl.pretext.settings import CpcConfig
+from videossl.pretext.task import PretextTask, check_whole_cells
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
-
-Negatives = Literal["easy", "spatial", "hard"]
-
-
-class CpcConfig(TaskConfig):
-    num_blocks: int = Field(8, ge=2, description="that a clip is cut into")
-    num_predicted: int = Field(3, ge=1, description="of them, the last ones")
-    block_frames: int = Field(5, ge=1)
-    seconds_between_frames: float = Field(1 / 10, gt=0)
-    crop_size: int = Field(128, ge=16, description="pixels, square")
-    negatives: tuple[Negatives, ...] = Field(("easy", "spatial", "hard"), min_length=1)
-    grey_share: float = Field(
-        0.5, ge=0, le=1, description="of frames that are shown without colour"
-    )
-    embedding: int = Field(256, ge=1, description="channels of context, prediction and features")
-    kernel: int = Field(
-        1, ge=1, description="cells a side that the context sees of each block; odd"
-    )
-
-    @model_validator(mode="after")
-    def _asks_something(self) -> "CpcConfig":
-        if self.num_predicted >= self.num_blocks:
-            raise ValueError(
-                f"num_predicted {self.num_predicted} must leave some of num_blocks {self.num_blocks} to be seen"
-            )
-        if self.negatives == ("hard",) and self.num_predicted < 2:
-            raise ValueError("hard negatives alone need num_predicted >= 2, got 1")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd, got {self.kernel}")
-        return self
 
 
 class Task(PretextTask):

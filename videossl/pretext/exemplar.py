@@ -18,7 +18,6 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from videossl.clip_views import mean_pictures, warp_frames
@@ -36,31 +35,10 @@ from videossl.losses.in_batch import (
 )
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import ExemplarConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
-
-
-class ExemplarConfig(TaskConfig):
-    num_classes: int = Field(8000, ge=2, description="the paper's best; see the module")
-    num_variants: int = Field(
-        2, ge=2, description="transformations of each video's patch in a batch"
-    )
-    num_frames: int = Field(1, ge=1, description="of a patch")
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    crop_size: int = Field(32, ge=16, description="pixels, square, of a patch")
-    context: float = Field(3.0, gt=1, description="side of the decoded square, in patches")
-    max_scale: float = Field(1.4, ge=1, le=2, description="and its inverse: of what a patch covers")
-    shift: float = Field(0.2, ge=0, description="in patches, each way")
-    rotation_degrees: float = Field(20.0, ge=0, le=45, description="each way")
-    contrast: float = Field(
-        2.0, ge=1, description="and its inverse: of L about its mean, and of a, b"
-    )
-    gamma: float = Field(2.0, ge=1, description="and its inverse: the power of L")
-    hue_degrees: float = Field(36.0, ge=0, description="each way")
-    temperature: float = Field(0.1, gt=0, description="of the cosine similarity")
-    hidden: int = Field(512, ge=1, description="width of the projection's hidden layer")
-    embedding: int = Field(128, ge=2, description="channels compared")
 
 
 class Task(PretextTask):

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor, nn
 
 from videossl.color import LAB_OFFSET, LAB_SCALE, chroma_bins, picture
 from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
 from videossl.models.encoder import StageInfo
-from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells
+from videossl.pretext.settings import ImageColorizationConfig
+from videossl.pretext.task import PretextTask, check_whole_cells
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -36,19 +36,6 @@ from videossl.types import (
 )
 
 LIGHTNESS_STEPS = 10  # of the rule that knows a colour by its lightness; chosen
-
-
-class ImageColorizationConfig(TaskConfig):
-    stage: str = Field("res4", description="encoder stage whose cells are coloured")
-    crop_size: int = Field(128, ge=16, description="pixels, square")
-    bin_size: float = Field(10.0, gt=0, description="of the grid over a and b, Lab units")
-    num_neighbours: int = Field(5, ge=1, description="bins that share a true colour")
-    sigma: float = Field(5.0, gt=0, description="of their weights and of the smoothing, Lab units")
-    uniform_share: float = Field(0.5, gt=0, le=1, description="lambda: 1 weighs all colours alike")
-    temperature: float = Field(
-        0.38, gt=0, description="of the annealed mean in pictures and errors"
-    )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
 
 
 class Task(PretextTask):

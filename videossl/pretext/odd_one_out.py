@@ -16,14 +16,14 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 
 from videossl.clip_views import cut_frames, reorder_frames
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import OddOneOutConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -35,23 +35,6 @@ from videossl.types import (
     Views,
     tally,
 )
-
-
-class OddOneOutConfig(TaskConfig):
-    num_clips: int = Field(6, ge=3, description="sub-clips, one of them odd")
-    num_frames: int = Field(6, ge=3, description="of a sub-clip; the paper's best")
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    min_gap_seconds: float = Field(
-        0.2, gt=0, description="between the starts of neighbouring sub-clips, which may overlap"
-    )
-    window_seconds: float = Field(2.4, gt=0, description="all sub-clips lie inside")
-    crop_size: int = Field(112, ge=16, description="pixels, square")
-    crop_shift: int = Field(
-        0, ge=0, description="each frame's crop is moved by up to this many pixels"
-    )
-    cells: int = Field(2, ge=1, description="cells per side of the grid that the head sees")
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1)
 
 
 class Task(PretextTask):

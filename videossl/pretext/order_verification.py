@@ -19,14 +19,14 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 
 from videossl.clip_views import show_apart, thumbnails
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import TupleHead, pool_grid
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import OrderVerificationConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -44,45 +44,6 @@ IN_ORDER = ((B, C, D), (D, C, B))
 OUT_OF_ORDER = ((B, A, D), (D, A, B), (B, E, D), (D, E, B))
 TUPLES = IN_ORDER + OUT_OF_ORDER
 NAMES = ("bcd", "dcb", "bad", "dab", "bed", "deb")
-
-
-class OrderVerificationConfig(TaskConfig):
-    num_frames: int = Field(4, ge=1, description="frames of a sub-clip")
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    min_gap_seconds: float = Field(
-        0.3, gt=0, description="between the starts of neighbouring sub-clips"
-    )
-    window_seconds: float = Field(
-        2.4, gt=0, description="all sub-clips lie inside; the paper's 60 frames and more"
-    )
-    tau_max_seconds: float | None = Field(
-        None, gt=0, description="from b to d at most, the paper's 60 frames; null: window_seconds"
-    )
-    tau_min_seconds: float = Field(
-        0.5, gt=0, description="from a to b and d to e at least, the paper's 15 frames"
-    )
-    crop_size: int = Field(112, ge=16, description="pixels, square")
-    crop_shift: int = Field(
-        0, ge=0, description="each sub-clip's crop is moved by up to this many pixels"
-    )
-    split_channels: bool = Field(
-        False, description="each sub-clip shows one of red, green, blue, as grey"
-    )
-    positive_share: float = Field(
-        0.5, gt=0, lt=1, description="weight of ordered tuples; the paper's best is 0.25"
-    )
-    min_difference: float = Field(
-        0.05,
-        ge=0,
-        description="mean |difference| (normalised L, 8x8) of outsider and middle below which a tuple is left out",
-    )
-    cells: int = Field(
-        2,
-        ge=1,
-        description="cells per side of the grid that the head sees; the paper's fc6 sees all",
-    )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1)
 
 
 class Task(PretextTask):

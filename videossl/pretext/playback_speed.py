@@ -13,18 +13,18 @@ speeds of one clip (`pairwise_cheat`) beside whether the head gives the faster t
 """
 
 from collections.abc import Mapping
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from videossl.clip_views import change, reorder_frames, warp_frames
 from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import PlaybackSpeedConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -36,38 +36,6 @@ from videossl.types import (
     Views,
     tally,
 )
-
-
-class PlaybackSpeedConfig(TaskConfig):
-    speeds: tuple[int, ...] = Field((1, 2), min_length=2, description="1x, 2x: SpeedNet's")
-    num_frames: int = Field(8, ge=2, description="of a shown clip, at any speed")
-    seconds_between_frames: float = Field(1 / 15, gt=0, description="of the decoded frames")
-    frame_gaps: tuple[int, ...] = Field(
-        (1,),
-        min_length=1,
-        description="decoded frames between shown ones at 1x, one drawn per video",
-    )
-    crop_size: int = Field(112, ge=16, description="pixels, square, of what the encoder sees")
-    max_scale: float = Field(
-        1.5,
-        ge=1,
-        le=2,
-        description="a shown clip is cut at 1 to so many times its size, and resized",
-    )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1)
-    min_motion: float = Field(
-        0.02,
-        ge=0,
-        description="mean |difference| of decoded neighbours (normalised L) below which a clip is left out",
-    )
-
-    @field_validator("speeds", "frame_gaps")
-    @classmethod
-    def _rises(cls, values: tuple[int, ...]) -> tuple[int, ...]:
-        if values[0] < 1 or any(b <= a for a, b in pairwise(values)):
-            raise ValueError(f"must be whole numbers >= 1 that rise, got {values}")
-        return values
 
 
 class Task(PretextTask):

@@ -21,9 +21,7 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from videossl.clip_views import mean_pictures
 from videossl.color import picture
@@ -37,7 +35,8 @@ from videossl.drawing import (
     mark_cell,
 )
 from videossl.models.encoder import StageInfo, pooled
-from videossl.pretext.task import PretextTask, TaskConfig, check_whole_cells, stage_keeping_time
+from videossl.pretext.settings import RandomWalkConfig
+from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
 
@@ -45,43 +44,6 @@ EPSILON = 1e-20  # added to probabilities before the logarithm, as in the code
 # Mean colours a side of a patch that the rule without a network compares. Of 1, 2, 4 and 8 it does best with 2, on rendered
 # clips and on real ones (32 of mixed content, as configs/random_walk.yaml cuts them: .29, .30, .25, .22 come home).
 COLOUR_SIDE = 2
-
-
-class RandomWalkConfig(TaskConfig):
-    stage: str = Field(
-        "res3", description="a stage that keeps time; its mean over a patch is a node"
-    )
-    num_frames: int = Field(4, ge=2, description="from the first to the last and back")
-    seconds_between_frames: float = Field(1 / 8, gt=0, description="the code's 8 frames a second")
-    crop_size: int = Field(256, ge=16, description="pixels, square, that the grid covers")
-    patch_size: int = Field(64, ge=8, description="pixels, square, of what the encoder sees")
-    grid: int = Field(
-        7, ge=2, description="patches a side, evenly spaced: 49, half over each other, in the paper"
-    )
-    frame_shift: int = Field(
-        16, ge=0, description="each frame's grid is moved by up to this many pixels"
-    )
-    patch_area: tuple[float, float] = Field(
-        (0.7, 0.9), description="least and most of a patch that is shown, enlarged; [1, 1]: all"
-    )
-    embedding: int = Field(128, ge=1, description="channels of a node")
-    temperature: float = Field(0.05, gt=0, description="of the cosines")
-    edge_dropout: float = Field(0.1, ge=0, lt=1, description="probability, in training")
-
-    @model_validator(mode="after")
-    def _has_nodes_apart(self) -> "RandomWalkConfig":
-        room = self.crop_size - self.patch_size
-        if room < self.grid - 1:
-            raise ValueError(
-                f"crop_size {self.crop_size} leaves {self.grid} patches of {self.patch_size} pixels a side no pixel between "
-                f"their edges: raise it to {self.patch_size + self.grid - 1} or more, or lower patch_size or grid"
-            )
-        least, most = self.patch_area
-        if not 0 < least <= most <= 1:
-            raise ValueError(
-                f"patch_area must be [least, most] with 0 < least <= most <= 1, got [{least:g}, {most:g}]"
-            )
-        return self
 
 
 class Walks(NamedTuple):
@@ -254,4 +216,6 @@ def _cut_patches(clips: Tensor, corners: Tensor, side: Tensor, size: int) -> Ten
     frame = torch.arange(len(frames), device=clips.device, dtype=box.dtype)
     index = frame.view(*box.shape[:2], 1, 1).expand(*box.shape[:3], 1)
     boxes = torch.cat([index, box], -1).flatten(0, 2)
+    from torchvision.ops import roi_align  # torchvision takes a second to load
+
     return roi_align(frames, boxes, size, sampling_ratio=1, aligned=True).unsqueeze(2)

@@ -14,12 +14,10 @@ whose facing edges are most alike is what a rule without a network answers (`che
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from videossl.clip_views import split_channels, without_green_magenta
@@ -27,7 +25,8 @@ from videossl.color import picture
 from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import RelativePositionConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -41,33 +40,6 @@ from videossl.types import (
 )
 
 EDGE_SIDE = 8  # cells a side of the thumbnails whose edges are compared; chosen
-
-
-class RelativePositionConfig(TaskConfig):
-    cells: Literal["frame", "space-time"] = "frame"
-    colour: Literal["keep", "drop", "project"] = "drop"
-    crop_size: int = Field(96, ge=16, description="pixels, square, of one patch")
-    gap: int = Field(48, ge=0, description="pixels between patches; half a patch in the paper")
-    jitter: int = Field(7, ge=0, description="each patch is moved by up to this many pixels")
-    num_frames: int = Field(1, ge=1, description="of each patch")
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    time_gap: int = Field(2, ge=0, description="frames between cells that follow each other")
-    time_jitter: int = Field(1, ge=0, description="each cell is moved by up to this many frames")
-    grid: int = Field(
-        2, ge=1, description="cells per side of a patch's features that the head sees"
-    )
-    hidden: int = Field(512, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.5, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _keeps_patches_apart(self) -> "RelativePositionConfig":
-        gaps = {"gap": (self.gap, self.jitter), "time_gap": (self.time_gap, self.time_jitter)}
-        for name, (gap, jitter) in gaps.items():
-            if gap < 2 * jitter:
-                raise ValueError(
-                    f"{name} {gap} must be at least twice the jitter {jitter}: patches that overlap show where they are"
-                )
-        return self
 
 
 class Task(PretextTask):

@@ -17,11 +17,9 @@ negative is not.
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from videossl.clip_views import mean_pictures, reorder_frames
@@ -37,34 +35,10 @@ from videossl.losses.in_batch import (
     similarities,
 )
 from videossl.models.encoder import StageInfo, pooled
-from videossl.pretext.task import PretextTask, TaskConfig
+from videossl.pretext.settings import SimcseConfig
+from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
-
-
-class SimcseConfig(TaskConfig):
-    mode: Literal["unsupervised", "supervised"] = "unsupervised"
-    hard_negative: Literal["none", "reversed", "shuffled"] = Field(
-        "reversed", description="of mode supervised"
-    )
-    num_frames: int = Field(8, ge=1)
-    seconds_between_frames: float = Field(1 / 15, gt=0)
-    crop_size: int = Field(112, ge=16, description="pixels, square")
-    min_gap_seconds: float = Field(
-        0.3, gt=0, description="between the starts of the two clips, of mode supervised"
-    )
-    window_seconds: float = Field(2.4, gt=0, description="both clips lie inside")
-    dropout: float = Field(0.1, gt=0, lt=1, description="the paper's best")
-    temperature: float = Field(0.05, gt=0, description="of the cosine similarity; the paper's")
-    hidden: int = Field(512, ge=1, description="width of the layer that masks act on")
-    embedding: int = Field(128, ge=2, description="channels compared")
-
-    @model_validator(mode="after")
-    def _has_an_order(self) -> "SimcseConfig":
-        asks = self.mode == "supervised" and self.hard_negative != "none"
-        if asks and self.num_frames < 2:
-            raise ValueError(f"one frame cannot be {self.hard_negative}: raise num_frames")
-        return self
 
 
 class Task(PretextTask):

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from videossl.models.encoder import StageInfo
+from videossl.pretext.settings import TaskConfig
 from videossl.rng import RowRandom
 from videossl.types import (
     Answers,
@@ -41,15 +41,6 @@ def check_whole_cells(stages: Mapping[str, StageInfo], stage: str, **sizes: int)
     for name, size in sizes.items():
         if size % stride:
             raise ValueError(f"{name} {size} must be a multiple of {stage}'s stride {stride}")
-
-
-class TaskConfig(BaseModel):
-    """What every task's configuration has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weight: float = Field(1.0, gt=0, description="factor of this task's loss in the sum")
-    stage: str = Field("res5", description="encoder stage whose features the task reads")
 
 
 class PretextTask(nn.Module, ABC):

@@ -6,9 +6,6 @@ regularisation (C = 1) on standardised features: with so few videos there is no 
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from videossl.probe.examples import Examples
@@ -39,6 +36,10 @@ def few_shot(
     if drawn is None:
         return None
     few = train.select(drawn)
+    from sklearn.linear_model import LogisticRegression  # sklearn takes two seconds to load
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     model.fit(few.per_video.numpy(), few.labels.numpy())
     probabilities = torch.zeros(len(test), num_classes, dtype=torch.float64)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from videossl.errors import UserError
@@ -97,6 +96,8 @@ def hits(similarity: Tensor, queries: Tensor, gallery: Tensor, k: int) -> Tensor
 
 def chance_of_hit(queries: Tensor, gallery: Tensor, k: int) -> float:
     """What `hits` has on average where the gallery is in random order (hypergeometric)."""
+    from scipy.stats import hypergeom  # scipy.stats takes a second to load
+
     counts = np.bincount(gallery.numpy(), minlength=int(queries.max()) + 1)
     drawn = min(k, len(gallery))
     missed = hypergeom.pmf(0, len(gallery), counts[queries.numpy()], drawn)
