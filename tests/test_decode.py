@@ -14,6 +14,7 @@ from numbered_video import VARIANTS, Variant, read_numbers, stored_picture, writ
 from videossl.decode import torchcodec_reader
 from videossl.decode.backends import READERS, available_backends, open_video, resolve_backend
 from videossl.decode.info import probe, read_index
+from videossl.decode.pyav_reader import PyavReader
 from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
 from videossl.decode.source import VideoSource
 from videossl.decode.timing import frame_ticks, is_constant_rate, motion_of, tick_deltas
@@ -514,3 +515,16 @@ def test_ticks_come_back_from_little(ticks, num_kept):
     deltas = tick_deltas(np.array(ticks))
     assert len(deltas) == num_kept
     assert frame_ticks(ticks[0], ticks[-1], len(ticks), deltas).tolist() == ticks
+
+
+def test_another_file_of_the_same_size_and_time_is_noticed(tmp_path):
+    """The same bytes but for the last ones: neither size nor time tells."""
+    path = write_numbered_video(tmp_path / "a.mp4", Variant())
+    index, stat = read_index(path), path.stat()
+    PyavReader(path, index=index).close()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(VideoDecodeError, match="it has changed since the scan, though not in size"):
+        PyavReader(path, index=index)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from videossl.data import table
-from videossl.data.manifest import SCHEMA, VideoEntry, sound_entry, write_manifest
+from videossl.data.manifest import VideoEntry, sound_entry, write_manifest
 from videossl.data.table import Manifest, read_manifest
 from videossl.decode.info import read_index
 from videossl.decode.source import VideoSource
@@ -90,7 +90,7 @@ def test_other_parquet_file_fails(tmp_path):
     pq.write_table(pa.table({"path": ["a"]}), tmp_path / "m.parquet")
     with pytest.raises(
         UserError,
-        match=f"is no manifest, it lacks {len(SCHEMA) - 1} columns, among them offset, bytes, modified",
+        match=r"is no manifest, it lacks \d+ columns, among them offset, bytes, modified",
     ):
         read_manifest(tmp_path / "m.parquet")
 

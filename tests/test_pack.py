@@ -334,6 +334,53 @@ def test_finished_pack_is_not_packed_again(seven, tmp_path, monkeypatch, caplog)
     assert hashes(tmp_path / "a") == before
 
 
+def zero(path, entry, num_bytes=400):
+    """As a failing disk does: the size stays."""
+    with path.open("r+b") as file:
+        file.seek(entry.offset + entry.bytes // 2)
+        file.write(b"\0" * num_bytes)
+
+
+def test_a_damaged_shard_is_found_and_packed_anew(seven, tmp_path, capsys, caplog):
+    caplog.set_level("INFO", logger="videossl")
+    out = tmp_path / "a"
+    assert pack_to(out, seven) == 0
+    before, entry = hashes(out), read_manifest(out / "manifest.parquet")[3]
+    zero(out / "shard-000001.tar", entry)
+    scanned = tmp_path / "m.parquet"
+    assert main(["scan", str(out), "-o", str(scanned), "--deep"]) == 0
+    assert "6 samples ok, 1 broken" in capsys.readouterr().out
+    (broken,) = [row for row in read_manifest(scanned) if not row.is_ok]
+    assert (broken.path, broken.offset) == (entry.path, entry.offset)
+    assert broken.reason == "its bytes are not those that were packed"
+    assert pack_to(out, seven) == 0
+    assert "shard-000001.tar: 1 samples are damaged: it is packed anew" in caplog.text
+    assert hashes(out) == before
+
+
+def test_shards_without_digests_are_held_to_their_sizes(seven, tmp_path, caplog):
+    caplog.set_level("INFO", logger="videossl")
+    out = tmp_path / "a"
+    assert pack_to(out, seven) == 0
+    before = (out / "shard-000000.tar").read_bytes()
+    for path in out.glob("*.rows.json"):
+        rows = json.loads(path.read_text())
+        del rows["sha256"]
+        path.write_text(json.dumps(rows))
+    assert pack_to(out, seven) == 0
+    assert "4 shards were packed before digests were kept" in caplog.text
+    assert (out / "shard-000000.tar").read_bytes() == before
+
+
+def test_the_rows_of_a_pack_are_scanned_as_they_were_packed(seven, tmp_path):
+    out = tmp_path / "a"
+    assert pack_to(out, seven) == 0
+    assert main(["scan", str(out), "-o", str(tmp_path / "m.parquet")]) == 0
+    assert list(read_manifest(tmp_path / "m.parquet")) == list(
+        read_manifest(out / "manifest.parquet")
+    )
+
+
 def test_pack_that_was_killed_goes_on_to_the_same_bytes(seven, tmp_path):
     assert pack_to(tmp_path / "whole", seven) == 0
     out = tmp_path / "killed"
@@ -497,8 +544,8 @@ def test_damaged_video_fails(tmp_path):
     from test_inspect import flip_bytes
 
     sound = write(tmp_path / "a.mp4", scene(1, 120))
-    entry = row_of(sound)
     flip_bytes(sound, sound, 100)
+    entry = row_of(sound)
     with pytest.raises(VideoDecodeError, match="damaged: "):
         pack_video(entry, PackSettings())
 

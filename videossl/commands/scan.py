@@ -27,6 +27,7 @@ examples:
   videossl scan videos/ -o manifest.parquet --deep       # decodes: damage, cuts, bars, near-duplicates
   videossl scan classes/ -o m.parquet --labels folder    # classes/run/a.mp4 has the label "run"
   videossl scan videos/ -o m.parquet --without-footage DAVIS/    # nothing that will be judged on
+  videossl scan packed/ -o m.parquet --deep              # shards of `videossl pack`, byte by byte
   videossl scan list.csv s3://bucket/clips -o m.parquet  # a list (path[,label][,group]) and a URL
 """
 
@@ -91,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
+    if any((Path(source) / "pack.json").is_file() for source in args.sources):
+        return _scan_pack(args)
     footage = find_footage(args.without_footage or ())
     found = find_videos(args.sources, labels=args.labels, group_pattern=args.group_regex)
     journal = Journal(args.out, fresh=args.fresh)
@@ -113,6 +116,36 @@ def run(args: argparse.Namespace) -> int:
         logger.warning("not one of the %d videos %s: see the reasons above", len(found.videos), can)
         return 1
     return 0
+
+
+def _scan_pack(args: argparse.Namespace) -> int:
+    """A folder that `videossl pack` filled: its samples are known, and held to the digests that were taken then."""
+    from videossl.data.manifest import write_manifest
+    from videossl.data.pack import packed_entries
+    from videossl.data.scan_summary import ScanSummary
+
+    if len(args.sources) > 1 or args.labels or args.group_regex or args.without_footage:
+        raise UserError(
+            "a folder that `videossl pack` filled is scanned by itself: only --deep goes with it, which checks every byte"
+        )
+    summary = ScanSummary()
+    entries = packed_entries(Path(args.sources[0]), is_deep=args.deep)
+    write_manifest(summary.counted(entries), args.out)
+    print(f"{summary.num_ok} samples ok, {summary.num_broken} broken")
+    for reason, count in summary.reasons.most_common():
+        print(f"broken, {count} times: {reason}")
+    print(f"wrote {args.out} ({summary.num_ok + summary.num_broken} rows)")
+    reasons = dict(summary.reasons.most_common())
+    print_result(
+        args,
+        {
+            "manifest": args.out,
+            "ok": summary.num_ok,
+            "broken": summary.num_broken,
+            "reasons": reasons,
+        },
+    )
+    return 0 if summary.num_ok else 1
 
 
 def _read(

@@ -73,6 +73,7 @@ SCHEMA = pa.schema(
         ("bars", pa.list_(pa.int32())),
         ("cuts", pa.list_(pa.float64())),
         ("phash", pa.uint64()),
+        ("digest", pa.string()),
     ],
     metadata={VERSION_KEY: str(MANIFEST_VERSION).encode()},
 )
@@ -134,6 +135,7 @@ class VideoEntry:
     phash: int | None = (
         None  # 64 bits, alike for near-duplicates; None where nothing can be told apart
     )
+    digest: str = ""  # of a whole local file, as `VideoSource.ends_digest`: tells of another one put in its place
 
     def __post_init__(self) -> None:
         if self.status not in ("ok", "broken", LEFT_OUT):
@@ -181,10 +183,12 @@ class VideoEntry:
             num_bytes=self.bytes,
             by_decoding=self.by_decoding,
             has_closed_groups=self.has_closed_groups,
+            digest=self.digest,
         )
 
 
-_FIELDS = tuple(field.name for field in fields(VideoEntry))
+_ADDED = ("digest",)  # text that manifests of this version may lack: it came later
+_FIELDS = tuple(field.name for field in fields(VideoEntry) if field.name not in _ADDED)
 
 
 def sound_entry(
@@ -231,6 +235,7 @@ def sound_entry(
         by_decoding=index.by_decoding,
         has_closed_groups=index.has_closed_groups,
         cuts=tuple(index.pts_seconds[list(index.joins)].tolist()),
+        digest=index.digest,
     )
 
 
@@ -290,12 +295,13 @@ def entry_batch(entries: Sequence[VideoEntry]) -> pa.RecordBatch:
 def entry_of(row: Mapping[str, Any]) -> VideoEntry:
     """The inverse of `entry_batch` for one row."""
     values = {n: tuple(row[n] or ()) if n in _LISTS else row[n] for n in _FIELDS}
+    values |= {n: row.get(n) or "" for n in _ADDED}
     return VideoEntry(**values)  # type: ignore[arg-type]
 
 
 def check_manifest_schema(path: str | Path, schema: pa.Schema) -> None:
     """Raises UserError unless these are the columns of a manifest of this version."""
-    missing = [name for name in SCHEMA.names if name not in schema.names]
+    missing = [name for name in SCHEMA.names if name not in schema.names and name not in _ADDED]
     version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
     if version != "none" and version != str(MANIFEST_VERSION):
         raise UserError(

@@ -17,7 +17,16 @@ import numpy as np
 
 from videossl.data.manifest import VideoEntry
 from videossl.data.pack_settings import PackSettings
-from videossl.data.pack_shard import ShardWriter, is_finished, read_rows, write_packed_manifest
+from videossl.data.pack_shard import (
+    ROWS,
+    ShardWriter,
+    damaged_samples,
+    is_finished,
+    read_rows,
+    shard_entries,
+    shard_path,
+    write_packed_manifest,
+)
 from videossl.data.pack_video import PackedVideo, pack_video
 from videossl.data.table import Manifest
 from videossl.errors import UserError, VideoDecodeError
@@ -58,7 +67,9 @@ def pack_videos(
         raise UserError("the manifest holds no sound video: nothing to pack")
     claim_folder(folder, settings, manifest, rows)
     shards = np.split(rows, range(settings.videos_per_shard, len(rows), settings.videos_per_shard))
-    todo = [number for number in range(len(shards)) if not is_finished(folder, number)]
+    there = [number for number in range(len(shards)) if is_finished(folder, number)]
+    sound = set(there) - set(_damaged(folder, there))
+    todo = [number for number in range(len(shards)) if number not in sound]
     if len(todo) < len(shards):
         log.info("%d of %d shards are there already", len(shards) - len(todo), len(shards))
     try:
@@ -70,6 +81,48 @@ def pack_videos(
         raise
     write_packed_manifest(folder, range(len(shards)))
     return _summary(folder, len(shards))
+
+
+def packed_entries(folder: Path, *, is_deep: bool) -> Iterator[VideoEntry]:
+    """The rows of a folder that `pack_videos` filled, those of damaged shards and samples broken.
+
+    Samples are compared with what was packed only if `is_deep`: all bytes are read.
+    """
+    numbers = [int(path.name.split(".")[0].split("-")[1]) for path in sorted(folder.glob(ROWS))]
+    for number in track(numbers, description="checking") if is_deep else numbers:
+        lost = "" if is_finished(folder, number) else "its shard is not of the size it had"
+        damaged = set(damaged_samples(folder, number) or ()) if is_deep and not lost else set()
+        for place, entry in enumerate(shard_entries(folder, number)):
+            reason = "its bytes are not those that were packed" if place in damaged else lost
+            yield _broken(entry, reason) if reason else entry
+
+
+def _broken(entry: VideoEntry, reason: str) -> VideoEntry:
+    return VideoEntry(
+        path=entry.path,
+        offset=entry.offset,
+        bytes=entry.bytes,
+        group=entry.group,
+        label=entry.label,
+        status="broken",
+        reason=reason,
+    )
+
+
+def _damaged(folder: Path, numbers: Sequence[int]) -> Iterator[int]:
+    """Those of the finished shards that do not hold what was packed, which is said."""
+    unknown = 0
+    for number in track(numbers, description="checking"):
+        damaged = damaged_samples(folder, number)
+        unknown += damaged is None
+        if damaged:
+            path = shard_path(folder, number).name
+            log.warning("%s: %d samples are damaged: it is packed anew", path, len(damaged))
+            yield number
+    if unknown:
+        log.info(
+            "%d shards were packed before digests were kept: only their sizes are checked", unknown
+        )
 
 
 def claim_folder(

@@ -4,6 +4,7 @@ A shard is there once its tar has its name; what is written before that has a na
 of the members: no dates, no owners.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -15,9 +16,11 @@ from typing import Any
 
 from videossl.data.manifest import VideoEntry, entry_of, write_manifest
 from videossl.data.pack_video import PackedShot, PackedVideo
-from videossl.decode.source import stored_path
+from videossl.decode.source import VideoSource, stored_path
+from videossl.errors import VideoDecodeError
 from videossl.whole_file import whole_file
 
+ROWS = "shard-*.rows.json"
 BLOCK = tarfile.BLOCKSIZE  # of the header before each member
 
 
@@ -42,6 +45,7 @@ class ShardWriter:
         self._tar = tarfile.TarFile(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)
         self._entries: list[dict[str, Any]] = []
         self._skipped: list[dict[str, str]] = []
+        self._digests: list[str] = []
         self._num_short = 0
 
     def add(self, row: int, source: VideoEntry, video: PackedVideo) -> None:
@@ -54,6 +58,7 @@ class ShardWriter:
             path = shard_path(self._folder, self._number).name
             entry = replace(packed.entry, path=path, offset=offset, bytes=len(packed.content))
             self._entries.append(asdict(replace(entry, modified=0)))
+            self._digests.append(hashlib.sha256(packed.content).hexdigest())
         self._num_short += video.num_short
         if not video.shots:
             self.skip(source, f"none of its shots is long enough (it has {video.num_short})")
@@ -69,6 +74,7 @@ class ShardWriter:
         rows = {
             "bytes": self._partial.stat().st_size if self._entries else 0,
             "entries": self._entries,
+            "sha256": self._digests,
             "skipped": self._skipped,
             "num_short": self._num_short,
         }
@@ -109,6 +115,26 @@ def is_finished(folder: Path, number: int) -> bool:
         return False
 
 
+def damaged_samples(folder: Path, number: int) -> list[int] | None:
+    """The places among the entries of a finished shard of those whose bytes are not the ones that were packed.
+
+    None where it cannot be told: shards of an earlier version have no digests.
+    """
+    rows = read_rows(folder, number)
+    if rows is None or "sha256" not in rows:
+        return None
+    found = []
+    for place, (entry, digest) in enumerate(zip(rows["entries"], rows["sha256"], strict=True)):
+        source = VideoSource(str(folder / entry["path"]), entry["offset"], entry["bytes"])
+        try:
+            is_whole = hashlib.sha256(source.read()).hexdigest() == digest
+        except VideoDecodeError:
+            is_whole = False
+        if not is_whole:
+            found.append(place)
+    return found
+
+
 def read_rows(folder: Path, number: int) -> dict[str, Any] | None:
     """What `ShardWriter.finish` wrote beside the tar, if it did."""
     try:
@@ -123,7 +149,8 @@ def write_packed_manifest(folder: Path, numbers: Iterable[int]) -> None:
     Raises UserError if that fails.
     """
     numbers = list(numbers)
-    write_manifest(_entries(folder, numbers), folder / "manifest.parquet")
+    entries = (entry for number in numbers for entry in shard_entries(folder, number))
+    write_manifest(entries, folder / "manifest.parquet")
     with (
         whole_file(folder / "skipped.jsonl") as partial,
         partial.open("w", encoding="utf-8") as file,
@@ -133,11 +160,11 @@ def write_packed_manifest(folder: Path, numbers: Iterable[int]) -> None:
                 file.write(json.dumps(skipped) + "\n")
 
 
-def _entries(folder: Path, numbers: list[int]) -> Iterator[VideoEntry]:
+def shard_entries(folder: Path, number: int) -> Iterator[VideoEntry]:
+    """The rows of the samples of a shard, by where the folder lies now."""
     root = folder.resolve()
-    for number in numbers:
-        for row in (read_rows(folder, number) or {}).get("entries", ()):
-            yield replace(entry_of(row), path=stored_path(str(root / row["path"])))
+    for row in (read_rows(folder, number) or {}).get("entries", ()):
+        yield replace(entry_of(row), path=stored_path(str(root / row["path"])))
 
 
 def _description(source: VideoEntry, packed: PackedShot) -> bytes:

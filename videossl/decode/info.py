@@ -94,6 +94,7 @@ class VideoIndex:
         False  # a key frame is followed by frames shown before it (open groups of pictures)
     )
     joins: tuple[int, ...] = ()  # frames with which another recording begins
+    digest: str = ""  # as `VideoSource.ends_digest`; "" where unknown
 
     @property
     def pts_seconds(self) -> np.ndarray:
@@ -137,11 +138,14 @@ def read_index(
 
 
 def current_index(source: VideoSource, index: VideoIndex | None, backend: str) -> VideoIndex:
-    """The index given, or read now. Raises VideoDecodeError for a local file that is no longer of the indexed size."""
+    """The index given, or read now. Raises VideoDecodeError for a local file that is no longer the indexed one."""
     if index is None:
         return read_index(source, backend=backend)
     if source.is_local_file and (num_bytes := source.size()) != index.num_bytes:
         cause = f"it has changed since the scan, from {index.num_bytes} to {num_bytes} bytes: scan again"
+        raise VideoDecodeError(str(source), backend, cause)
+    if source.is_local_file and index.digest and source.ends_digest() != index.digest:
+        cause = "it has changed since the scan, though not in size: scan again"
         raise VideoDecodeError(str(source), backend, cause)
     return index
 
@@ -194,6 +198,7 @@ def _index_of(
         by_decoding=shown.by_decoding,
         has_closed_groups=shown.has_closed_groups,
         joins=shown.joins,
+        digest=source.ends_digest(),
     )
 
 

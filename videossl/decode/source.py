@@ -4,6 +4,7 @@ Paths travel as text: in manifests, logs and pages. A name of the file system th
 `stored_path`, and what is opened is the file of `local_path`; nothing else knows of such names.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -20,6 +21,7 @@ from videossl.errors import VideoDecodeError
 WHOLE_FILE = -1  # the offset of a video that is not part of a larger file
 FILE_SCHEME = "file://"
 SPOOL_BYTES = 2**28  # chosen: what is larger is unpacked to the disk
+_END_BYTES = 4096  # of each end that tells files apart: containers write sizes and times there
 NO_RANGES = (
     "the server does not serve parts of files (HTTP range requests), which reading a video needs: download the file, "
     "or put simplecache:: before its URL, which then fetches it whole"
@@ -65,6 +67,21 @@ class VideoSource:
         if status.st_size == 0:
             raise self._error("the file is empty (0 bytes)")
         return status.st_size
+
+    def ends_digest(self) -> str:
+        """Tells a whole local file from another of its size, by its first and last bytes; "" for anything else.
+
+        Raises VideoDecodeError if they cannot be read.
+        """
+        if not self.is_local_file:
+            return ""
+        try:
+            with self._file.open("rb", buffering=0) as file:
+                head = file.read(_END_BYTES)
+                file.seek(-min(_END_BYTES, len(head)), os.SEEK_END)
+                return hashlib.sha256(head + file.read(_END_BYTES)).hexdigest()[:16]
+        except OSError as error:
+            raise self._error(error.strerror or str(error)) from None
 
     def open(self) -> str | BinaryIO:
         """What a decoder takes: the absolute path of a whole local file, else a seekable file object.
