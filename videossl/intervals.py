@@ -15,6 +15,13 @@ Statistic = Callable[[Floats], float]  # of a weight per row
 
 NUM_RESAMPLES = 1000
 SHARE = 0.95  # of the resamples that an interval holds
+# Of n draws the spread is sqrt((n - 1) / n) of what it should be, and its percentiles are few: chosen.
+ENOUGH_VIDEOS = 10
+
+
+def too_few(num_videos: int, what: str = "videos") -> str:
+    """`6 videos: too few to tell`, where an interval over them means little; else empty."""
+    return f"{num_videos} {what}: too few to tell" if num_videos < ENOUGH_VIDEOS else ""
 
 
 class Interval(NamedTuple):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from videossl.drawing import as_array
-from videossl.intervals import Interval
+from videossl.intervals import ENOUGH_VIDEOS, Interval, too_few
 
 Rows = list[tuple[str, str, Interval]]  # what, of which questions, how much
 
@@ -54,7 +54,16 @@ def format_table(tasks: Mapping[str, Mapping[str, Any]]) -> str:
                 f"| {name} | {what} | all | {value:.3f} | |"
                 for what, value in task["means"].items()
             ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes(tasks)])
+
+
+def notes(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader must know of the numbers: how few videos they are of, and what chance is."""
+    few = {name: too_few(task.get("num_videos", ENOUGH_VIDEOS)) for name, task in tasks.items()}
+    lines = [f"{name}: {text}." for name, text in few.items() if text]
+    if any("chance" in task for task in tasks.values()):
+        lines.append("Chance: one of the candidates in the batch, on average.")
+    return ["", *lines] if lines else []
 
 
 def draw_task(path: Path, name: str, task: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from videossl.intervals import ENOUGH_VIDEOS as MIN_VIDEOS
 from videossl.intervals import Interval, bootstrap_over_videos
 
 Verdict = Literal["at chance", "leaks", "baseline to beat", "unclear", "too few videos"]
@@ -13,7 +14,6 @@ Verdict = Literal["at chance", "leaks", "baseline to beat", "unclear", "too few 
 # Standard errors above chance from which a cheat is called a leak. An audit asks about a hundred times: 2 would name three
 # leaks where there is none, 3.5 one in forty audits.
 LEAK_ERRORS = 3.5
-MIN_VIDEOS = 10  # with fewer an interval over videos means little
 _ERRORS_OF_INTERVAL = 1.96
 
 

@@ -24,6 +24,7 @@ from videossl.eval.mask_files import IndexMask
 from videossl.eval.presets import preset
 from videossl.eval.scoring import ObjectScore, global_scores, score_masks
 from videossl.eval.tracking import footage_masks
+from videossl.intervals import too_few
 from videossl.models.encoder import pooled
 from videossl.probe.neighbours import knn_score
 from videossl.types import ClipSpec
@@ -104,9 +105,10 @@ class OnlineKnn:
             neighbours=self._config.monitor.knn.neighbours,
             temperature=self._config.monitor.knn.temperature,
         )
+        few = too_few(score.count)
         line = (
             f"nearest neighbours: accuracy {score.accuracy:.3f} (chance {score.chance:.2f}) on {score.count} videos of "
-            f"{score.num_classes} classes"
+            f"{score.num_classes} classes; chance is the share of the commonest class{few and f'; {few}'}"
         )
         return Measured(vars(score), line)
 

@@ -33,10 +33,8 @@ from videossl.eval.statistics import (
     format_differences,
     paired_difference,
 )
+from videossl.intervals import ENOUGH_VIDEOS
 from videossl.whole_file import write_text
-
-# Of n draws the spread is sqrt((n - 1) / n) of what it should be, and its percentiles are few: chosen.
-_ENOUGH_SEQUENCES = 10
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -172,7 +170,7 @@ def write_report(path: Path, scores: Scores, main: str) -> RowStatistics:
 def _title(num_sequences: int) -> str:
     if num_sequences < 2:
         return "One sequence: no interval can be given."
-    caution = "" if num_sequences >= _ENOUGH_SEQUENCES else ", so few that they are too narrow"
+    caution = "" if num_sequences >= ENOUGH_VIDEOS else ", so few that they are too narrow"
     return f"With {LEVEL:.0%} bootstrap intervals over {num_sequences} sequences{caution}:"
 
 

@@ -1,6 +1,7 @@
 """The pretext tasks on clips of held-out videos: the same ones at every call, without augmentation."""
 
 import contextlib
+import math
 
 from videossl.config import Config
 from videossl.data.dataset import ClipDataset
@@ -11,6 +12,9 @@ from videossl.engine.feed import Feed
 from videossl.engine.logger import describe_tasks
 from videossl.engine.multitask import MultiTask
 from videossl.engine.tallies import Tallies
+from videossl.intervals import too_few
+
+ERRORS_OF_INTERVAL = 1.96  # standard errors to each side, of 95 %
 
 
 class HeldOut:
@@ -40,4 +44,13 @@ class HeldOut:
                 tallies.add(results)
         tasks = tallies.values()
         self._alarms.check_tasks(tasks, "held-out")
-        return Measured(tasks, f"on held-out videos: {describe_tasks(tasks)}", pictures)
+        return Measured(tasks, f"on {self._describe_videos()}: {describe_tasks(tasks)}", pictures)
+
+    def _describe_videos(self) -> str:
+        """How many are asked, and how far an accuracy of theirs is known: answers of one video are not independent."""
+        asked = self._config.train.evaluate_batches * self._config.data.videos_per_step
+        count = min(len(self._data), asked)
+        widest = ERRORS_OF_INTERVAL * math.sqrt(0.25 / count)
+        return too_few(count, "held-out videos") or (
+            f"{count} held-out videos (95 % within {widest:.2f})"
+        )

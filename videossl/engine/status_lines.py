@@ -63,8 +63,14 @@ def first_lines(
         f"{config.data.num_workers} worker(s) per process\n"
         f"encoder: {encoder.spec.name} to {encoder.spec.deepest_stage}, {count_parameters(encoder) / 1e6:.2f} M "
         f"parameters, {gflops:.2f} GFLOPs per video and step; tasks: {', '.join(config.tasks)}\n"
-        f"out: {config.out}, from step {step} to {config.train.steps}"
+        f"{_chances(model)}out: {config.out}, from step {step} to {config.train.steps}"
     )
+
+
+def _chances(model: MultiTask) -> str:
+    """A line that says what chance means for the tasks where it is not one of so many answers."""
+    said = [f"{name}: {task.chance_is}" for name, task in model.named_tasks() if task.chance_is]
+    return f"chance: {'; '.join(said)}\n" if said else ""
 
 
 def step_line(

@@ -64,6 +64,7 @@ class Task(PretextTask):
     """Predicts the hidden colours of the last frame of a clip from the frames before it."""
 
     Config = ColorizationConfig
+    chance_is = "the share of the commonest colour"
     wants_tracking: ClassVar[bool] = True
 
     def __init__(self, config: ColorizationConfig, stages: Mapping[str, StageInfo]) -> None:

@@ -48,6 +48,7 @@ class Task(PretextTask):
     """Finds the other clip of the same video among the clips of others."""
 
     Config = ContrastiveConfig
+    chance_is = "one of the candidates in the batch, on average"
 
     def __init__(self, config: ContrastiveConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)

@@ -48,6 +48,7 @@ class Task(PretextTask):
     """Predicts the colour classes of the third frame of a clip from those of the first, by way of the second."""
 
     Config = CorrespondenceFlowConfig
+    chance_is = "the share of the commonest colour"
     wants_tracking: ClassVar[bool] = True
 
     def __init__(self, config: CorrespondenceFlowConfig, stages: Mapping[str, StageInfo]) -> None:

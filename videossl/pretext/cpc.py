@@ -52,6 +52,7 @@ class Task(PretextTask):
     """Finds the features of each place of each future block among those of others."""
 
     Config = CpcConfig
+    chance_is = "one of the candidates in the batch, on average"
 
     def __init__(self, config: CpcConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)

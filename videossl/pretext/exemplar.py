@@ -45,6 +45,7 @@ class Task(PretextTask):
     """Tells the surrogate class of a transformed patch; held-out ones by their other transformation."""
 
     Config = ExemplarConfig
+    chance_is = "one of the candidates in the batch, on average"
 
     def __init__(self, config: ExemplarConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)

@@ -42,6 +42,7 @@ class Task(PretextTask):
     """Predicts the distribution of each cell's colour."""
 
     Config = ImageColorizationConfig
+    chance_is = "the share of the commonest colour"
 
     def __init__(self, config: ImageColorizationConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)

@@ -45,6 +45,7 @@ class Task(PretextTask):
     """Finds a clip's positive among the positives and hard negatives of the global batch."""
 
     Config = SimcseConfig
+    chance_is = "one of the candidates in the batch, on average"
 
     def __init__(self, config: SimcseConfig, stages: Mapping[str, StageInfo]) -> None:
         super().__init__(config, stages)

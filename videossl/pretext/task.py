@@ -56,6 +56,9 @@ class PretextTask(nn.Module, ABC):
         False  # its stage is the one whose features correspond between frames
     )
 
+    # What a guess is told, where it is not one of so many answers: "the batch's commonest colour class".
+    chance_is: ClassVar[str] = ""
+
     momentum: float | None = (
         None  # of the encoder's slow copy, which `Views.slow_inputs` go through
     )

@@ -193,7 +193,7 @@ def _few_shot(parts: Parts, setting: Setting) -> Judged:
         right = torch.stack([(p.argmax(1) == test.labels).double() for p in known]).mean(0)
     assert shown is not None  # one video a class is there, or the split would have been refused
     judged = judge_classes(shown, test, num_classes=setting.num_classes)
-    numbers["confusion"] = judged["confusion"]
+    numbers |= {"num_videos": len(test), "confusion": judged["confusion"]}
     return Judged(numbers, right, test, fitted.labels, shown)
 
 

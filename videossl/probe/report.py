@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from videossl.data.table import Manifest
+from videossl.intervals import ENOUGH_VIDEOS, too_few
 from videossl.probe.few_shot import SHOTS
 from videossl.probe.judgement import difference
 from videossl.probe.neighbours import RECALLS
@@ -50,7 +51,19 @@ def format_table(
     head, cells = _COLUMNS[protocol]
     lines = [f"| row | {' | '.join(head)} |", "|---" * (len(head) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(cells(numbers))} |" for name, numbers in rows.items()]
-    return "\n".join([*lines, f"| chance | {' | '.join(_chance(protocol, head, chance))} |"])
+    lines.append(f"| chance | {' | '.join(_chance(protocol, head, chance))} |")
+    return "\n".join([*lines, *_notes(protocol, next(iter(rows.values())))])
+
+
+def _notes(protocol: str, numbers: Mapping[str, Any]) -> list[str]:
+    """What chance is where it is not one class of so many, and that so few videos tell little."""
+    known = {"retrieval": "the gallery in random order", "fewshot": ""}
+    chance = known.get(protocol, "always the commonest class")
+    few = too_few(
+        numbers.get("num_videos", numbers.get("num_queries", ENOUGH_VIDEOS)), "test videos"
+    )
+    lines = [f"Chance: {chance}." if chance else "", f"{few}." if few else ""]
+    return ["", *filter(None, lines)] if any(lines) else []
 
 
 def _percent(value: float) -> str:

@@ -15,7 +15,7 @@ from videossl.probe.protocols import (
 )
 from videossl.probe.supervised import Classifier, Recipe, train_with_labels
 
-TRAINED, UNTRAINED, SUPERVISED = "trained", "untrained", "supervised from scratch"
+UNTRAINED, SUPERVISED = "untrained", "supervised from scratch"
 FINETUNED = "fine-tuned"
 
 LoadUntrained = Callable[[int], VideoEncoder]  # of a seed
@@ -23,6 +23,7 @@ LoadUntrained = Callable[[int], VideoEncoder]  # of a seed
 
 def frozen_rows(
     protocol: str,
+    name: str,
     encoder: VideoEncoder,
     untrained: LoadUntrained,
     setting: Setting,
@@ -30,23 +31,25 @@ def frozen_rows(
     untrained_seeds: int,
     recipe: Recipe | None,
 ) -> dict[str, Judged]:
-    """{row: Judged} of a protocol that learns from frozen features; without a recipe no supervised row.
+    """{row: Judged} of a protocol that learns from frozen features, first of `encoder`, called `name`.
+
+    Without a recipe there is no supervised row.
 
     The supervised row is what the labels of the train and validation parts give when the whole network learns from them: its
     own answers, or for retrieval its features. Under few-shot it has seen all labels, and is named so.
     """
-    rows = {TRAINED: judge_frozen(protocol, encoder, setting, why=TRAINED)}
+    rows = {name: judge_frozen(protocol, encoder, setting, why=name)}
     for seed in range(untrained_seeds):
-        name = f"{UNTRAINED}, seed {seed}"
-        rows[name] = judge_frozen(protocol, untrained(seed), setting, why=name)
+        fresh = f"{UNTRAINED}, seed {seed}"
+        rows[fresh] = judge_frozen(protocol, untrained(seed), setting, why=fresh)
     if recipe is None:
         return rows
     model = _train(untrained(recipe.seed), setting, recipe, why=SUPERVISED)
     if protocol == "retrieval":
         rows[SUPERVISED] = judge_frozen(protocol, model.encoder, setting, why=SUPERVISED)
     else:
-        name = f"{SUPERVISED}, all labels" if protocol == "fewshot" else SUPERVISED
-        rows[name] = _answers_of(model, setting, why=SUPERVISED)
+        learned = f"{SUPERVISED}, all labels" if protocol == "fewshot" else SUPERVISED
+        rows[learned] = _answers_of(model, setting, why=SUPERVISED)
     return rows
 
 

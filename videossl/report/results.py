@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from videossl.errors import UserError
+from videossl.intervals import ENOUGH_VIDEOS
 from videossl.leftovers import is_system_leftover
 
 log = logging.getLogger("videossl")
@@ -86,6 +87,7 @@ class PretextTask(Record):
     accuracy: Triple | None = None
     chance: float | None = None
     majority: float | None = None
+    num_videos: int = ENOUGH_VIDEOS
     rivals: dict[str, Rival] = {}
 
 
@@ -104,6 +106,9 @@ class TrackingRow(Record):
 class Tracking(Record):
     """Of `videossl track` and `score`."""
 
+    features: str | None = None  # given in place of a checkpoint
+    main_row: str | None = None  # what the encoder under test is called
+
     davis: str | None = None
     youtube_vos: str | None = None
     video: str | None = None
@@ -113,11 +118,15 @@ class Tracking(Record):
 
 @dataclass(frozen=True)
 class Result:
-    """One result.json and the folder it lies in; `mark` says of which checkpoint it is where that is not the run's."""
+    """One result.json and the folder it lies in; `mark` says of which checkpoint it is where that is not the run's.
+
+    `encoder` is the name of one that is no run's: the shipped one, or features from elsewhere.
+    """
 
     folder: Path
     record: Record
     mark: str = ""
+    encoder: str = ""
 
 
 def result_paths(folder: Path) -> list[Path]:

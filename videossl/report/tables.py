@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from videossl.eval.page_template import data_uri
+from videossl.intervals import too_few
 from videossl.leftovers import is_system_leftover
 from videossl.report.results import (
     Detection,
@@ -24,6 +25,7 @@ from videossl.report.run_record import RunRecord
 NUM_VIDEOS = 6  # of each tracking result
 
 Row = Sequence[str]
+NOT_SCORED = ("not scored", "", "")  # no masks of these videos are known
 Table = tuple[Row, Sequence[Row]]  # head, rows
 Kind = TypeVar("Kind", bound=Record)
 
@@ -55,6 +57,8 @@ def result_sections(runs: Sequence[RunRecord], *, embed_bytes: int) -> Iterator[
 
 
 def _label(run: RunRecord, result: Result) -> str:
+    if result.encoder:
+        return result.encoder
     return f"{run.name} ({result.mark})" if result.mark else run.name
 
 
@@ -131,7 +135,9 @@ def _task_cells(task: PretextTask, accuracy: Sequence[float]) -> Row:
     estimate, low, high = map(_percent, accuracy)
     guess = task.majority if task.chance is None else task.chance
     rivals = [f"{rule} {_percent(rival.accuracy[0])}" for rule, rival in task.rivals.items()]
-    return estimate, f"{low} to {high}", _percent(guess), ", ".join(rivals)
+    few = too_few(task.num_videos)
+    bounds = f"{low} to {high}" + (f" ({few})" if few else "")
+    return estimate, bounds, _percent(guess), ", ".join(rivals)
 
 
 def _tracking(found: Sequence[Found[Tracking]]) -> Table:
@@ -142,7 +148,8 @@ def _tracking(found: Sequence[Found[Tracking]]) -> Table:
         what = Path(record.davis or record.youtube_vos or record.video or "").name
         what = f"{what} {record.split or ''}".strip()
         for name, row in record.rows.items():
-            rows.append((one.label, what, name, *(_percent(row.scores.get(key)) for key in keys)))
+            scores = [_percent(row.scores.get(key)) for key in keys] if row.scores else NOT_SCORED
+            rows.append((one.label, what, name, *scores))
     return ("run", "videos", "row", "J&F", "J", "F"), rows
 
 
