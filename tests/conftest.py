@@ -82,4 +82,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
     weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     state = {"encoder": encoder.describe(), "model": weights}
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
+    return save_checkpoint(
+        tmp_path_factory.mktemp("run") / "mine" / "checkpoints", state, step=1, keep=1
+    )

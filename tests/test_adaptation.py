@@ -51,7 +51,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The arrow reads res5: the tracker's encoder goes deeper than its own task.
     arrow = {"stage": "res5", "num_frames": 4, "crop_size": 32, "seconds_between_frames": 0.1}
     tasks = {"arrow_of_time": arrow, "colorization": COLORIZATION}
-    return save_run(tmp_path_factory.mktemp("run"), tasks)
+    return save_run(tmp_path_factory.mktemp("run") / "mine", tasks)
 
 
 def frame_and_mask(t: int) -> tuple[np.ndarray, np.ndarray]:
@@ -183,12 +183,12 @@ def test_tracking_adapts_to_each_video_and_reports_seconds_and_gain(run, davis, 
     out = tmp_path / "out"
     assert track(run, davis, out, "--adapt", "3", "--workers", workers) == 0
     record = json.loads((out / "result.json").read_text())
-    assert record["main_row"] == "adapted"
-    assert list(record["rows"]) == ["trained", "adapted"]
-    assert record["rows"]["adapted"]["adapt_seconds_per_video"] > 0
-    assert "adapt_seconds_per_video" not in record["rows"]["trained"]
-    assert "trained" in record["differences"]
-    assert len(list((out / "adapted").rglob("*.png"))) == 2 * FRAMES
+    assert record["main_row"] == "mine_step1_adapted"
+    assert list(record["rows"]) == ["mine_step1", "mine_step1_adapted"]
+    assert record["rows"]["mine_step1_adapted"]["adapt_seconds_per_video"] > 0
+    assert "adapt_seconds_per_video" not in record["rows"]["mine_step1"]
+    assert "mine_step1" in record["differences"]
+    assert len(list((out / "mine_step1_adapted").rglob("*.png"))) == 2 * FRAMES
 
 
 def test_adapting_reads_no_later_mask(run, davis, tmp_path):

@@ -101,7 +101,7 @@ ALLOWED = {
         "version",
         "workers",
     },  # it must run where much is broken
-    "report": FLOOR_ONE | {"report", "eval"},
+    "report": FLOOR_ONE | {"report", "eval", "models"},
     "detection": FLOOR_ONE | {"detection", "engine", "models"},
     "audit": FLOOR_ONE | {"audit", "engine", "data", "decode", "pretext", "losses", "models"},
 }

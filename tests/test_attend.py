@@ -64,7 +64,7 @@ def test_a_picture_and_a_page_are_written(checkpoint, video, tmp_path, capsys):
         (["--preset", "mast"], "align_after=none"),
         (["--set", "top_k"], "--set takes KEY=VALUE"),
         (["--video", "nowhere.mp4"], "no such file"),
-        (["--davis", "nowhere"], "give either --davis ROOT with --sequence NAME or --video FILE"),
+        (["--davis", "."], "give either --davis ROOT with --sequence NAME or --video FILE"),
         (["--stage", "res9"], "stage 'res9' is unknown"),
     ],
 )
@@ -94,12 +94,13 @@ def test_a_video_of_one_frame_is_told_so(checkpoint, tmp_path, capsys):
 )
 def test_what_cannot_be_written_is_one_line(video, tmp_path, option, name, message, capsys):
     (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text("text")
+    for name_of_file in ("file", "no_encoder"):
+        (tmp_path / name_of_file).write_text("text")
     arguments = ["--video", str(video), "--frame", "4", "--pixel", "30,20"]
     paths = {"--out": str(tmp_path / "a.png"), option: str(tmp_path / name)}
     more = [part for pair in paths.items() for part in pair]
     before = sorted(tmp_path.rglob("*"))
-    assert attend(tmp_path / "nowhere", *arguments, *more) == 2  # before an encoder is looked for
+    assert attend(tmp_path / "no_encoder", *arguments, *more) == 2  # before an encoder is read
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert option in line

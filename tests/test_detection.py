@@ -143,8 +143,8 @@ def test_pretrained_stands_beside_random_and_a_stopped_command_goes_on(
     arguments = list(map(str, [*given, "--batch-size", 2]))
     assert main([*arguments, "-o", str(tmp_path / "whole")]) == 0
     whole = json.loads((tmp_path / "whole" / "result.json").read_text())
-    assert list(whole["rows"]) == ["trained", "random"]
-    assert whole["rows"]["trained"]["num_images"] == 6
+    assert list(whole["rows"]) == ["mine_step1", "random"]
+    assert whole["rows"]["mine_step1"]["num_images"] == 6
     with Image.open(tmp_path / "whole" / "boxes.png") as picture:
         assert picture.height > 4 * 240
 

@@ -142,7 +142,7 @@ def test_tracking_while_training_gives_the_numbers_of_the_tool(labelled, video_f
     command = ["track", "--checkpoint", str(out), "--davis", str(labelled / "davis")]
     assert main([*command, "--out", str(tmp_path / "t"), "--device", "cpu"]) == 0
     result = json.loads((tmp_path / "t/result.json").read_text())
-    assert during == pytest.approx(result["rows"]["trained"]["global"])
+    assert during == pytest.approx(result["rows"]["run"]["global"])
 
 
 def test_a_manifest_without_labels_is_refused(video_folder, tmp_path, capsys):

@@ -120,7 +120,9 @@ def test_a_full_disk_names_the_remedy_and_leaves_nothing_begun(manifest, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache, "save_file", full)
-    with pytest.raises(UserError, match=r"No space left on device; free space"):
+    with pytest.raises(
+        UserError, match=r"No space left on device; make room .*, or name another --cache"
+    ):
         features(ClipReader(manifest, CLIP, 1), tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

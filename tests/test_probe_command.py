@@ -32,7 +32,9 @@ def run_file(tmp_path_factory) -> Path:
     encoder = Encoder(EncoderSpec("tiny", "res3"), track_stage="res3")
     weights = {f"encoder.{key}": value for key, value in encoder.state_dict().items()}
     state = {"encoder": encoder.describe(), "model": weights, "config": config}
-    return save_checkpoint(tmp_path_factory.mktemp("run") / "checkpoints", state, step=1, keep=1)
+    return save_checkpoint(
+        tmp_path_factory.mktemp("run") / "mine" / "checkpoints", state, step=1, keep=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +63,14 @@ def test_a_frozen_protocol_stands_beside_chance_no_training_and_labels(
     assert main(arguments(run_file, tinted_videos, cache, *more)) == 0
     result = json.loads((out / "result.json").read_text())
     supervised = SUPERVISED + (", all labels" if protocol == "fewshot" else "")
-    assert list(result["rows"]) == ["trained", "untrained, seed 0", supervised]
+    assert list(result["rows"]) == ["mine_step1", "untrained, seed 0", supervised]
     assert result["split"]["classes"] == ["blue", "red"]
     assert result["checkpoint_sha256"] == hashlib.sha256(run_file.read_bytes()).hexdigest()
     frozen = [row["frozen"] for row in result["rows"].values() if "frozen" in row]
     assert len(frozen) == (3 if protocol == "retrieval" else 2)
     assert all(one["sha256_before"] == one["sha256_after"] for one in frozen)
     # Any features of two tints tell them apart, and the same videos are asked of every row.
-    trained = result["rows"]["trained"]
+    trained = result["rows"]["mine_step1"]
     if protocol == "retrieval":
         assert trained["R@1"] == 1.0
         assert result["chance"]["R@1"] == pytest.approx(0.5, abs=0.2)
@@ -81,7 +83,8 @@ def test_a_frozen_protocol_stands_beside_chance_no_training_and_labels(
     assert result["chance"].keys() & {"R@50", "balanced_accuracy"}
     table = (out / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert len(table.splitlines()) == 2 + 3 + 1
+    assert sum(line.startswith("|") for line in table.splitlines()) == 2 + 3 + 1
+    assert "3 test videos: too few to tell" in table
     with Image.open(out / "neighbours.png") as picture:
         assert picture.height > 6 * 72
     assert (out / "confusion.png").exists() == (protocol != "retrieval")
@@ -143,7 +146,7 @@ def test_an_encoder_that_changes_while_it_is_probed_is_found_out(run_file, tinte
         (("--epochs", 0), "--epochs is 0"),
         (("--lr", -1), "--lr is -1.0"),
         (("--stage", "res5"), "stage 'res5' is not in this encoder; it has res2, res3"),
-        (("--split-file", "nowhere.csv"), "nowhere.csv cannot be read"),
+        (("--split-file", "nowhere.csv"), "--split-file nowhere.csv: no such file"),
         (("--manifest", "nowhere.parquet"), "no manifest at nowhere.parquet"),
         (("--checkpoint", "nowhere"), "nowhere does not exist"),
     ],
@@ -179,7 +182,9 @@ def test_what_cannot_be_drawn_costs_the_picture_alone(
     given = arguments(run_file, tinted_videos, cache, "--protocol", "knn", "--no-supervised")
     assert main([*given, "-o", str(tmp_path)]) == 0
     assert "neighbours.png is left out: a.mp4" in caplog.text
-    assert json.loads((tmp_path / "result.json").read_text())["rows"]["trained"]["top1"][0] == 1.0
+    assert (
+        json.loads((tmp_path / "result.json").read_text())["rows"]["mine_step1"]["top1"][0] == 1.0
+    )
     assert (tmp_path / "confusion.png").is_file()
 
 
@@ -250,4 +255,4 @@ def test_a_real_set_of_actions_is_probed_by_its_own_split(run_file, shared_data,
     assert result["split"]["test"]["videos"] == 18
     assert len(result["split"]["classes"]) == 6
     assert result["split"]["notes"]  # a class of one source: said
-    assert 0 <= result["rows"]["trained"]["top1"][0] <= 1
+    assert 0 <= result["rows"]["mine_step1"]["top1"][0] <= 1

@@ -330,3 +330,30 @@ def test_a_result_of_an_exported_encoder_is_marked_and_needs_one_run(tmp_path, c
     assert main(["report", *runs, *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "of which run that is cannot be told" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"checkpoint": "track-small"}, "track-small"),
+        (
+            {"checkpoint": None, "features": "my_net:encode", "main_row": "my_net.encode"},
+            "my_net.encode",
+        ),
+    ],
+)
+def test_tracks_of_a_video_of_ones_own_by_any_encoder_stand_under_its_name(tmp_path, given, named):
+    runs = [str(make_run(tmp_path / name, lr=0.1)) for name in ("a", "b")]
+    tracked = tmp_path / "mine_tracked"
+    tracked.mkdir()
+    record = {
+        "davis": None,
+        "split": None,
+        "video": "/data/mine.mp4",
+        "rows": {named: {"protocol": {}}},
+    }
+    (tracked / "result.json").write_text(json.dumps(record | given))
+    page = tmp_path / "page.html"
+    assert main(["report", *runs, "--results", str(tracked), "-o", str(page)]) == 0
+    cells = f"<td>{named}</td><td>mine.mp4</td><td>{named}</td><td>not scored</td>"
+    assert cells in page.read_text()

@@ -63,7 +63,7 @@ def j_and_f(davis: Path, out: Path, *arguments: str) -> float:
     assert main(["track", "--davis", str(davis), "-o", str(out), *arguments]) == 0
     record = json.loads((out / "result.json").read_text())
     assert record["checkpoint"] == "track-small"
-    return 100 * float(record["rows"]["trained"]["global"]["J&F-Mean"])
+    return 100 * float(record["rows"]["track-small"]["global"]["J&F-Mean"])
 
 
 def measured() -> dict[str, float]:
@@ -98,5 +98,5 @@ def test_it_tracks_a_video_of_ones_own_from_one_mask(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["track", "--video", "mine.mp4", "--mask", str(mask)]) == 0
     out = tmp_path / "mine_tracked"
-    assert len(list((out / "trained/mine").glob("*.png"))) == 4
+    assert len(list((out / "track-small/mine").glob("*.png"))) == 4
     assert list(out.rglob("*.mp4"))

@@ -89,18 +89,18 @@ def test_a_run_writes_masks_tables_record_and_overlays(
     out = tmp_path / "out"
     assert track(checkpoint, davis, out, "--baselines", "--untrained-seeds", "2") == 0
     printed = capsys.readouterr().out
-    rows = ["identity", "lab", "untrained_seed0", "untrained_seed1", "trained"]
+    rows = ["identity", "lab", "untrained_seed0", "untrained_seed1", "mine_step1"]
     for row in rows:
         assert row in printed
         assert len(masks_in(out / row)) == 2 * FRAMES
         assert (out / row / "global_results-val.csv").is_file()
     assert "untrained (mean of 2)" in printed
-    np.testing.assert_array_equal(read_mask(out / "trained/ant/00000.png"), frame_and_mask(0)[1])
+    np.testing.assert_array_equal(read_mask(out / "mine_step1/ant/00000.png"), frame_and_mask(0)[1])
     np.testing.assert_array_equal(read_mask(out / "identity/bee/00005.png"), frame_and_mask(0)[1])
     result = json.loads((out / "result.json").read_text())
     assert result["complete"] is True
     assert list(result["rows"]) == rows
-    trained = result["rows"]["trained"]
+    trained = result["rows"]["mine_step1"]
     assert trained["protocol"]["temperature"] == 0.02
     assert trained["features"] == {
         "encoder": "tiny",
@@ -141,7 +141,7 @@ def test_a_run_says_how_far_its_scores_hold(
     assert (
         "With 95% bootstrap intervals over 2 sequences, so few that they are too narrow:" in printed
     )
-    assert "trained minus row" in printed
+    assert "mine_step1 minus row" in printed
     result = json.loads((out / "result.json").read_text())
     assert result["bootstrap"]["num_resamples"] == 10_000
     for row in result["rows"].values():
@@ -150,7 +150,7 @@ def test_a_run_says_how_far_its_scores_hold(
         assert low - 1e-12 <= row["global"]["J&F-Mean"] <= high + 1e-12
     assert list(result["differences"]) == ["identity", "untrained_seed0"]
     found = result["differences"]["identity"]
-    trained, identity = (result["rows"][row]["global"] for row in ("trained", "identity"))
+    trained, identity = (result["rows"][row]["global"] for row in ("mine_step1", "identity"))
     gain = trained["F-Mean"] - identity["F-Mean"]
     assert found["difference"]["F-Mean"] == pytest.approx(gain)
     assert (found["sequences_won"], found["num_sequences"]) == (2, 2)
@@ -163,16 +163,17 @@ def test_one_sequence_has_scores_without_intervals(
     assert track(checkpoint, davis, tmp_path / "out", *arguments) == 0
     assert "One sequence: no interval can be given." in capsys.readouterr().out
     result = json.loads((tmp_path / "out/result.json").read_text())
-    assert "intervals" not in result["rows"]["trained"]
+    assert "intervals" not in result["rows"]["mine_step1"]
     assert result["differences"]["identity"]["sequences_won"] == 1
 
 
-def test_the_tree_is_judged_before_a_checkpoint_is_asked_for(
+def test_the_tree_is_judged_before_a_checkpoint_is_read(
     davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(davis / "JPEGImages/480p/ant")
     (davis / "Annotations/480p/bee/00000.png").unlink()
-    assert track(tmp_path / "nowhere", davis, tmp_path / "out") == 2
+    (tmp_path / "no_encoder.pt").write_bytes(b"no encoder")
+    assert track(tmp_path / "no_encoder.pt", davis, tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert "ant: no frames" in line
     assert "bee: no mask for the first frame 00000" in line
@@ -203,7 +204,7 @@ def test_the_score_command_agrees_with_the_track_command(
     assert track(checkpoint, davis, tmp_path / "out") == 0
     arguments = [
         "score",
-        str(tmp_path / "out/trained"),
+        str(tmp_path / "out/mine_step1"),
         "--davis",
         str(davis),
         "--out",
@@ -211,7 +212,7 @@ def test_the_score_command_agrees_with_the_track_command(
     ]
     assert main(arguments) == 0
     scored = json.loads((tmp_path / "scores/result.json").read_text())
-    tracked = json.loads((tmp_path / "out/result.json").read_text())["rows"]["trained"]
+    tracked = json.loads((tmp_path / "out/result.json").read_text())["rows"]["mine_step1"]
     assert scored["per_object"] == tracked["per_object"]
 
 
@@ -221,9 +222,9 @@ def test_later_masks_are_never_read(checkpoint: Path, davis: Path, tmp_path: Pat
         if path.stem != "00000":
             path.unlink()
     assert track(checkpoint, davis, tmp_path / "without", "--baselines", "lab") == 0
-    for row in ("trained", "lab"):
+    for row in ("mine_step1", "lab"):
         assert masks_in(tmp_path / "with" / row) == masks_in(tmp_path / "without" / row)
-    assert not (tmp_path / "without/trained/global_results-val.csv").exists()
+    assert not (tmp_path / "without/mine_step1/global_results-val.csv").exists()
     with av.open(str(tmp_path / "without/comparison/ant.mp4")) as container:
         assert container.streams.video[0].width == 2 * W + 4  # no truth to show
     assert (tmp_path / "without/index.html").is_file()
@@ -234,16 +235,20 @@ def test_a_second_run_leaves_nothing_of_the_first(
 ) -> None:
     out = tmp_path / "out"
     assert track(checkpoint, davis, out, "--baselines", "identity") == 0
-    assert track(checkpoint, davis, out, "--sequences", "bee") == 0
+    assert (out / "mine_step1").is_dir()
+    run = tmp_path / "lab"  # called like a baseline
+    shutil.copytree(checkpoint.parent, run / "checkpoints")
+    assert track(run, davis, out, "--sequences", "bee", "--baselines", "lab") == 0
     assert sorted(path.name for path in out.iterdir()) == [
         "comparison",
         "index.html",
+        "lab",
+        "lab_encoder",
         "overlay",
         "result.json",
         "table.txt",
-        "trained",
     ]
-    assert [path.name for path in (out / "trained").iterdir() if path.is_dir()] == ["bee"]
+    assert [path.name for path in (out / "lab_encoder").iterdir() if path.is_dir()] == ["bee"]
 
 
 @pytest.mark.parametrize("with_marker", [True, False])
@@ -255,8 +260,8 @@ def test_a_folder_with_foreign_files_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    (out / "trained").mkdir(parents=True)
-    (out / "thesis.txt" if with_marker else out / "trained" / "thesis.txt").write_text("mine")
+    (out / "mine_step1").mkdir(parents=True)
+    (out / "thesis.txt" if with_marker else out / "mine_step1" / "thesis.txt").write_text("mine")
     if with_marker:
         (out / "result.json").write_text("{}")
     assert track(checkpoint, davis, out) == 2
@@ -279,9 +284,9 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
         str(out),
     ]
     assert main(["track", *arguments, *SMALL]) == 0
-    assert len(masks_in(out / "trained")) == FRAMES
+    assert len(masks_in(out / "mine_step1")) == FRAMES
     assert (out / "overlay/my clip.mp4").stat().st_size > 0
-    last, truth = read_mask(out / "trained/my clip/00005.png"), frame_and_mask(5)[1]
+    last, truth = read_mask(out / "mine_step1/my clip/00005.png"), frame_and_mask(5)[1]
     assert ((last == 1) & (truth == 1)).sum() > 0.5 * (truth == 1).sum()
     assert json.loads((out / "result.json").read_text())["video"] == str(video)
     small = tmp_path / "small.png"
@@ -303,7 +308,7 @@ def test_a_video_of_the_user_is_tracked(checkpoint: Path, tmp_path: Path) -> Non
         (["--baselines", "torchvision:resnet19"], "torchvision has no image model 'resnet19'"),
         (["--baselines", "torchvision:resnet18@layer9:random"], "has no layer 'layer9'"),
         (["--baselines", "torchvision:resnet18"], "no weights on disk"),
-        (["--weights", "resnet18.pth"], "--weights goes with exactly one torchvision baseline"),
+        (["--weights", __file__], "--weights goes with exactly one torchvision baseline"),
         (["--untrained-seeds", "0"], "--untrained-seeds must be >= 1, got 0"),
         (["--workers", "0"], "--workers must be >= 1, got 0"),
         (["--features", "mine:encode"], "give either --checkpoint RUN or --features SPEC"),
@@ -349,7 +354,7 @@ def test_flow_and_image_models_are_rows_like_others(
     assert track(checkpoint, davis, out, "--baselines", baselines) == 0
     result = json.loads((out / "result.json").read_text())
     image_row = "torchvision_resnet18_layer1_random"
-    assert list(result["rows"]) == ["flow", image_row, "trained"]
+    assert list(result["rows"]) == ["flow", image_row, "mine_step1"]
     assert list(result["differences"]) == ["flow", image_row]
     assert result["flow"]["method"] == "DIS, preset medium"
     assert result["rows"][image_row]["features"] == {
@@ -400,9 +405,9 @@ def test_features_of_others_are_tracked_in_place_of_a_checkpoint(
     arguments = ["--features", f"{__name__}:encode", "--davis", str(davis), "-o", str(out)]
     assert main(["track", *arguments, *SMALL, "--baselines", "identity"]) == 0
     result = json.loads((out / "result.json").read_text())
-    assert list(result["rows"]) == ["identity", "features"]
-    assert (result["checkpoint"], result["main_row"]) == (None, "features")
-    assert len(masks_in(out / "features")) == 2 * FRAMES
+    assert list(result["rows"]) == ["identity", "test_track_command.encode"]
+    assert (result["checkpoint"], result["main_row"]) == (None, "test_track_command.encode")
+    assert len(masks_in(out / "test_track_command.encode")) == 2 * FRAMES
     assert (
         f"<h1>Tracking with {__name__}:encode: davis val</h1>" in (out / "index.html").read_text()
     )
@@ -467,14 +472,14 @@ def test_a_run_that_was_stopped_goes_on_and_ends_as_if_it_had_not(
 
     monkeypatch.setattr(tracking, "propagate", stops_at_the_second)
     assert track(checkpoint, davis, out) == 130
-    kept = (out / "trained/ant/00003.png").stat().st_mtime_ns
+    kept = (out / "mine_step1/ant/00003.png").stat().st_mtime_ns
     assert track(checkpoint, davis, out) == 0
     assert len(tracked) == 3  # ant, bee in vain, bee
-    assert (out / "trained/ant/00003.png").stat().st_mtime_ns == kept
-    assert masks_in(out / "trained") == masks_in(whole / "trained")
+    assert (out / "mine_step1/ant/00003.png").stat().st_mtime_ns == kept
+    assert masks_in(out / "mine_step1") == masks_in(whole / "mine_step1")
     results = [json.loads((folder / "result.json").read_text()) for folder in (whole, out)]
     for result in results:
-        del result["rows"]["trained"]["seconds_per_frame"]
+        del result["rows"]["mine_step1"]["seconds_per_frame"]
     assert results[0] == results[1]
 
 
@@ -504,7 +509,7 @@ def test_what_was_stopped_under_other_settings_or_inputs_is_not_kept(
     assert track(checkpoint, davis, out, *more) == 0
     assert len(calls) == 4  # ant, bee in vain, both anew
     assert track(checkpoint, davis, tmp_path / "fresh", *more) == 0
-    assert masks_in(out / "trained") == masks_in(tmp_path / "fresh/trained")
+    assert masks_in(out / "mine_step1") == masks_in(tmp_path / "fresh/mine_step1")
 
 
 def test_inputs_inside_of_the_output_are_refused_and_kept(
@@ -528,7 +533,7 @@ def test_sequences_that_cannot_be_scored_are_named_and_the_others_scored(
         assert track(checkpoint, davis, tmp_path / "out") == 0
     assert "ant is not scored: no masks for 1 frames (first: 00002)" in caplog.text
     result = json.loads((tmp_path / "out/result.json").read_text())
-    assert set(result["rows"]["trained"]["per_object"]) == {"bee_1", "bee_2"}
+    assert set(result["rows"]["mine_step1"]["per_object"]) == {"bee_1", "bee_2"}
 
 
 def test_a_cap_on_memory_leaves_the_masks_as_they_are(

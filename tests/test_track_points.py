@@ -360,21 +360,21 @@ def test_badja_from_the_command_line(
     printed = capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     rows = result["rows"]
-    assert list(rows) == ["identity", "lab", "untrained", "trained"]
+    assert list(rows) == ["identity", "lab", "untrained", "mine_step1"]
     assert all(row in printed for row in rows)
     # Frame 3 is 8 pixels off, within 0.2 * sqrt(1681) = 8.2, and frame 5 is 16 off: 1 of 3 of each animal's joints.
     assert rows["identity"]["per_video"] == {"cow": {"PCK@0.2": 1 / 3}, "dog": {"PCK@0.2": 1 / 3}}
     assert rows["identity"]["global"]["PCK@0.2"] == pytest.approx(1 / 3)
     assert rows["lab"]["global"]["PCK@0.2"] == 1
-    assert rows["trained"]["global"]["PCK@0.2"] >= 1 / 3
+    assert rows["mine_step1"]["global"]["PCK@0.2"] >= 1 / 3
     assert result["complete"] is True
     assert result["versions"]["torch"] == torch.__version__.partition("+")[0]
-    trained = rows["trained"]
+    trained = rows["mine_step1"]
     assert trained["protocol"]["temperature"] == 0.02
     assert trained["reading"] == {"sigma": 0.5, "top_cells": 3, "cycle_cells": 4.0}
     assert trained["features"]["stage"] == "res3"
     assert trained["input_size_hw"] == {"cow": [H, W], "dog": [H, W]}
-    with np.load(out / "trained/cow.npz") as arrays:
+    with np.load(out / "mine_step1/cow.npz") as arrays:
         assert arrays["tracks"].shape == (2, 5, 2)
         assert arrays["size"].tolist() == [H, W]
     with Image.open(out / "sheets/cow.png") as sheet:
@@ -390,7 +390,7 @@ def test_jhmdb_from_the_command_line(checkpoint: Path, jhmdb: Path, tmp_path: Pa
     shares = [rows["identity"]["global"][f"PCK@{alpha}"] for alpha in (0.1, 0.2, 0.3, 0.4)]
     assert shares == pytest.approx([0, 1 / 4, 1 / 4, 2 / 4])
     assert rows["lab"]["global"]["PCK@0.1"] == 1
-    assert (out / "trained/wave/b.npz").is_file()
+    assert (out / "mine_step1/wave/b.npz").is_file()
     assert (out / "sheets/wave/b.png").is_file()
 
 
@@ -497,19 +497,35 @@ def test_wrong_input_is_one_clear_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_tree_is_refused_before_the_encoder_is_looked_for(
+def test_a_broken_tree_is_refused_before_the_encoder_is_read(
     badja: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (badja / "badja_joints/dog.json").write_text("{")
-    arguments = ("--badja", badja, "--checkpoint", tmp_path / "nowhere", "--out", tmp_path / "out")
+    (tmp_path / "no_encoder").write_text("text")
+    arguments = (
+        "--badja",
+        badja,
+        "--checkpoint",
+        tmp_path / "no_encoder",
+        "--out",
+        tmp_path / "out",
+    )
     assert run(*arguments) == 2
     assert "dog: dog.json is not a list" in capsys.readouterr().err
 
 
-def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_looked_for(
+def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_read(
     badja: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--badja", badja, "--checkpoint", tmp_path / "nowhere", "--out", "/proc/videossl")
+    (tmp_path / "no_encoder").write_text("text")
+    arguments = (
+        "--badja",
+        badja,
+        "--checkpoint",
+        tmp_path / "no_encoder",
+        "--out",
+        "/proc/videossl",
+    )
     assert run(*arguments) == 2
     assert "--out /proc/videossl cannot be written to" in capsys.readouterr().err
 

@@ -72,7 +72,7 @@ def save_encoder(folder: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_encoder(tmp_path_factory.mktemp("run"), seed=0)
+    return save_encoder(tmp_path_factory.mktemp("run") / "mine", seed=0)
 
 
 def tune(checkpoint: Path, davis: Path, out: Path, *more: str) -> int:
@@ -125,7 +125,7 @@ def test_the_line_printed_tracks_as_well_as_was_said(
     )
     track = ["--checkpoint", str(checkpoint), "--davis", str(davis), "--split", "train", *line]
     assert main(["track", *track, *SMALL[2:], "--out", str(tmp_path / "tracked")]) == 0
-    tracked = json.loads((tmp_path / "tracked/result.json").read_text())["rows"]["trained"]
+    tracked = json.loads((tmp_path / "tracked/result.json").read_text())["rows"]["mine_step1"]
     assert tracked["global"]["J&F-Mean"] == pytest.approx(settings[0]["J&F-Mean"], abs=1e-9)
     per_object = tracked["per_object"]
     j_of_ant = [per_object[f"ant_{number}"]["J"]["mean"] for number in (1, 2)]
@@ -286,11 +286,11 @@ def test_a_search_that_was_killed_while_it_wrote_goes_on(
     assert tune(checkpoint, davis, tmp_path / "out", *arguments) == 0
 
 
-def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_looked_for(
+def test_an_output_that_cannot_be_made_is_told_before_the_encoder_is_read(
     davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("text")
-    assert tune(tmp_path / "nowhere", davis, tmp_path / "file/out") == 2
+    assert tune(tmp_path / "file", davis, tmp_path / "file/out") == 2
     assert "file is a file: --out must lie in a folder" in capsys.readouterr().err
 
 

@@ -308,32 +308,32 @@ def test_the_track_command_follows_and_scores_objects_that_appear_later(
     more = ("--youtube-vos", str(root), "--unseen", str(tmp_path / "unseen.txt"))
     assert track(checkpoint, out, *more, "--sequences", "ant") == 0
     assert "J-unseen" in capsys.readouterr().out
-    assert sorted(p.stem for p in (out / "trained/ant").iterdir()) == list(NAMES)
-    before, after = (read_mask(out / f"trained/ant/{NAMES[i]}.png") for i in (LATER - 1, LATER))
+    assert sorted(p.stem for p in (out / "mine_step1/ant").iterdir()) == list(NAMES)
+    before, after = (read_mask(out / f"mine_step1/ant/{NAMES[i]}.png") for i in (LATER - 1, LATER))
     assert set(np.unique(before)) == {0, 1}
     np.testing.assert_array_equal(after == 4, full_mask(LATER) == 4)
     result = json.loads((out / "result.json").read_text())
-    trained = result["rows"]["trained"]
+    trained = result["rows"]["mine_step1"]
     assert result["youtube_vos"] == str(root)
     assert len(trained["per_object"]["ant_1"]["J_frames"]) == FRAMES - 1
     assert len(trained["per_object"]["ant_4"]["J_frames"]) == FRAMES - 1 - LATER
     mean = trained["per_object"]["ant_4"]["J"]["mean"]
     assert trained["groups"]["J-unseen"] == pytest.approx(mean)
-    assert (out / "trained/global_results-youtube-vos.csv").is_file()
+    assert (out / "mine_step1/global_results-youtube-vos.csv").is_file()
 
 
 def test_the_track_command_does_not_score_the_valid_split(checkpoint: Path, tmp_path: Path) -> None:
     root, out = write_videos(tmp_path / "tree", "ant", only_first=True), tmp_path / "out"
     assert track(checkpoint, out, "--youtube-vos", str(root)) == 0
-    assert len(list((out / "trained/ant").iterdir())) == FRAMES
-    assert "per_object" not in json.loads((out / "result.json").read_text())["rows"]["trained"]
+    assert len(list((out / "mine_step1/ant").iterdir())) == FRAMES
+    assert "per_object" not in json.loads((out / "result.json").read_text())["rows"]["mine_step1"]
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--davis", "here"], "give either --davis ROOT or --video FILE with --mask FIRST.png, or"),
-        (["--unseen", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["--unseen", "nowhere.txt"], "nowhere.txt: no such file"),
         (["--sequences", "cow"], "video cow is not in"),
     ],
 )

@@ -3,7 +3,6 @@
 import argparse
 from pathlib import Path
 
-from videossl.commands.given_config import check_config
 from videossl.commands.permission import add_import_argument, take_permission
 from videossl.commands.printing import add_json_argument, print_result
 from videossl.output_lock import locks_folder
@@ -70,6 +69,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out} is a file: -o takes a folder")
     take_permission(args)
     if args.config is not None:
+        from videossl.commands.given_config import check_config
+
         check_config(args.config, [*args.overrides, f"out={args.out}"])
 
 

@@ -116,10 +116,11 @@ def _rows(
     from videossl.distributed import choose_device
     from videossl.embedding.digests import state_digest
     from videossl.models.encoder_file import untrained_encoder
+    from videossl.models.encoder_sources import encoder_name
 
     device = choose_device(args.device)
     encoders = {
-        "trained": pretrained,
+        encoder_name(args.checkpoint): pretrained,
         "random": untrained_encoder(pretrained.describe(), args.seed),
     }
     facts = {"checkpoint": str(args.checkpoint), "voc": str(args.voc), "split": args.train_split}

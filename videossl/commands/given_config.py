@@ -6,7 +6,7 @@ from pathlib import Path
 from videossl.config import load_config, validate
 from videossl.data.manifest_file import check_is_there
 from videossl.decode.urls import is_url
-from videossl.models.encoder_sources import find_checkpoint
+from videossl.models.encoder_sources import CHECKPOINTS, checkpoints, find_checkpoint
 from videossl.pretext import check_known
 from videossl.pretext.settings import CONFIGS
 
@@ -24,5 +24,8 @@ def check_config(given: str | Path, overrides: Sequence[str]) -> None:
     for manifest in (config.data.manifest, config.monitor.knn.manifest):
         if manifest is not None:
             check_is_there(manifest)
-    if config.encoder.init is not None and not is_url(config.encoder.init):
+    is_begun = bool(
+        checkpoints(Path(config.out) / CHECKPOINTS)
+    )  # which is then read in place of init
+    if config.encoder.init is not None and not is_url(config.encoder.init) and not is_begun:
         find_checkpoint(config.encoder.init)

@@ -180,6 +180,7 @@ def _announce(args: argparse.Namespace, setting: "Setting") -> None:
 def _rows(
     args: argparse.Namespace, encoder: Any, untrained: "LoadUntrained", setting: "Setting"
 ) -> dict[str, "Judged"]:
+    from videossl.models.encoder_sources import encoder_name
     from videossl.probe.rows import finetuned_rows, frozen_rows
     from videossl.probe.supervised import Recipe
 
@@ -188,6 +189,7 @@ def _rows(
         return finetuned_rows(encoder, untrained, setting, recipe)
     return frozen_rows(
         args.protocol,
+        encoder_name(args.checkpoint),
         encoder,
         untrained,
         setting,

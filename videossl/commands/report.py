@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FOLDER",
         help="of probe, track, pretext-eval or detect, beside those found below the runs; each goes to the run that its "
-        "checkpoint is of; that of an exported encoder to the only run, marked with the file's name",
+        "checkpoint is of, one of track-small or of --features stands under its own name; that of an exported encoder "
+        "goes to the only run, marked with the file's name",
     )
     parser.add_argument("-o", "--out", required=True, type=Path, help="the HTML file to write")
     parser.epilog = EXAMPLE

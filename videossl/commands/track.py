@@ -18,8 +18,10 @@ from videossl.commands.protocol_arguments import (
     names,
 )
 from videossl.errors import UserError
+from videossl.eval.output_folder import rows_written
 from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
 from videossl.eval.presets import parse_overrides, preset
+from videossl.models.encoder_sources import TRACK_SMALL, encoder_name
 from videossl.output_lock import writing_to_folder
 from videossl.workers import num_cores
 
@@ -45,11 +47,9 @@ log = logging.getLogger("videossl")
 
 RESULT, TABLE, PAGE = "result.json", "table.txt", "index.html"
 BASELINES = ("identity", "flow", "lab", "untrained")
-OWNED = (
-    *(RESULT, TABLE, PAGE, "overlay", "comparison", "attention"),
-    *("trained", "adapted", "features", "identity", "flow", "lab"),
-    *("untrained_seed*", "torchvision_*"),
-)
+# What is written besides a folder of masks for the encoder under test, which is named after it.
+FIXED = (RESULT, TABLE, PAGE, "overlay", "comparison", "attention", "identity", "flow", "lab")
+OWNED = (*FIXED, "untrained_seed*", "torchvision_*")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _track(args: argparse.Namespace) -> int:
     from videossl.commands.tracking_output import draw_footages, score_rows
-    from videossl.commands.tracking_rows import check_rows, foreseen_time, main_row, make_rows
+    from videossl.commands.tracking_rows import check_rows, foreseen_time, make_rows
     from videossl.commands.youtube_rows import score_videos
     from videossl.eval.output_folder import check_folder, clear_folder
     from videossl.eval.page import write_page
@@ -209,11 +209,16 @@ def _track(args: argparse.Namespace) -> int:
     from videossl.whole_file import write_json
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
+    if args.checkpoint is None and args.features is None:
+        log.info("tracking with %s, the encoder that comes with videossl", TRACK_SMALL)
+        args.checkpoint = Path(TRACK_SMALL)
     device = check_rows(args)
     sequences, videos, footages = _read(args)
-    check_folder(args.out, marker=RESULT, owned=OWNED)
-    rows = make_rows(args, protocol, device)
-    record = _record(args)
+    owned = (*OWNED, *rows_written(args.out / RESULT))
+    check_folder(args.out, marker=RESULT, owned=owned)
+    rows = make_rows(args, _encoder_name(args), protocol, device)
+    main_row = rows[-1].name
+    record = _record(args, main_row)
     begun = {
         **record,
         "complete": False,
@@ -221,7 +226,7 @@ def _track(args: argparse.Namespace) -> int:
         "inputs": _inputs(args, sequences, videos),
     }
     if not _goes_on(args.out / RESULT, begun):
-        clear_folder(args.out, marker=RESULT, owned=OWNED)
+        clear_folder(args.out, marker=RESULT, owned=owned)
     write_json(args.out / RESULT, begun)
     num_workers = min(args.workers or num_cores(), len(footages))
     # A GPU is one queue, which processes would only share.
@@ -238,12 +243,12 @@ def _track(args: argparse.Namespace) -> int:
             scores = score_videos(args.out, videos, results, pool=pool)
         else:
             scores = score_rows(args.out, args.split, sequences, list(results), pool=pool)
-        draw_footages(args.out, footages, sequences, list(results), main_row(args), pool=pool)
+        draw_footages(args.out, footages, sequences, list(results), main_row, pool=pool)
     if scores:
-        record |= _judge(args, results, scores, videos)
+        record |= _judge(args, main_row, results, scores, videos)
     record |= {"complete": True, "rows": results}
     write_json(args.out / RESULT, record)
-    write_page(args.out, record, main_row=main_row(args))
+    write_page(args.out, record, main_row=main_row)
     print(f"written to {args.out}, to be seen in {args.out / PAGE}")
     print_result(args, record)
     return 0
@@ -256,19 +261,30 @@ def _default_out(video: Path | None) -> Path:
     return Path(f"{video.stem}_tracked")
 
 
+def _encoder_name(args: argparse.Namespace) -> str:
+    """What the encoder under test is called in the table, and its folder of masks; no name of anything else here."""
+    if args.features is None:
+        name = encoder_name(args.checkpoint)
+    elif Path(args.features).is_dir():
+        name = Path(args.features).resolve().name
+    else:
+        name = args.features.replace(":", ".")
+    return f"{name}_encoder" if name in FIXED else name
+
+
 def _judge(
     args: argparse.Namespace,
+    main_row: str,
     results: dict[str, dict[str, object]],
     scores: Mapping[str, Sequence["ObjectScore"]],
     videos: Sequence["YoutubeVosSequence"],
 ) -> dict[str, object]:
     """Prints and writes the table, adds to the rows what was measured of them, and returns what is measured between them."""
     from videossl.commands.tracking_output import write_report
-    from videossl.commands.tracking_rows import main_row
     from videossl.commands.youtube_rows import category_groups
     from videossl.eval.scoring import scores_record
 
-    statistics = write_report(args.out / TABLE, scores, main_row(args))
+    statistics = write_report(args.out / TABLE, scores, main_row)
     for name, row_scores in scores.items():
         results[name].update(scores_record(row_scores))
         if name in statistics.intervals:
@@ -331,9 +347,8 @@ def _read(
     return [], [], [video_footage(args.video, args.mask)]
 
 
-def _record(args: argparse.Namespace) -> dict[str, object]:
+def _record(args: argparse.Namespace, main_row: str) -> dict[str, object]:
     """What the numbers depend on besides the protocol of each row."""
-    from videossl.commands.tracking_rows import main_row
     from videossl.eval.digests import file_digest
     from videossl.eval.flow import describe_flow
     from videossl.eval.scoring import versions
@@ -341,7 +356,7 @@ def _record(args: argparse.Namespace) -> dict[str, object]:
 
     return {
         "command": "videossl track",
-        "main_row": main_row(args),
+        "main_row": main_row,
         "checkpoint": None if args.checkpoint is None else str(args.checkpoint),
         "checkpoint_sha256": None
         if args.checkpoint is None

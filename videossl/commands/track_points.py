@@ -32,9 +32,9 @@ examples:
   videossl track-points --tracks others/tracks --tapvid davis.pkl --out scores
 """
 BASELINES = ("lab", "untrained")
-IDENTITY, TRAINED, TRACKS = "identity", "trained", "tracks"
+IDENTITY, TRACKS = "identity", "tracks"
 RESULT, TABLE, SHEETS = "result.json", "table.txt", "sheets"
-OWNED = (RESULT, TABLE, SHEETS, IDENTITY, TRAINED, TRACKS, *BASELINES)
+OWNED = (RESULT, TABLE, SHEETS, IDENTITY, TRACKS, *BASELINES)  # besides the encoder's row
 
 Row = Callable[[], tuple[dict[str, "Tracks"], dict[str, object]]]
 
@@ -99,19 +99,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @locks_folder
 def run(args: argparse.Namespace) -> int:
     """Tracks or reads tracks, judges, writes, prints; what the user gave is checked before an encoder is loaded."""
-    from videossl.eval.output_folder import check_folder, clear_folder
+    from videossl.eval.output_folder import check_folder, clear_folder, rows_written
     from videossl.eval.point_drawing import write_point_sheet
     from videossl.eval.point_scoring import format_scores, score_points, write_tracks
     from videossl.eval.scoring import versions
     from videossl.whole_file import write_json, write_text
 
     benchmark, videos = _read(args)
-    check_folder(args.out, marker=RESULT, owned=OWNED)
+    owned = (*OWNED, *rows_written(args.out / RESULT))
+    check_folder(args.out, marker=RESULT, owned=owned)
     rows = _rows(args, videos)
-    clear_folder(args.out, marker=RESULT, owned=OWNED)
+    clear_folder(args.out, marker=RESULT, owned=owned)
     record = {"command": "videossl track-points", "benchmark": benchmark, **_given(args)}
     record["versions"] = versions()
-    write_json(args.out / RESULT, {**record, "complete": False})
+    begun = {**record, "complete": False, "rows": {name: {} for name in rows}}
+    write_json(args.out / RESULT, begun)
     tracks, scores, results = {}, {}, {}
     for name, follow in rows.items():
         tracks[name], results[name] = follow()
@@ -199,6 +201,7 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     from videossl.eval.point_tracking import track_videos
     from videossl.eval.points import check_protocol
     from videossl.eval.presets import parse_overrides, preset
+    from videossl.models.encoder_sources import encoder_name
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     check_protocol(protocol)
@@ -211,7 +214,8 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     if "untrained" in args.baselines:
         fresh = restore_encoder(args.checkpoint, untrained_seed=0)
         extractors["untrained"] = EncoderFeatures(fresh, stage=trained.stage, device=device)
-    extractors[TRAINED] = trained
+    name = encoder_name(args.checkpoint)
+    extractors[f"{name}_encoder" if name in OWNED else name] = trained
     lab_protocol = replace(protocol, temperature=LAB_PATCH_TEMPERATURE, normalize=True)
     both_ways = args.query_mode == "strided"
     return {

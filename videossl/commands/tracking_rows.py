@@ -33,7 +33,6 @@ from videossl.eval.pace import measure_pace
 from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
 from videossl.eval.protocol import Protocol
 from videossl.eval.tracking import Row
-from videossl.models.encoder_sources import TRACK_SMALL
 
 if TYPE_CHECKING:
     from videossl.engine.adaptation import Tracker
@@ -43,18 +42,8 @@ log = logging.getLogger("videossl")
 FORESEEN_FRAMES = 400  # below which measuring, about 20 frames' work, is not worth it: chosen
 
 
-def main_row(args: argparse.Namespace) -> str:
-    """The name of the row under test."""
-    if args.features is not None:
-        return "features"
-    return "trained" if args.adapt is None else "adapted"
-
-
 def check_rows(args: argparse.Namespace) -> torch.device:
-    """The device asked for; the encoder under test has a name, and weights of baselines are there."""
-    if args.checkpoint is None and args.features is None:
-        log.info("tracking with %s, the encoder that comes with videossl", TRACK_SMALL)
-        args.checkpoint = Path(TRACK_SMALL)
+    """The device asked for; weights of baselines are there."""
     models = _image_models(args)
     if args.weights is not None and sum(not spec.is_random for spec in models) != 1:
         raise UserError("--weights goes with exactly one torchvision baseline that is not random")
@@ -74,8 +63,10 @@ def _image_models(args: argparse.Namespace) -> list[ImageModelSpec]:
     return [parse_image_model(name) for name in names]
 
 
-def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device) -> list[Row]:
-    """The baselines in the order of the table, then the row under test.
+def make_rows(
+    args: argparse.Namespace, name: str, protocol: Protocol, device: torch.device
+) -> list[Row]:
+    """The baselines in the order of the table, then the row under test, which is called `name`.
 
     Raises UserError if what is under test cannot be loaded.
     """
@@ -83,13 +74,15 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
         tracker = None if args.adapt is None else _restore_tracker(args.checkpoint)
         encoder = restore_encoder(args.checkpoint) if tracker is None else tracker.encoder
         trained = EncoderFeatures(encoder, stage=args.stage, device=device)
-        main = Row(main_row(args), protocol, partial(_given, trained))
+        main = Row(name, protocol, partial(_given, trained))
         if tracker is not None:
-            main = replace(main, adapt=partial(_adapted, tracker, args.adapt, protocol))
+            main = replace(
+                main, name=f"{name}_adapted", adapt=partial(_adapted, tracker, args.adapt, protocol)
+            )
     else:
         from videossl.eval.given_features import load_features
 
-        main = Row(main_row(args), protocol, load_features(args.features, device))
+        main = Row(name, protocol, load_features(args.features, device))
     rows = []
     if "identity" in args.baselines:
         rows.append(Row("identity", protocol, None))
@@ -107,7 +100,7 @@ def make_rows(args: argparse.Namespace, protocol: Protocol, device: torch.device
             make = partial(_untrained, args.checkpoint, seed, trained.stage, device)
             rows.append(Row(f"untrained_seed{seed}", protocol, make))
     if args.adapt is not None and args.video is None:  # where there is a gain to be measured
-        rows.append(replace(main, name="trained", adapt=None))
+        rows.append(replace(main, name=name, adapt=None))
     if args.max_mib is None:
         return [*rows, main]
     return [replace(row, max_bytes=args.max_mib * 2**20) for row in [*rows, main]]

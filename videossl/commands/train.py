@@ -7,7 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from videossl.commands.given_config import check_config
 from videossl.commands.permission import add_import_argument, take_permission
 from videossl.errors import UserError
 
@@ -59,6 +58,8 @@ def check(args: argparse.Namespace) -> None:
         return
     if args.config is None:
         raise UserError("--config is needed: a name such as real_small, or a file of your own")
+    from videossl.commands.given_config import check_config
+
     check_config(args.config, args.overrides)
 
 

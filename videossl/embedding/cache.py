@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from videossl.embedding.clip_reader import ClipReader
 from videossl.embedding.digests import settings_digest, state_digest, videos_digest
 from videossl.embedding.features import TOKEN_GRID, Form, VideoFeatures, video_features
-from videossl.errors import UserError
+from videossl.errors import StorageFull, UserError
 from videossl.export.video_encoder import VideoEncoder
 from videossl.progress import track
 from videossl.whole_file import whole_file
@@ -99,6 +99,8 @@ def _write(folder: Path, index: int, features: Iterable[VideoFeatures]) -> None:
     try:
         with whole_file(folder / f"{index}.safetensors") as partial:
             save_file(tensors, partial, {"reasons": json.dumps(reasons)})
+    except StorageFull as full:
+        raise UserError(f"{full}, or name another --cache") from full
     except (UserError, SafetensorError) as error:
         raise _refused(folder, error) from error
 

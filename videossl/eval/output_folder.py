@@ -1,5 +1,6 @@
 """Folders that a command fills: emptied of an earlier run of it, never of anything else."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -32,6 +33,15 @@ def check_folder(out: Path, *, marker: str, owned: Sequence[str]) -> None:
         raise UserError(
             f"{out} holds files that are not from this command ({names}): choose another --out"
         )
+
+
+def rows_written(result: Path) -> list[str]:
+    """The names of the rows of a result.json that was written here before: each has a folder of its own."""
+    try:
+        rows = json.loads(result.read_text())["rows"]
+        return [str(name) for name in rows if Path(name).name == name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def check_writable(out: Path, *, option: str = "--out") -> None:

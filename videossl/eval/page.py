@@ -54,7 +54,7 @@ def write_page(
     out: Path,
     record: Mapping[str, Any],
     *,
-    main_row: str = "trained",
+    main_row: str,
     embed_bytes: int = EMBED_BYTES,
     date: datetime | None = None,
 ) -> Path:

@@ -12,6 +12,7 @@ from videossl.errors import UserError
 FOLDER = Path(__file__).parent.parent / "shipped"
 TRACK_SMALL = "track-small"
 SHIPPED = (TRACK_SMALL,)
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 CHECKPOINT_NAME = re.compile(r"step_(\d+)\.pt")
 
 
@@ -21,6 +22,24 @@ def shipped_or_given(source: str | Path) -> Path:
     if str(source) in SHIPPED and not path.exists():
         return FOLDER / f"{source}.safetensors"
     return path
+
+
+def encoder_name(source: str | Path) -> str:
+    """What an encoder is called in tables and folders of results.
+
+    A run's folder by its name, a checkpoint of it with its step (`mine_step900`, `mine_best`), any other file by its name
+    without the ending.
+    """
+    path = Path(source)
+    if str(source) in SHIPPED and not path.exists():
+        return path.name
+    path = path.absolute()
+    if path.is_dir():
+        return (path.parent if path.name == CHECKPOINTS else path).resolve().name
+    if path.parent.name != CHECKPOINTS:
+        return path.stem
+    is_step = CHECKPOINT_NAME.fullmatch(path.name)
+    return f"{path.parent.parent.name}_{f'step{step_of(path)}' if is_step else path.stem}"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -41,7 +60,7 @@ def find_checkpoint(path: str | Path) -> Path:
     """
     path = shipped_or_given(path)
     if path.is_dir():
-        found = checkpoints(path / "checkpoints") or checkpoints(path)
+        found = checkpoints(path / CHECKPOINTS) or checkpoints(path)
         if not found:
             raise UserError(
                 f"{path} holds no checkpoint: give a run folder with checkpoints/step_*.pt, or such a file"

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from videossl.errors import UserError
-from videossl.report.results import Result
+from videossl.models.encoder_sources import SHIPPED
+from videossl.report.results import Result, Tracking
 from videossl.report.run_record import RunRecord
 
 log = logging.getLogger("videossl")
@@ -33,12 +34,15 @@ def own_results(run: RunRecord, runs: Sequence[RunRecord]) -> list[Result]:
 def owner_of(result: Result, runs: Sequence[RunRecord]) -> tuple[RunRecord, Result]:
     """The run that a result from elsewhere is of, and the result, marked with its checkpoint where that is not certain.
 
+    One of an encoder that can be no run's is shown beside the first run, under its own name.
     Raises UserError if it is of none of the runs, or if its run cannot be told and there are several.
     """
     named = result.record.checkpoint
     for run in runs:
         if _is_of_checkpoint(result, run) or run.folder.resolve() in _runs_named(result):
             return run, result
+    if encoder := _named_encoder(result):
+        return runs[0], replace(result, encoder=encoder)
     if named is not None and (_runs_named(result) or not named.endswith(EXPORTED)):
         raise UserError(
             f"{result.folder} is of {named}, which is none of the runs: give that run too"
@@ -49,6 +53,16 @@ def owner_of(result: Result, runs: Sequence[RunRecord]) -> tuple[RunRecord, Resu
             "told: report it with its run alone"
         )
     return runs[0], replace(result, mark=Path(named).name if named else "checkpoint not named")
+
+
+def _named_encoder(result: Result) -> str:
+    """The shipped encoder that a result is of, or the features that were given for it; else empty."""
+    record = result.record
+    if record.checkpoint in SHIPPED:
+        return str(record.checkpoint)
+    if isinstance(record, Tracking) and record.checkpoint is None and record.features is not None:
+        return record.main_row or record.features
+    return ""
 
 
 def _other_run(result: Result, run: RunRecord, runs: Sequence[RunRecord]) -> Path | None:
