@@ -8,10 +8,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from videossl.data.listing import FoundVideo
-from videossl.data.manifest import LEFT_OUT, MANIFEST_VERSION, VideoEntry, entry_of
+from videossl.data.manifest import (
+    LEFT_OUT,
+    MANIFEST_VERSION,
+    VideoEntry,
+    entry_of,
+    parquet_file,
+)
 from videossl.data.table import Manifest, read_manifest
 from videossl.decode.source import WHOLE_FILE
 from videossl.decode.urls import is_url
@@ -104,8 +109,8 @@ class Journal:
             return
         try:
             self._manifest = read_manifest(path)
-            with path.open("rb") as file:  # Arrow opens no names that are not UTF-8
-                table = pq.read_table(file, columns=_KEY_COLUMNS)
+            with parquet_file(path) as file:
+                table = file.read(_KEY_COLUMNS)
         except (UserError, OSError, pa.ArrowInvalid) as error:
             logger.info("%s; every video is read anew", error)
             return

@@ -27,6 +27,7 @@ from videossl.data.manifest import (
     check_manifest_schema,
     entry_batch,
     entry_of,
+    parquet_file,
 )
 from videossl.data.manifest_file import REMEDY, check_is_there
 from videossl.decode.container import MAX_FRAMES
@@ -156,8 +157,7 @@ def read_manifest(path: str | Path) -> Manifest:
     path = Path(path)
     check_is_there(path)
     try:
-        # Arrow opens no names that are not UTF-8.
-        with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+        with parquet_file(path) as file:
             check_manifest_schema(path, file.schema_arrow)
             if file.metadata.num_rows < MAPPED_ROWS:
                 return Manifest(file.read(), path=str(path))

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from videossl.data.manifest import VideoEntry, parquet_writer
+from videossl.data.manifest import VideoEntry, parquet_file, parquet_writer
 from videossl.distributed import World
 from videossl.embedding.clip_reader import ClipReader
 from videossl.embedding.features import VideoFeatures, video_features
@@ -130,7 +130,7 @@ class FeatureTable:
         if not path.exists():
             return False
         try:
-            with path.open("rb") as opened, pq.ParquetFile(opened) as file:
+            with parquet_file(path) as file:
                 return file.metadata.num_rows == len(self._rows(start))
         except (pa.ArrowException, OSError) as error:
             log.warning("%s is damaged (%s): made again", path, error)
@@ -150,8 +150,8 @@ class FeatureTable:
             )
         with parquet_writer(self.out, self.schema) as writer:
             for start in starts:
-                with self._part(start).open("rb") as part:
-                    writer.write_table(pq.read_table(part, schema=self.schema))
+                with parquet_file(self._part(start)) as part:
+                    writer.write_table(part.read().cast(self.schema))
 
 
 def _meet(world: World, point: str) -> None:
@@ -169,8 +169,8 @@ def _meet(world: World, point: str) -> None:
 
 def count_status(path: Path) -> dict[str, int]:
     """How many rows of a table have a feature, and how many have a reason instead."""
-    with path.open("rb") as file:
-        status = pq.read_table(file, columns=["status"])["status"].to_pylist()
+    with parquet_file(path) as file:
+        status = file.read(["status"])["status"].to_pylist()
     return {"ok": status.count("ok"), "broken": len(status) - status.count("ok")}
 
 

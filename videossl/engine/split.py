@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from videossl.data.manifest import parquet_writer
+from videossl.data.manifest import parquet_file, parquet_writer
 from videossl.data.table import MAPPED_ROWS, Manifest
 from videossl.errors import UserError
 from videossl.rng import fold
@@ -159,8 +158,8 @@ def _is_in(table: pa.Table, manifest: Manifest) -> pa.ChunkedArray:
 def _read(path: Path) -> tuple[pa.Table, dict[bytes, bytes]]:
     """Raises UserError where it is damaged: without it, held-out videos might be trained on."""
     try:
-        with path.open("rb") as file:
-            table = pq.read_table(file)
+        with parquet_file(path) as file:
+            table = file.read()
         metadata = table.schema.metadata
         return table.select(_SCHEMA.names), {key: metadata[key] for key in (_DIGEST, _NUM_ROWS)}
     except (OSError, pa.ArrowInvalid, KeyError, TypeError) as error:

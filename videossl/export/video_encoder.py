@@ -71,15 +71,17 @@ class VideoEncoder(nn.Module):
         return own_input.to(next(self.encoder.parameters()).dtype)
 
     def _resized(self, frames: Tensor) -> Tensor:
-        short = torch.sym_min(*frames.shape[-2:])  # a symbol where a graph is traced for any size
-        if not torch.compiler.is_exporting() and short == self.clip.resize:
+        is_traced = torch.compiler.is_exporting()  # sizes are then symbols of a graph for any
+        short = (torch.sym_min if is_traced else min)(*frames.shape[-2:])
+        if not is_traced and short == self.clip.resize:
             return frames
         # To the nearest pixel, as videos are scaled when they are decoded.
         size: list[Any] = [
             (2 * side * self.clip.resize + short) // (2 * short) for side in frames.shape[-2:]
         ]
-        for side in size:
-            torch._check(side >= self.clip.crop_size)
+        if is_traced:
+            for side in size:
+                torch._check(side >= self.clip.crop_size)
         return F.interpolate(frames, size, mode="bilinear", antialias=True).clamp(0, 1)
 
     def describe(self) -> dict[str, Any]:
