@@ -103,7 +103,7 @@ def labelled(tmp_path_factory) -> Path:
     (folder / "list.csv").write_text("\n".join(lines) + "\n")
     out = str(folder / "m.parquet")
     assert main(["scan", str(folder / "list.csv"), "-o", out, "--workers", "1"]) == 0
-    render_davis(folder / "davis", num_sequences=2, num_frames=6, seed=0)
+    render_davis(folder / "davis", num_sequences=2, num_frames=3, seed=0)
     return folder
 
 

@@ -79,7 +79,12 @@ def wait_for_step(process: subprocess.Popen, out: Path, step: int) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+ALIKE = pytest.param(
+    signal.SIGUSR1, marks=pytest.mark.slow
+)  # the same way through, and tried with two ranks below
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, ALIKE, signal.SIGINT])
 def test_a_signal_ends_the_step_with_a_checkpoint(
     number, config_file, video_folder, runs, tmp_path
 ):

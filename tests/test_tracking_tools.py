@@ -58,6 +58,7 @@ PLAN = {
 }
 
 
+@pytest.mark.slow
 def test_ablations_are_trained_tracked_judged_and_drawn_once(video_folder, tmp_path, monkeypatch):
     ablate = tool("ablate_tracking")
     monkeypatch.setattr(ablate, "num_cores", lambda: 1)

@@ -27,6 +27,7 @@ from videossl.data.dataset import ClipDataset
 from videossl.engine.multitask import MultiTask
 from videossl.intervals import Interval
 from videossl.pretext.task import PretextTask
+from videossl.progress import track
 from videossl.types import Answers
 
 PLANNED_CLIPS = 1000  # of which only the places in their files are looked at
@@ -144,7 +145,7 @@ def run_battery(subject: Subject, options: Options) -> Audit:
     swaps = swap_files(subject, looked.examiners, model, options) if options.swap_files else {}
     heads = train_heads(subject, options) if options.head_steps else None
     tasks = []
-    for name, task in subject.model.named_tasks():
+    for name, task in track(list(subject.model.named_tasks()), description="fitting cheats"):
         found, spec = looked.examiners[name], task.clip_spec
         cheats, chance = found.cheats(), found.chance()
         # What rules are set beside the model's answers is asked with the model's candidates.
