@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from videossl.intervals import bootstrap, bootstrap_over_videos
+from videossl.intervals import bootstrap, bootstrap_over_videos, too_few
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_theory():
@@ -36,3 +36,12 @@ def test_nothing_asked_is_nan_and_not_zero():
     nothing = np.zeros(3)
     assert all(np.isnan(bootstrap_over_videos(np.ones(3), nothing, np.arange(3))))
     assert all(np.isnan(bootstrap(lambda w: 1.0, nothing, np.arange(3))))
+
+
+def test_below_ten_videos_it_is_said_that_they_are_too_few():
+    assert [too_few(count) for count in (1, 9, 10, 11)] == [
+        "1 video: too few to tell",
+        "9 videos: too few to tell",
+        "",
+        "",
+    ]

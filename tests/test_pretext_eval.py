@@ -62,6 +62,7 @@ def test_every_task_is_judged_with_intervals(trained, tmp_path, capsys):
     assert arrow["numbers"]["pairwise"] == arrow["accuracy"]
     assert 0 < record["tasks"]["contrastive"]["chance"] < 1
     assert "| contrastive | chance | all |" in printed
+    assert "Chance: one of the candidates in the batch, on average." in printed
     assert set(record["tasks"]["colorization"]["subsets"]) == {"moving"}
     assert {"entropy", "offset"} == set(record["tasks"]["colorization"]["numbers"])
     assert (out / "colorization_colours.png").exists()

@@ -2,6 +2,7 @@
 
 import random
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,13 @@ def test_a_file_shows_what_decoding_in_order_gives(odd_stream, name):
     assert (np.diff(index.pts) >= 0).all()
 
 
+def must_read(backend: str, name: str) -> bool:
+    """torchcodec 0.12 is sent to other frames than those asked for in files trimmed amid a group: they are refused."""
+    if backend == "torchcodec" and name in TORCHCODEC_READS:
+        return tuple(map(int, metadata.version("torchcodec").split(".")[:2])) >= (0, 17)
+    return backend == "pyav"
+
+
 @pytest.mark.parametrize("backend", list(READERS))
 @pytest.mark.parametrize("name", STREAMS)
 def test_frames_are_right_in_any_order_or_refused(odd_stream, name, backend):
@@ -79,19 +87,17 @@ def test_frames_are_right_in_any_order_or_refused(odd_stream, name, backend):
     draw = random.Random(name)
     for index in (None, as_scanned(path)):
         try:
-            reader = open_video(path, backend=backend, index=index)
+            with open_video(path, backend=backend, index=index) as reader:
+                everything = range(len(expected))
+                assert numbers_at(reader, list(everything)) == expected
+                for at in draw.sample(everything, 12):
+                    assert numbers_at(reader, [at]) == [expected[at]]
+                for _ in range(12):
+                    clip = list(everything)[draw.choice(everything) :: draw.choice([1, 2, 5])][:8]
+                    assert numbers_at(reader, clip) == [expected[at] for at in clip]
         except VideoDecodeError:
-            must_read = backend == "pyav" or (backend == "torchcodec" and name in TORCHCODEC_READS)
-            assert not must_read
+            assert not must_read(backend, name)
             return
-        with reader:
-            everything = range(len(expected))
-            assert numbers_at(reader, list(everything)) == expected
-            for at in draw.sample(everything, 12):
-                assert numbers_at(reader, [at]) == [expected[at]]
-            for _ in range(12):
-                clip = list(everything)[draw.choice(everything) :: draw.choice([1, 2, 5])][:8]
-                assert numbers_at(reader, clip) == [expected[at] for at in clip]
 
 
 @pytest.mark.parametrize("backend", list(READERS))

@@ -107,6 +107,8 @@ def test_the_folder_holds_what_a_user_looks_for(whole_run):
     line = (whole_run / "train.log").read_text()
     assert "arrow_of_time loss" in line
     assert "(chance 0.50)" in line
+    assert "chance: colorization: the share of the commonest colour" in line
+    assert "held-out videos: too few to tell: arrow_of_time loss" in line
 
 
 def test_a_finished_run_is_left_as_it_is(config_file, video_folder, whole_run, caplog):

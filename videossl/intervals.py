@@ -21,7 +21,9 @@ ENOUGH_VIDEOS = 10
 
 def too_few(num_videos: int, what: str = "videos") -> str:
     """`6 videos: too few to tell`, where an interval over them means little; else empty."""
-    return f"{num_videos} {what}: too few to tell" if num_videos < ENOUGH_VIDEOS else ""
+    if num_videos >= ENOUGH_VIDEOS:
+        return ""
+    return f"{num_videos} {what.removesuffix('s') if num_videos == 1 else what}: too few to tell"
 
 
 class Interval(NamedTuple):
