@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from videossl.audit import probes
 from videossl.audit.classifier import Cheater, class_weights
-from videossl.audit.findings import Check, measure
+from videossl.audit.findings import Check, measure, sign_test
 from videossl.audit.labels import Places, dependence, label_checks, mutual_information
 from videossl.audit.split import split_checks
 from videossl.audit.swap import Judged, swap_check
@@ -148,6 +149,20 @@ def test_verdicts(accuracy, is_baseline, expected):
     assert verdict == expected
     few = videos < 5
     assert measure(right[few], np.ones(20), videos[few], chance=0.5)[1] == "too few videos"
+
+
+def test_nine_videos_that_a_rule_wins_are_no_luck_and_eight_may_be():
+    for won, expected in ((9, "leaks"), (8, "too few videos")):
+        right = np.repeat(np.arange(9) < won, 4).astype(float)
+        videos = np.repeat(np.arange(9), 4)
+        assert measure(right, np.ones(36), videos, chance=0.5)[1] == expected
+
+
+@pytest.mark.parametrize("won", range(10))
+def test_the_sign_test_is_the_binomial_one(won):
+    videos, right = np.arange(9), (np.arange(9) < won).astype(float)
+    expected = binomtest(won, 9, 0.5, alternative="greater").pvalue
+    assert sign_test(right, np.ones(9), videos, chance=0.5) == pytest.approx(expected)
 
 
 def test_the_same_clips_are_read_from_other_files(tmp_path, video_folder):

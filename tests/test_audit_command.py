@@ -180,7 +180,7 @@ def test_what_no_probe_knows_does_not_read_as_clean():
     task = TaskAudit("cpc", math.nan, [], Unknown().checks(), model=Interval(0.5, 0.4, 0.6))
     text = audit_text(Audit([], [], [task]))
     assert "Not looked at:\n\n- cpc: not audited: no probe knows" in text
-    assert "No leak was found in what was looked at." in text
+    assert "No leak was found in what was looked at. No cheat was tried." in text
     assert "above chance" not in text
     assert "its chance is not known" in text
     record = audit_record(Audit([], [], [task]), {})

@@ -14,6 +14,7 @@ from videossl.audit.battery import Audit, Options, run_battery
 from videossl.audit.control import control_rows
 from videossl.audit.findings import TaskAudit, standard_error
 from videossl.audit.probes import PROBES
+from videossl.audit.report import audit_text
 from videossl.audit.subject import Subject
 from videossl.config import Config, validate
 from videossl.data import dataset
@@ -247,3 +248,19 @@ def test_the_control_set_is_at_chance_raw_and_by_the_rules_and_not_at_heads(tmp_
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert control_rows(tmp_path, num_videos=4, seed=0)[0].verdict == "too few videos"
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+
+
+def test_brightness_that_rises_in_every_video_is_named_though_nine_are_held_out(tmp_path):
+    for seed in range(30):
+        frames = reversible_frames(seed, size=SIZE).astype(float)
+        rising = frames * 0.7 + np.linspace(0, 70, len(frames))[:, None, None, None]
+        path = tmp_path / "v" / f"{seed}.mp4"
+        write_video(path, rising.astype(np.uint8), frames_per_second=FRAMES_PER_SECOND)
+    manifest = tmp_path / "m.parquet"
+    groups = ["--group-regex", r"^(\d+)"]
+    assert main(["scan", str(tmp_path / "v"), "-o", str(manifest), "--workers", "1", *groups]) == 0
+    audit, task = audited(manifest, tmp_path / "out", holdout_fraction=0.3)
+    assert task.num_videos == 9
+    assert task.least_found is None
+    assert verdicts(task, "P2")["mean luma of each frame"] == "leaks"
+    assert audit_text(audit).startswith("Leaks:\n\n- arrow_of_time: P")

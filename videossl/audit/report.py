@@ -19,6 +19,7 @@ def audit_record(audit: Audit, facts: Mapping[str, Any]) -> dict[str, Any]:
             "chance": task.chance,
             "cheats": [asdict(cheat) for cheat in task.cheats],
             "checks": [asdict(check) for check in task.checks],
+            "least_accuracy_found": task.least_found,
             "best_cheap_cheat": asdict(task.best_cheat) if task.best_cheat else None,
             "leaks": task.leaks,
             "model": _model_record(task),
@@ -40,6 +41,9 @@ def audit_record(audit: Audit, facts: Mapping[str, Any]) -> dict[str, Any]:
 def audit_text(audit: Audit) -> str:
     """The tables and sentences, in Markdown that reads well on a terminal too."""
     parts = []
+    leaks, unknown = audit.leaks, audit.unknown
+    if leaks:
+        parts.append("Leaks:\n\n" + "\n".join(f"- {leak}" for leak in leaks))
     if audit.control:
         parts.append("Control set, the same forward and backward by construction:")
         parts.append(_table([_row("control", cheat) for cheat in audit.control]))
@@ -51,17 +55,35 @@ def audit_text(audit: Audit) -> str:
     general = [f"- {c.says}" for c in audit.checks]
     if general:
         parts.append("\n".join(general))
-    leaks, unknown = audit.leaks, audit.unknown
     if unknown:
         parts.append("Not looked at:\n\n" + "\n".join(f"- {what}" for what in unknown))
-    if leaks:
-        parts.append("Leaks:\n\n" + "\n".join(f"- {leak}" for leak in leaks))
-    else:
-        where = " in what was looked at" if unknown else ""
-        parts.append(
-            f"No leak was found{where}. That nothing was found does not show that there is none."
-        )
+    tried = [task for task in audit.tasks if task.num_videos]
+    if tried:
+        parts.append(_what_could_be_found(tried))
+    where = " in what was looked at" if unknown else ""
+    if not leaks and any(task.least_found for task in tried):
+        parts.append(f"No leak as large as that was found{where}. Smaller ones may be there.")
+    elif not leaks and tried:
+        parts.append("Whether there are leaks cannot be told of so few videos.")
+    elif not leaks:
+        parts.append(f"No leak was found{where}. No cheat was tried.")
     return "\n\n".join(parts)
+
+
+def _what_could_be_found(tasks: Sequence[TaskAudit]) -> str:
+    """Of each task, how far a cheat must get to be told from luck."""
+    lines = []
+    for task in tasks:
+        least = task.least_found
+        if least is None:
+            said = f"{task.num_videos} held-out videos: only a cheat that wins nine of nine could be named"
+        else:
+            said = (
+                f"a cheat that answers {least:.2f} of the questions would have been named "
+                f"(chance {task.chance:.2f}, {task.num_videos} held-out videos)"
+            )
+        lines.append(f"- {task.task}: {said}")
+    return "How small a leak could be seen:\n\n" + "\n".join(lines)
 
 
 def task_lines(task: TaskAudit) -> list[str]:
