@@ -43,6 +43,7 @@ def write_clip(out: Path, name: str) -> None:
 def record_of(rows: dict[str, Any]) -> dict[str, Any]:
     return {
         "command": "videossl track",
+        "main_row": "trained",
         "checkpoint": "runs/<b>mine</b>",
         "davis": "data/DAVIS",
         "split": "val",

@@ -63,5 +63,5 @@ def test_real_videos_become_an_exported_encoder_its_features_tracks_and_a_report
     assert len(set(feature)) > 1
     page = Path("report.html").read_text()
     assert "<h2>Tracking</h2>" in page
-    assert "<td>run (mine.safetensors)</td><td>davis val</td><td>trained</td>" in page
+    assert "<td>run (mine.safetensors)</td><td>davis val</td><td>mine</td>" in page
     assert 'src="data:video/mp4;base64,' in page

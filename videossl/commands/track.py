@@ -248,7 +248,7 @@ def _track(args: argparse.Namespace) -> int:
         record |= _judge(args, main_row, results, scores, videos)
     record |= {"complete": True, "rows": results}
     write_json(args.out / RESULT, record)
-    write_page(args.out, record, main_row=main_row)
+    write_page(args.out, record)
     print(f"written to {args.out}, to be seen in {args.out / PAGE}")
     print_result(args, record)
     return 0

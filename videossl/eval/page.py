@@ -54,18 +54,17 @@ def write_page(
     out: Path,
     record: Mapping[str, Any],
     *,
-    main_row: str,
     embed_bytes: int = EMBED_BYTES,
     date: datetime | None = None,
 ) -> Path:
     """Writes `out/index.html` about a finished run and returns its path.
 
     `record` is what stands in result.json. Of each sequence are shown, where they exist: `comparison/<name>.mp4`, else
-    `overlay/<name>.mp4`; `overlay/<name>.png`; `attention/<name>/*.png`; and the scores of `main_row`, those of the other
-    rows faint behind. Videos of more than `embed_bytes` together stay outside, referred to by relative paths. `date` is
-    that of the page, now by default.
+    `overlay/<name>.mp4`; `overlay/<name>.png`; `attention/<name>/*.png`; and the scores of its `main_row`, those of the
+    other rows faint behind. Videos of more than `embed_bytes` together stay outside, referred to by relative paths.
+    `date` is that of the page, now by default.
     """
-    rows = record.get("rows", {})
+    rows, main_row = record.get("rows", {}), record["main_row"]
     scored = {name: row for name, row in rows.items() if "per_object" in row}
     sequences = _sequences(out, scored.get(main_row, {}).get("per_object", {}))
     videos = [sequence.video for sequence in sequences if sequence.video is not None]
