@@ -185,6 +185,11 @@ def test_a_program_is_run_behind_the_interface_of_its_encoder(kind, written):
     for wrong in (clips.float(), clips[:, :, :1], clips.movedim(2, -1)):
         with pytest.raises(UserError, match="a video must be uint8 RGB"):
             program(wrong)
+    for wrong, remedy in ((clips.numpy(), "torch.from_numpy"), (None, "got NoneType")):
+        with pytest.raises(UserError, match=f"must be a torch tensor.*{remedy}"):
+            program(wrong)
+    with pytest.raises(UserError, match=r"swap time and channels with video\.transpose"):
+        program(clips.transpose(1, 2))
     with pytest.raises(UserError, match="gives features alone"):
         program.feature_maps(clips)
 

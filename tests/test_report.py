@@ -357,3 +357,11 @@ def test_tracks_of_a_video_of_ones_own_by_any_encoder_stand_under_its_name(tmp_p
     assert main(["report", *runs, "--results", str(tracked), "-o", str(page)]) == 0
     cells = f"<td>{named}</td><td>mine.mp4</td><td>{named}</td><td>not scored</td>"
     assert cells in page.read_text()
+
+
+def test_a_report_is_not_written_over_what_is_no_page(tmp_path, capsys):
+    run, manifest = make_run(tmp_path / "a", lr=0.1), tmp_path / "m.parquet"
+    manifest.write_bytes(b"PAR1")
+    assert main(["report", str(run), "-o", str(manifest)]) == 2
+    assert "name a file that ends in .html" in capsys.readouterr().err
+    assert manifest.read_bytes() == b"PAR1"

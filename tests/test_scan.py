@@ -349,10 +349,19 @@ def test_journal_of_another_version_is_not_believed(clips, tmp_path):
     assert len(scan_to(tmp_path / "m.parquet", clips)) == 8
 
 
-def test_manifest_that_is_none_is_written_over(clips, tmp_path, caplog):
+def test_a_file_that_is_no_manifest_is_not_written_over(clips, tmp_path, capsys):
+    """Such as a video, by a slip of the hand."""
+    out = tmp_path / "a.mp4"
+    out.write_text("something else")
+    assert main(["scan", str(clips), "-o", str(out)]) == 2
+    assert "a.mp4 is there and no manifest: name another file" in capsys.readouterr().err
+    assert out.read_text() == "something else"
+
+
+def test_a_damaged_manifest_is_written_anew(clips, tmp_path, caplog):
     caplog.set_level("INFO", logger="videossl")
     out = tmp_path / "m.parquet"
-    out.write_text("something else")
+    out.write_bytes(b"PAR1 and what a failing disk has left")
     assert len(scan_to(out, clips)) == 8
     assert "is not a Parquet file" in caplog.text
 

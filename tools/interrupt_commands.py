@@ -113,7 +113,7 @@ def interrupted(words: list[str], delay: float) -> tuple[str, str]:
     lines = [line for line in said.splitlines() if line.startswith(f"videossl {words[0]}: ")]
     if process.returncode == 130 and len(lines) == 1 and "Traceback" not in said:
         return f"right{' and saved' if 'is saved' in lines[0] else ''}", f"{seconds:.1f} s"
-    is_done = "wrote " in said or "written to " in said
+    is_done = any(word in said for word in ("wrote ", "written to ", " features of "))
     if is_done and (
         process.returncode == -signal.SIGINT
         or (process.returncode == 0 and seconds < ENDING_SECONDS)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from videossl.config import load_config, validate
+from videossl.config import Config, load_config, validate
 from videossl.data.manifest_file import check_is_there
 from videossl.decode.urls import is_url
 from videossl.models.encoder_sources import CHECKPOINTS, checkpoints, find_checkpoint
@@ -11,7 +11,7 @@ from videossl.pretext import check_known
 from videossl.pretext.settings import CONFIGS
 
 
-def check_config(given: str | Path, overrides: Sequence[str]) -> None:
+def check_config(given: str | Path, overrides: Sequence[str]) -> Config:
     """Raises UserError as `load_config` does, and for wrong settings of tasks, and manifests and weights that are not there.
 
     A task from outside of videossl is checked where it is imported.
@@ -29,3 +29,4 @@ def check_config(given: str | Path, overrides: Sequence[str]) -> None:
     )  # which is then read in place of init
     if config.encoder.init is not None and not is_url(config.encoder.init) and not is_begun:
         find_checkpoint(config.encoder.init)
+    return config

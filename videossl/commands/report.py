@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from videossl.report.run_record import read_run
     from videossl.whole_file import write_text
 
+    if args.out.suffix.lower() not in (".html", ".htm"):  # nothing else is overwritten by a slip
+        raise UserError(f"-o {args.out}: a report is a page, name a file that ends in .html")
     check_writable_file(args.out, option="-o")
     runs = [read_run(folder) for folder in args.runs]
     runs = [replace(run, results=own_results(run, runs)) for run in runs]

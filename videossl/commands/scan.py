@@ -81,6 +81,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLE
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for a file that is no manifest: a slip of the hand would cost a video."""
+    out = Path(args.out)
+    if out.is_file() and out.stat().st_size:
+        with out.open("rb") as file:
+            if file.read(4) != b"PAR1":
+                raise UserError(
+                    f"-o {out} is there and no manifest: name another file, or delete this one"
+                )
+
+
 @locks_file
 def run(args: argparse.Namespace) -> int:
     """Scans, writes the manifest and returns 0, or 1 if not one video is sound."""

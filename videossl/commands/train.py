@@ -60,7 +60,13 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--config is needed: a name such as real_small, or a file of your own")
     from videossl.commands.given_config import check_config
 
-    check_config(args.config, args.overrides)
+    config = check_config(args.config, args.overrides)
+    if config.data.manifest is None:
+        raise UserError(
+            "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
+        )
+    if Path(config.out).is_file():
+        raise UserError(f"out={config.out} is a file: name a folder")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,7 +134,8 @@ def print_estimate(config: "Config", world: "World", watchdog: "Watchdog") -> No
     check_run_folder(config)
     with TemporaryDirectory() as folder:  # of each rank its own
         (Path(folder) / "run").mkdir()
-        there = config.model_copy(update={"out": f"{folder}/run"})
-        text = dry_run(Trainer(there, world, watchdog=watchdog))
+        steps = config.train.model_copy(update={"steps": max(2, config.train.steps)})
+        there = config.model_copy(update={"out": f"{folder}/run", "train": steps})
+        text = dry_run(Trainer(there, world, watchdog=watchdog), config.train.steps)
     if world.is_main:
         print(text.replace(there.out, config.out))

@@ -10,8 +10,8 @@ from videossl.engine.status_lines import duration, first_lines, peak_memory_gib
 from videossl.engine.trainer import Trainer
 
 
-def dry_run(trainer: Trainer) -> str:
-    """Takes two optimiser steps and says how long the run would take, in what memory, and what checkpoints need.
+def dry_run(trainer: Trainer, num_steps: int) -> str:
+    """Takes two optimiser steps and says how long a run of `num_steps` would take, in what memory, with what checkpoints.
 
     The first step holds what happens once (workers start, kernels are chosen); the second is what a step takes. The
     trainer is used up by it.
@@ -34,7 +34,7 @@ def dry_run(trainer: Trainer) -> str:
     return (
         f"{lines}\n"
         f"dry run: first step {first:.2f} s, second {second:.2f} s ({100 * waited / second:.0f} % waiting for data)\n"
-        f"time: about {duration(config.train.steps * second)} for {config.train.steps} steps, without evaluations\n"
+        f"time: about {duration(num_steps * second)} for {num_steps} steps, without evaluations\n"
         f"memory {place}: {peak_memory_gib(trainer.world.device):.2f} GiB at most so far\n"
         f"checkpoints: {mib:.1f} MiB each, {config.train.keep_checkpoints} kept\n"
         "nothing was written"

@@ -109,14 +109,29 @@ class VideoEncoder(nn.Module):
 
 def check_video(video: Tensor) -> None:
     """Raises UserError for videos of another shape or type than encoders take."""
+    if not isinstance(video, Tensor):
+        hint = "; torch.from_numpy makes one of an array" if hasattr(video, "__array__") else ""
+        raise UserError(f"a video must be a torch tensor, got {type(video).__name__}{hint}")
     if video.dtype != torch.uint8 or video.ndim not in (4, 5) or video.shape[-3] != 3:
         raise UserError(
             f"a video must be uint8 RGB (N, T, 3, H, W) or (T, 3, H, W), got {video.dtype} {tuple(video.shape)}"
-            + ("; move the channels with video.movedim(-1, -3)" if video.shape[-1:] == (3,) else "")
+            + _remedy(video)
         )
     frames, _, height, width = video.shape[-4:]
     if frames == 0 or height == 0 or width == 0:
         raise UserError(f"a video must have a frame and a pixel at least, got {tuple(video.shape)}")
+
+
+def _remedy(video: Tensor) -> str:
+    if video.dtype != torch.uint8:
+        return ": give pixels from 0 to 255 as uint8"
+    if video.shape[-1:] == (3,):
+        return "; move the channels with video.movedim(-1, -3)"
+    return (
+        "; swap time and channels with video.transpose(-4, -3)"
+        if video.shape[-4:-3] == (3,)
+        else ""
+    )
 
 
 def _centre(frames: Tensor, size: int) -> Tensor:
