@@ -85,7 +85,7 @@ def test_the_settings_of_all_tasks_of_the_package_stand_together():
 
 def test_the_encoders_that_a_config_may_name_are_those_that_there_are():
     for name in ENCODERS:
-        load_config("demo", ["out=x", f"encoder.name={name}"])
+        assert load_config("demo", ["out=x", f"encoder.name={name}"]).encoder.name == name
 
 
 def test_a_config_of_the_package_goes_by_its_name_in_any_folder(tmp_path, monkeypatch):

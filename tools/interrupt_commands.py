@@ -67,11 +67,11 @@ def commands(folder: Path, out: Path) -> dict[str, list[str]]:
     return {name: text.split() for name, text in words.items()}
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """In a process group of its own, with a Ctrl-C that works whatever started us."""
+def start(command: list[str], output: int = subprocess.PIPE) -> subprocess.Popen[str]:
+    """Starts it in a session of its own, with a Ctrl-C that works whatever started us."""
     return subprocess.Popen(
-        [*VIDEOSSL, *words],
-        stdout=subprocess.PIPE,
+        command,
+        stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
@@ -94,7 +94,7 @@ def left_of(session: int) -> list[str]:
 
 def interrupted(words: list[str], delay: float) -> tuple[str, str]:
     """How a command ends that gets Ctrl-C after `delay` seconds, and what it said."""
-    process = start(words)
+    process = start([*VIDEOSSL, *words])
     with suppress(subprocess.TimeoutExpired):
         process.wait(delay)
         return TOO_LATE, ""

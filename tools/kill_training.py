@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from interrupt_commands import left_of
+from interrupt_commands import left_of, start
 
 CONFIG = """
 encoder: {name: tiny}
@@ -65,15 +65,9 @@ WAYS: dict[str, Callable[[int], None]] = {
 }
 
 
-def start(words: Sequence[str]) -> subprocess.Popen[bytes]:
-    """In a session of its own, with a Ctrl-C that works whatever started us."""
-    return subprocess.Popen(
-        [*RUN, *words],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def run(words: Sequence[str]) -> int:
+    """The exit code of a training that nobody ends."""
+    return start([*RUN, *words], subprocess.DEVNULL).wait()
 
 
 def outcome(out: Path) -> dict[str, Any]:
@@ -104,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 def ended(words: Sequence[str], way: Callable[[int], None], delay: float) -> str:
     """Starts the command and ends it that way after so many seconds; says what was left, if anything."""
-    process = start(words)
+    process = start([*RUN, *words], subprocess.DEVNULL)
     with suppress(subprocess.TimeoutExpired):
         process.wait(delay)
         return "too late"
@@ -145,14 +139,14 @@ def main() -> None:
             return ["train", *given, f"out={out}"]
 
         begin = time.monotonic()
-        assert start(command(folder / "whole")).wait() == 0
+        assert run(command(folder / "whole")) == 0
         seconds, whole = time.monotonic() - begin, outcome(folder / "whole")
         print(f"a run left alone takes {seconds:.1f} s", flush=True)
         while counts.total() < args.kills:
             way = list(WAYS)[counts.total() % len(WAYS)]
             delay, out = chooser.uniform(0, seconds), folder / f"run{counts.total()}"
             ending = ended(command(out), WAYS[way], delay)
-            again = start(command(out)).wait()
+            again = run(command(out))
             if not ending:
                 found = outcome(out) if again == 0 else {}
                 different = [key for key in whole if found.get(key) != whole[key]]

@@ -71,7 +71,7 @@ def audit_text(audit: Audit) -> str:
 
 
 def _what_could_be_found(tasks: Sequence[TaskAudit]) -> str:
-    """Of each task, how far a cheat must get to be told from luck."""
+    """How far a cheat must get on each task to be told from luck."""
     lines = []
     for task in tasks:
         least = task.least_found

@@ -30,13 +30,6 @@ def _manifest(option: str, given: str | Path) -> None:
     check_is_there(Path(given))
 
 
-def _config(option: str, given: str | Path) -> None:
-    from videossl.config import config_file
-
-    if not (path := config_file(given)).is_file():
-        raise UserError(f"{option} {path}: no such file")
-
-
 def _file(option: str, given: str | Path) -> None:
     if not Path(given).is_file():
         raise UserError(f"{option} {given}: no such file")
@@ -48,7 +41,6 @@ def _folder(option: str, given: str | Path) -> None:
 
 
 CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "config": _config,
     "checkpoint": _encoder,
     "manifest": _manifest,
     "video": _file,

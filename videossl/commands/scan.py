@@ -99,11 +99,12 @@ def run(args: argparse.Namespace) -> int:
     from videossl.data.journal import Journal
     from videossl.data.listing import find_videos
     from videossl.data.overlap import read_footage
+    from videossl.data.pack_settings import SETTINGS
     from videossl.data.signature_file import SignatureFile
 
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
-    if any((Path(source) / "pack.json").is_file() for source in args.sources):
+    if any((Path(source) / SETTINGS).is_file() for source in args.sources):
         return _scan_pack(args)
     footage = find_footage(args.without_footage or ())
     found = find_videos(args.sources, labels=args.labels, group_pattern=args.group_regex)

@@ -21,7 +21,7 @@ from videossl.errors import UserError
 from videossl.eval.output_folder import rows_written
 from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
 from videossl.eval.presets import parse_overrides, preset
-from videossl.models.encoder_sources import TRACK_SMALL, encoder_name
+from videossl.models.encoder_sources import TRACK_SMALL, encoder_name, name_beside
 from videossl.output_lock import writing_to_folder
 from videossl.workers import num_cores
 
@@ -269,7 +269,7 @@ def _encoder_name(args: argparse.Namespace) -> str:
         name = Path(args.features).resolve().name
     else:
         name = args.features.replace(":", ".")
-    return f"{name}_encoder" if name in FIXED else name
+    return name_beside(name, FIXED)
 
 
 def _judge(

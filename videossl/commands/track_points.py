@@ -201,7 +201,7 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     from videossl.eval.point_tracking import track_videos
     from videossl.eval.points import check_protocol
     from videossl.eval.presets import parse_overrides, preset
-    from videossl.models.encoder_sources import encoder_name
+    from videossl.models.encoder_sources import encoder_name, name_beside
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     check_protocol(protocol)
@@ -214,8 +214,7 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
     if "untrained" in args.baselines:
         fresh = restore_encoder(args.checkpoint, untrained_seed=0)
         extractors["untrained"] = EncoderFeatures(fresh, stage=trained.stage, device=device)
-    name = encoder_name(args.checkpoint)
-    extractors[f"{name}_encoder" if name in OWNED else name] = trained
+    extractors[name_beside(encoder_name(args.checkpoint), OWNED)] = trained
     lab_protocol = replace(protocol, temperature=LAB_PATCH_TEMPERATURE, normalize=True)
     both_ways = args.query_mode == "strided"
     return {

@@ -59,12 +59,10 @@ def check(args: argparse.Namespace) -> None:
     if args.config is None:
         raise UserError("--config is needed: a name such as real_small, or a file of your own")
     from videossl.commands.given_config import check_config
+    from videossl.data.manifest_file import given_manifest
 
     config = check_config(args.config, args.overrides)
-    if config.data.manifest is None:
-        raise UserError(
-            "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
-        )
+    given_manifest(config.data.manifest)
     if Path(config.out).is_file():
         raise UserError(f"out={config.out} is a file: name a folder")
 
@@ -110,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def print_settings(task: str) -> int:
-    """Of a run, or of the task of this name."""
+    """Prints the settings of a run, or of the task of this name."""
     from videossl.commands.settings import setting_lines
     from videossl.config import Config
 

@@ -7,6 +7,15 @@ from videossl.errors import UserError
 REMEDY = "make one with `videossl scan DIR -o manifest.parquet`"
 
 
+def given_manifest(path: str | None) -> Path:
+    """The manifest of a config. Raises UserError where it has none."""
+    if path is None:
+        raise UserError(
+            "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
+        )
+    return Path(path)
+
+
 def check_is_there(path: str | Path) -> None:
     """Raises UserError unless there is a file; what is in it `read_manifest` sees."""
     path = Path(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from videossl.data.manifest import VideoEntry
-from videossl.data.pack_settings import PackSettings
+from videossl.data.pack_settings import SETTINGS, PackSettings
 from videossl.data.pack_shard import (
     ROWS,
     ShardWriter,
@@ -135,7 +135,7 @@ def claim_folder(
         "num_videos": len(rows),
         "videos": _digest(manifest, rows),
     }
-    path = folder / "pack.json"
+    path = folder / SETTINGS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from videossl.errors import UserError
 
+SETTINGS = "pack.json"  # in a packed folder: what its shards were made of, and how
+
 
 @dataclass(frozen=True)
 class PackSettings:

@@ -101,7 +101,7 @@ class Manifest(Sequence[VideoEntry]):
             yield pc.if_else(is_whole, path, member), batch["group"]
 
     def digest(self) -> str:
-        """Of the file that was read: another one with each change."""
+        """The SHA-256 of the file that was read: another one with each change."""
         try:
             with Path(self.path).open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,6 +10,7 @@ import torch
 
 from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
+from videossl.data.manifest_file import given_manifest
 from videossl.data.sampling import SamplingRules
 from videossl.data.table import Manifest, read_manifest
 from videossl.data.transforms import Augmentation
@@ -100,11 +101,7 @@ def build_datasets(
 
     The split is that of the run in folder `run`, where it has one: see `split_of_run`.
     """
-    if config.data.manifest is None:
-        raise UserError(
-            "data.manifest is not set; run `videossl scan DIR -o manifest.parquet` and pass data.manifest=..."
-        )
-    manifest = read_manifest(Path(config.data.manifest))
+    manifest = read_manifest(given_manifest(config.data.manifest))
     split = split_of_run(
         manifest, config.data.holdout_fraction, config.seed, run=run, may_change=may_change
     )

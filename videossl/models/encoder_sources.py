@@ -5,6 +5,7 @@ beside it: what it was trained on, how, what it measures, where it fails.
 """
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from videossl.errors import UserError
@@ -40,6 +41,11 @@ def encoder_name(source: str | Path) -> str:
         return path.stem
     is_step = CHECKPOINT_NAME.fullmatch(path.name)
     return f"{path.parent.parent.name}_{f'step{step_of(path)}' if is_step else path.stem}"
+
+
+def name_beside(name: str, taken: Collection[str]) -> str:
+    """The name of an encoder's row among what else is written there, of which it takes no name."""
+    return f"{name}_encoder" if name in taken else name
 
 
 def checkpoints(folder: Path) -> list[Path]:
