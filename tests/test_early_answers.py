@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from videossl.__main__ import main
 from videossl.config import FOLDER, load_config
@@ -35,7 +36,8 @@ CONFIG = ("train", "--config", "real_small", "out=x")
     [
         (("train", "--config", "real_smal"), "did you mean 'real_small'"),
         (("train", "--config", "no/where.yaml"), "no/where.yaml"),
-        ((*CONFIG, "data.manifst=x"), "data.manifst is not a setting; did you mean 'manifest'?"),
+        ((*CONFIG, "data.manifst=x"), "data.manifst is not a setting; did you mean data.manifest?"),
+        ((*CONFIG, "lr=1"), "lr is not a setting; did you mean optim.lr?"),
         ((*CONFIG, "tasks.colorization.crop=3"), "tasks.colorization.crop is not a setting"),
         ((*CONFIG, "tasks.colorisation={}"), "did you mean 'colorization'?"),
         ((*CONFIG, "tasks.colorization.stage=res9"), "tasks.colorization.stage: got 'res9'"),
@@ -64,6 +66,21 @@ def test_a_wrong_word_is_answered_without_torch(arguments, answer, tmp_path):
     code, line = torchless(*arguments, folder=tmp_path)
     assert code == 2
     assert answer in line
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_folder_that_is_no_run_or_another_run_is_refused_without_torch(tmp_path, dry):
+    given = ("train", "--config", "real_small", f"data.manifest={tmp_path}/m.parquet", *dry)
+    (tmp_path / "m.parquet").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    code, line = torchless(*given, f"out={tmp_path}/other")
+    assert (code, "is not empty and holds no run" in line) == (2, True)
+    begun = load_config("real_small", ["out=x", f"data.manifest={tmp_path}/m.parquet"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(begun.model_dump(mode="json")))
+    code, line = torchless(*given, f"out={tmp_path}/run", "seed=3")
+    assert (code, "seed was 0, is 3" in line) == (2, True)
 
 
 @pytest.mark.parametrize("task", ["", "cpc"])

@@ -375,3 +375,8 @@ def test_digest_of_files_is_over_the_bytes_of_their_names(odd_names):
         expected.update(os.fsencode(f"{root}/{name}"))
         expected.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     assert files_digest([Path(root, name) for name in names]) == expected.hexdigest()
+
+
+def test_a_manifest_is_not_taken_for_a_video(tmp_path):
+    with pytest.raises(UserError, match="a manifest is what scan writes"):
+        find_videos([tmp_path / "videos.parquet"])

@@ -11,6 +11,7 @@ import pytest
 from test_no_process_left import commands  # noqa: F401
 
 from videossl.__main__ import main
+from videossl.errors import UserError
 from videossl.leftovers import is_system_leftover
 from videossl.output_lock import IN_FOLDER, writing_file, writing_to_folder
 
@@ -53,7 +54,8 @@ def lock_of(command: str, out: Path) -> Path:
 def test_a_second_writer_is_refused_and_changes_nothing(command, commands, hold, tmp_path, capsys):  # noqa: F811
     out = tmp_path / "out"
     out.mkdir()
-    (out / "result.json").write_text("{}")
+    if command != "train":  # which refuses a folder that is no run's for that reason
+        (out / "result.json").write_text("{}")
     hold(lock_of(command, out))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert main(commands(command, out)) == 2
@@ -114,3 +116,14 @@ def test_a_place_without_locks_is_said_once_and_written(tmp_path, monkeypatch, c
         (tmp_path / "out" / "x").touch()
     (said,) = caplog.messages
     assert "No locks available" in said
+
+
+def test_a_file_in_place_of_the_folder_is_said(tmp_path):
+    file = tmp_path / "m.parquet"
+    file.write_bytes(b"mine")
+    with (
+        pytest.raises(UserError, match="is a file: name a folder"),
+        writing_to_folder(file),
+    ):
+        pass
+    assert file.read_bytes() == b"mine"

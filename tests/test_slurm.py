@@ -76,7 +76,7 @@ def test_a_job_that_fails_is_not_requeued(cluster, video_folder, tmp_path):
         ["bash", str(SCRIPT), *run], env=cluster, capture_output=True, text=True, check=False
     )
     assert job.returncode == 1
-    assert "optim.lrr is not a setting; did you mean 'lr'?" in job.stderr
+    assert "optim.lrr is not a setting; did you mean optim.lr?" in job.stderr
     assert not (tmp_path / "requeued").exists()
 
 

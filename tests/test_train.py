@@ -184,7 +184,7 @@ def test_a_run_older_than_a_setting_goes_on_with_its_default(
         ("tasks.order_verification.min_gap_seconds=20", "cannot hold"),
         ("device=cuda", "torch sees no GPU"),
         ("encoder.name=vit", "input should be 'tiny', "),
-        ("train.stepz=1", "train.stepz is not a setting; did you mean 'steps'?"),
+        ("train.stepz=1", "train.stepz is not a setting; did you mean train.steps?"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_exit_code_2(

@@ -299,15 +299,37 @@ def _explain(model: type[BaseModel], error: ValidationError, path: str) -> str:
     location = [str(part) for part in first["loc"]]
     key = ".".join([path, *location] if path else location)
     if first["type"] == "extra_forbidden":
-        known = sorted(_section_at(model, location[:-1]).model_fields)
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(known)}"
-        text = f"{key} is not a setting; {hint}"
+        text = f"{key} is not a setting; {_hint(model, location, path)}"
     elif first["type"] == "missing":
         text = f"{key} is not set and has no default; pass {key}=... or write it into the config"
     else:
         text = f"{key}: got {first['input']!r}; {first['msg'][:1].lower()}{first['msg'][1:]}"
     return text + (f" (and {len(details) - 1} more)" if len(details) > 1 else "")
+
+
+def _hint(model: type[BaseModel], location: Sequence[str], path: str) -> str:
+    """The setting that a wrong key was meant to be: of its own section, or of the same name in another one."""
+    section = _section_at(model, location[:-1])
+    prefix = [path] * bool(path) + list(location[:-1])
+    keys = {name: ".".join([*prefix, name]) for name in section.model_fields}
+    near = difflib.get_close_matches(location[-1], keys, n=1)
+    elsewhere = [key for key in _dotted(model, path) if key.rpartition(".")[2] == location[-1]]
+    if elsewhere:
+        return f"did you mean {' or '.join(elsewhere)}?"
+    return f"did you mean {keys[near[0]]}?" if near else f"allowed: {', '.join(sorted(keys))}"
+
+
+def _dotted(model: type[BaseModel], path: str) -> list[str]:
+    """The keys of all settings, sections within sections too."""
+    keys = []
+    for name, field in model.model_fields.items():
+        key = f"{path}.{name}" if path else name
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += _dotted(section, key)
+        else:
+            keys.append(key)
+    return keys
 
 
 def _section_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel]:

@@ -40,8 +40,10 @@ def is_lock(path: Path) -> bool:
 def writing_to_folder(folder: Path) -> Iterator[None]:
     """Locks a folder for the block; it is made, and goes again where nothing was written.
 
-    Raises UserError, having changed nothing, while another process has it locked.
+    Raises UserError, having changed nothing, while another process has it locked, and where a file has its name.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file: name a folder")
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         with _locked(folder, folder / IN_FOLDER):

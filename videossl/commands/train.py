@@ -60,11 +60,11 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--config is needed: a name such as real_small, or a file of your own")
     from videossl.commands.given_config import check_config
     from videossl.data.manifest_file import given_manifest
+    from videossl.engine.run_folder import check_run_folder
 
     config = check_config(args.config, args.overrides)
     given_manifest(config.data.manifest)
-    if Path(config.out).is_file():
-        raise UserError(f"out={config.out} is a file: name a folder")
+    check_run_folder(config)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,10 +126,8 @@ def print_settings(task: str) -> int:
 def print_estimate(config: "Config", world: "World", watchdog: "Watchdog") -> None:
     """Two steps in a folder of their own, which goes away."""
     from videossl.engine.dry_run import dry_run
-    from videossl.engine.run_folder import check_run_folder
     from videossl.engine.trainer import Trainer
 
-    check_run_folder(config)
     with TemporaryDirectory() as folder:  # of each rank its own
         (Path(folder) / "run").mkdir()
         steps = config.train.model_copy(update={"steps": max(2, config.train.steps)})

@@ -130,6 +130,10 @@ def _videos_of(
     by_folder: bool,
 ) -> Iterator[Listed]:
     source = local_path(source)
+    if source.lower().endswith(".parquet"):
+        raise UserError(
+            f"{source}: a manifest is what scan writes; name the folders, files or lists of the videos themselves"
+        )
     if list_ending(source) and not (not is_url(source) and Path(source).is_dir()):
         yield from _listed_videos(source, roots)
     elif is_url(source):

@@ -1,4 +1,7 @@
-"""The folder of a run: made once, resumed when the config agrees, refused with the options spelled out when not."""
+"""The folder of a run: made once, resumed when the config agrees, refused with the options spelled out when not.
+
+What takes torch is imported where it is used, so that a folder can be refused before torch is loaded.
+"""
 
 import logging
 import platform
@@ -7,14 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pydantic import ValidationError
 
 from videossl.config import Config, read_yaml
-from videossl.distributed import barrier
-from videossl.engine.checkpoint import drop_unfinished
-from videossl.engine.optim import scheduled_lr
 from videossl.errors import UserError
 from videossl.models.encoder_sources import checkpoints, step_of
 from videossl.output_lock import is_lock
@@ -57,6 +56,8 @@ def open_run_folder(config: Config, *, is_main: bool) -> None:
 
     Raises UserError if the folder holds something else, saying which setting differs and what can be done.
     """
+    from videossl.distributed import barrier
+
     check_run_folder(config)
     barrier()  # no rank looks at what the main one is making
     out = Path(config.out)
@@ -79,6 +80,9 @@ def check_run_folder(config: Config) -> None:
 
 def _make(out: Path, config: Config) -> None:
     """The config is the first to be there, whole: without it the folder is no run's, and is refused."""
+    from videossl.engine.checkpoint import drop_unfinished
+    from videossl.engine.optim import scheduled_lr
+
     if not (out / CONFIG_NAME).exists():
         _write_config(out, config)
         write_json(out / "env.json", environment())
@@ -158,6 +162,8 @@ def _at(values: Any, path: tuple[str, ...]) -> Any:
 
 def environment() -> dict[str, Any]:
     """Versions, machine and revision: what is needed to explain a number later."""
+    import torch
+
     packages: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
