@@ -5,15 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.errors import UserError
 from videossl.eval.attention_picture import (
     TILE_HEIGHT,
     cell_of_pixel,
     draw_attention,
     draw_heat,
+    draw_object_attention,
     gather_reading,
     reading_weights,
 )
@@ -60,31 +61,6 @@ def test_weights_are_what_the_memory_of_propagation_reads(name, query_index, rad
         torch.testing.assert_close(found, copied[:, :, :, cell[0], cell[1]])
 
 
-def test_no_more_frames_are_taken_than_needed():
-    taken = []
-
-    def counted():
-        for index, feature in enumerate(features()):
-            taken.append(index)
-            yield feature
-
-    gather_reading(counted(), 4, preset("videossl"))
-    assert taken == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("query_index", "name", "message"),
-    [
-        (0, "videossl", "frame 0 reads no other"),
-        (T, "videossl", f"frame {T} does not exist: the last is {T - 1}"),
-        (3, "mast", "align_after=none"),
-    ],
-)
-def test_frames_and_protocols_without_a_picture_fail(query_index, name, message):
-    with pytest.raises(UserError, match=message):
-        gather_reading(features(), query_index, preset(name))
-
-
 @pytest.mark.parametrize("native_size", [(48, 72), (33, 47), (480, 854)])
 def test_a_pixel_lies_in_the_cell_that_covers_it(native_size):
     cells = (12, 18)
@@ -95,12 +71,6 @@ def test_a_pixel_lies_in_the_cell_that_covers_it(native_size):
         for x in (0, 3, width // 3, width - 1):
             row, column = cell_of_pixel((x, y), native_size, cells)
             assert row * 18 + column == covered[y, x]
-
-
-@pytest.mark.parametrize("pixel", [(-1, 0), (72, 0), (0, 48)])
-def test_a_pixel_outside_of_the_frame_fails(pixel):
-    with pytest.raises(UserError, match="outside of the frame, which is 72x48"):
-        cell_of_pixel(pixel, (48, 72), (12, 18))
 
 
 def test_heat_lies_on_the_cells_with_weight_alone():
@@ -128,3 +98,25 @@ def test_the_picture_shows_the_query_and_each_frame_it_reads():
     assert (tiles[1] == 60).all()
     assert (tiles[3] == 60).all()
     assert (tiles[2] != 60).any(2).sum() == (TILE_HEIGHT // H) * (tile_width // W)
+
+
+def test_the_innermost_pixel_of_the_largest_object_is_the_one_that_looks(tmp_path):
+    mask = np.zeros((40, 50), np.uint8)
+    mask[1:4, 1:4] = 1  # smaller
+    mask[10:31, 20:41] = 2
+    protocol = preset("crw", {"radius": "none"})
+    draw_object_attention(tmp_path / "clip", GreyFrames(), features()[:5], mask, protocol)
+    drawn = np.asarray(Image.open(tmp_path / "clip" / "frame 4.png"))
+    reading = gather_reading(features(), 4, protocol)
+    weights = reading_weights(reading, cell_of_pixel((30, 20), (40, 50), (H, W)), protocol)
+    np.testing.assert_array_equal(drawn, draw_attention(GreyFrames(), 4, (30, 20), weights))
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "objects", "protocol"), [(1, 1, "crw"), (5, 0, "crw"), (5, 1, "mast")]
+)
+def test_nothing_is_drawn_where_nothing_is_read(tmp_path, num_frames, objects, protocol):
+    mask = np.full((40, 50), objects, np.uint8)
+    given = features()[:num_frames]
+    draw_object_attention(tmp_path / "clip", GreyFrames(), given, mask, preset(protocol))
+    assert not (tmp_path / "clip").exists()

@@ -62,7 +62,6 @@ def test_a_machine_that_runs_these_tests_is_ready(here):
         "scan and read",
         "codec h264",
         "shared memory",
-        "processes",
     ):
         assert here[what]["state"] == "ok", here[what]
         assert here[what]["is_required"]
@@ -236,10 +235,10 @@ def test_little_memory_is_told(monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_makes_it_fail(tmp_path, monkeypatch, capsys):
-    def refuse(folder: Path) -> float:
+    def refuse(dir: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(machine, "write_speed", refuse)  # root may write anywhere
+    monkeypatch.setattr(machine.tempfile, "TemporaryFile", refuse)  # root may write anywhere
     monkeypatch.setattr(examination, "checks", lambda: [c for c in checks() if c.name == "folders"])
     assert main(["doctor", "--out", str(tmp_path / "new" / "runs")]) == 1
     out = capsys.readouterr().out
@@ -257,7 +256,7 @@ def test_a_file_in_place_of_the_folder_is_told(tmp_path):
 
 
 def test_writing_leaves_nothing_behind(tmp_path):
-    assert machine.write_speed(tmp_path) > 0
+    assert machine.writing(Place(tmp_path, (tmp_path,)))[0].state == "ok"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -375,16 +375,3 @@ def test_what_cannot_be_exported_fails_in_one_line(
     assert says in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_commands_take_an_exported_file(checkpoint, tmp_path, video_folder):
-    file = tmp_path / "e.safetensors"
-    assert main(["export", "--checkpoint", str(checkpoint), "-o", str(file)]) == 0
-    pictures = []
-    for source in (checkpoint, file):
-        out = tmp_path / f"{source.suffix}.png"
-        video = ["--video", str(video_folder.parent / "0.mp4"), "--frame", "3", "--pixel", "20,20"]
-        assert main(["attend", "--checkpoint", str(source), *video, "--out", str(out)]) == 0
-        pictures.append(out.read_bytes())
-    assert pictures[0] == pictures[1]

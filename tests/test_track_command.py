@@ -240,6 +240,7 @@ def test_a_second_run_leaves_nothing_of_the_first(
     shutil.copytree(checkpoint.parent, run / "checkpoints")
     assert track(run, davis, out, "--sequences", "bee", "--baselines", "lab") == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        "attention",
         "comparison",
         "index.html",
         "lab",

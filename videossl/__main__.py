@@ -23,8 +23,6 @@ COMMANDS = {
     "audit": "try to cheat on each pretext task before believing its accuracy",
     "track": "propagate first-frame masks with an encoder and score J and F",
     "track-points": "propagate points and joints with an encoder: BADJA, JHMDB, TAP-Vid",
-    "tune": "search the settings of label propagation on a train list",
-    "attend": "show where a pixel looks when labels are propagated",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",
     "report": "put runs on one page: curves, pictures, probes, tracking, settings",
     "completion": "print what a shell needs to complete commands and options",

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -217,6 +218,7 @@ def _track(args: argparse.Namespace) -> int:
     owned = (*OWNED, *rows_written(args.out / RESULT))
     check_folder(args.out, marker=RESULT, owned=owned)
     rows = make_rows(args, _encoder_name(args), protocol, device)
+    rows[-1] = replace(rows[-1], attention=args.out / "attention")
     main_row = rows[-1].name
     record = _record(args, main_row)
     begun = {

@@ -69,7 +69,6 @@ def checks() -> list[Check]:
             mend=machine.MORE_SHARED_MEMORY,
         ),
         Check("open files", machine.open_files, is_apart=False),
-        Check("processes", machine.processes, is_required=True),
         Check("folders", machine.writing, is_required=True, is_apart=False),
     ]
 

@@ -1,14 +1,13 @@
-"""What the machine gives: memory, shared memory, open files, cores, processes, and folders that can be written."""
+"""What the machine gives: memory, shared memory, open files, cores, and folders that can be written."""
 
 import multiprocessing
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 from videossl.doctor.rows import Place, Row, mib
-from videossl.workers import WorkerPool, can_fork, num_cores
+from videossl.workers import num_cores
 
 # Frames travel in anonymous memory, so that locks are all that /dev/shm must hold: a page each.
 LOCK_BYTES = 2**20
@@ -21,9 +20,6 @@ BASE_FILES = (
 FILES_A_WORKER = 4  # a socket, two ends of pipes, and one while it starts
 FREE_MEMORY_BYTES = 4 * 2**30  # a training process takes 1 to 2 GiB on a CPU, a worker some 100 MiB
 FREE_DISK_BYTES = 2**30
-WRITTEN_BYTES = 64 * 2**20
-WRITE_SECONDS = 3.0  # at most; what is written by then gives the speed
-SLOW_BYTES_PER_SECOND = 20 * 2**20  # a checkpoint of 300 MB then takes 15 s; chosen
 
 
 def shared_memory(place: Place) -> list[Row]:
@@ -88,29 +84,8 @@ def processor(place: Place) -> list[Row]:
     return [Row("processor", "ok", found)]
 
 
-def processes(place: Place) -> list[Row]:
-    """A worker process, as data loading starts it, really answers."""
-    with WorkerPool(abs, 1, timeout_seconds=30) as pool:
-        pool.submit("asked", -7)
-        outcomes = pool.wait(60)
-    if not outcomes or outcomes[0].value != 7:
-        cause = outcomes[0].failure.cause if outcomes and outcomes[0].failure else "no answer"
-        return [
-            Row(
-                "processes",
-                "broken",
-                f"a worker gives no answer: {cause}",
-                "train with data.num_workers=0",
-            )
-        ]
-    if can_fork():
-        return [Row("processes", "ok", "workers are forked; one answered")]
-    found = "no fork on this system: threads load data, a video that hangs a decoder stops the run"
-    return [Row("processes", "warning", found, "none needed; Linux does better")]
-
-
 def writing(place: Place) -> list[Row]:
-    """Room and speed of the folders that a user writes into."""
+    """Whether the folders that a user writes into can be written, and their free space."""
     return [_folder(target) for target in place.targets]
 
 
@@ -120,30 +95,16 @@ def _folder(target: Path) -> Row:
     if not folder.is_dir():
         return Row(what, "broken", f"{folder} is a file", "name a folder")
     try:
-        speed = write_speed(folder)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         free = shutil.disk_usage(folder).free
     except OSError as error:
         mend = "choose another folder, or mend its rights or its disk"
         return Row(what, "broken", f"cannot be written: {error.strerror or error}", mend)
-    found = f"{mib(free)} free, writes {mib(speed)}/s"
+    found = f"{mib(free)} free"
     if free < FREE_DISK_BYTES:
         return Row(what, "warning", found, "make room: a run's checkpoints alone take up to 1 GiB")
-    if speed < SLOW_BYTES_PER_SECOND:
-        return Row(what, "warning", found, "write to a local disk: checkpoints are waited for")
     return Row(what, "ok", found)
-
-
-def write_speed(folder: Path) -> float:
-    """Bytes per second, down to the disk. Raises OSError."""
-    block = os.urandom(2**20)
-    begin, written = time.perf_counter(), 0
-    with tempfile.TemporaryFile(dir=folder) as file:
-        while written < WRITTEN_BYTES and time.perf_counter() - begin < WRITE_SECONDS:
-            file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            written += len(block)
-    return written / (time.perf_counter() - begin)
 
 
 def shared_memory_space() -> tuple[int, int] | None:

@@ -1,16 +1,18 @@
 """Where a pixel of a frame looks: the weights with which label propagation reads for it, as heat over the frames read."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from videossl.drawing import Rgb, as_array
-from videossl.errors import UserError
+from videossl.drawing import Rgb, as_array, write_png
 from videossl.eval.frames import FrameSource
+from videossl.eval.mask_files import IndexMask
 from videossl.eval.memory import LabelMemory
 from videossl.eval.overlay import titled
 from videossl.eval.protocol import Protocol
@@ -31,46 +33,64 @@ class Reading:
     keys: Mapping[int, Tensor]  # by frame index
 
 
-def gather_reading(features: Iterable[Tensor], query_index: int, protocol: Protocol) -> Reading:
-    """What frame `query_index` reads if propagation began at frame 0; of `features` no more is taken than needed.
+def gather_reading(features: Sequence[Tensor], query_index: int, protocol: Protocol) -> Reading:
+    """What frame `query_index`, from 1 on, reads if propagation began at frame 0, whose features come first.
 
-    Raises UserError for a frame that reads nothing or does not exist, and for protocols whose windows move.
+    The protocol must not move its windows (`align_after`): which cells it reads then depends on the frames.
     """
-    if protocol.align_after is not None:
-        raise UserError(
-            "this protocol moves its windows, which is not drawn: give --set align_after=none"
-        )
-    if query_index < 1:
-        raise UserError(f"frame {query_index} reads no other: take one from 1 on")
+    assert query_index >= 1
+    assert protocol.align_after is None
     memory = LabelMemory(protocol)
     nothing = torch.zeros(1, 1, 1)
     for _ in range(query_index):
         memory.add(nothing, nothing)
     # What lies before the video is a copy of its first frame.
     read_indices = tuple(max(0, index) for index in memory.context_indices())
-    keys: dict[int, Tensor] = {}
-    num_frames = 0
-    for index, feature in enumerate(features):
-        num_frames += 1
-        if index in read_indices:
-            keys[index] = feature
-        if index == query_index:
-            return Reading(query_index, feature, read_indices, keys)
-    raise UserError(f"frame {query_index} does not exist: the last is {num_frames - 1}")
+    keys = {index: features[index] for index in sorted(set(read_indices))}
+    return Reading(query_index, features[query_index], read_indices, keys)
 
 
 def cell_of_pixel(
     pixel: tuple[int, int], native_size: tuple[int, int], cells: tuple[int, int]
 ) -> tuple[int, int]:
-    """The (row, column) among (h, w) cells that pixel (x, y) of an (H, W) frame lies in.
-
-    Raises UserError for a pixel outside of the frame.
-    """
+    """The (row, column) among (h, w) cells that pixel (x, y) of an (H, W) frame lies in."""
     (x, y), (height, width) = pixel, native_size
-    if not (0 <= x < width and 0 <= y < height):
-        raise UserError(f"pixel {x},{y} is outside of the frame, which is {width}x{height}")
     # By its centre: the sides of a cell need not be whole pixels.
     return int((y + 0.5) * cells[0] / height), int((x + 0.5) * cells[1] / width)
+
+
+def draw_object_attention(
+    folder: Path,
+    source: FrameSource,
+    features: Sequence[Tensor],
+    mask: IndexMask,
+    protocol: Protocol,
+) -> None:
+    """Writes `folder/frame N.png`: where the innermost pixel of the largest object looks in the last of these frames.
+
+    `features` are those of all frames from the first on, `mask` (H, W) is that of the last. Nothing is drawn of a single
+    frame or an empty mask, nor for protocols whose windows move.
+    """
+    query_index = len(features) - 1
+    if query_index < 1 or not mask.any() or protocol.align_after is not None:
+        return
+    reading = gather_reading(features, query_index, protocol)
+    pixel = _innermost(mask)
+    height, width = reading.query.shape[1:]
+    cell = cell_of_pixel(pixel, source.native_size, (height, width))
+    weights = reading_weights(reading, cell, protocol)
+    write_png(
+        folder / f"frame {query_index}.png", draw_attention(source, query_index, pixel, weights)
+    )
+
+
+def _innermost(mask: IndexMask) -> tuple[int, int]:
+    """The pixel (x, y) of the largest object that is farthest from the object's border."""
+    largest = int(np.bincount(mask[mask > 0]).argmax())
+    inside = np.pad(mask == largest, 1)  # what lies at the rim of the frame ends there
+    depth = distance_transform_edt(inside)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(x), int(y)
 
 
 def reading_weights(

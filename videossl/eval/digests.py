@@ -2,10 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-
-from videossl.eval.davis import DavisSequence
 
 
 def file_digest(path: Path) -> str:
@@ -22,8 +20,3 @@ def files_digest(paths: Iterable[Path]) -> str:
         facts = f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
         digest.update(os.fsencode(path) + facts)
     return digest.hexdigest()
-
-
-def tree_digest(sequences: Sequence[DavisSequence]) -> str:
-    """`files_digest` of all frames and masks."""
-    return files_digest(path for s in sequences for path in (*s.frame_paths, *s.mask_paths))

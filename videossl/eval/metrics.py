@@ -36,22 +36,6 @@ class Statistics:
         return asdict(self)
 
 
-def region_similarity(pred_mask: Mask, gt_mask: Mask) -> float:
-    """Intersection over union of two (H, W) bool masks in [0, 1]; 1 if both are empty."""
-    union = np.count_nonzero(pred_mask | gt_mask)
-    return np.count_nonzero(pred_mask & gt_mask) / union if union else 1.0
-
-
-def contour_accuracy(pred_mask: Mask, gt_mask: Mask) -> float:
-    """F of the boundary pixels of two (H, W) bool masks in [0, 1], with a tolerance of 0.8 % of the diagonal.
-
-    1 if both masks have no boundary, 0 if only one has.
-    """
-    window = bounding_window(pred_mask, gt_mask, margin=1)
-    bits = _bits(pred_mask[window], gt_mask[window])
-    return _contour_accuracy(bits, tolerance_pixels(*gt_mask.shape))
-
-
 def region_and_contour(pred_mask: Mask, gt_mask: Mask, *, radius: int) -> tuple[float, float]:
     """J and F of two (H, W) bool masks, which may be parts of a frame: those cut away hold neither object nor a neighbour.
 

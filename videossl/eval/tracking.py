@@ -15,6 +15,7 @@ from torch import Tensor
 
 from videossl import progress
 from videossl.eval.ahead import RunAhead
+from videossl.eval.attention_picture import draw_object_attention
 from videossl.eval.features import Extractor, input_size, sequence_features
 from videossl.eval.footage import Footage
 from videossl.eval.mask_files import IndexMask
@@ -24,6 +25,7 @@ from videossl.eval.stored_features import StoredFeatures
 from videossl.masks import Palette, write_mask
 from videossl.workers import ProcessPool
 
+_LOOKING_FRAME = 8  # whose attention is drawn: what it reads is not yet all alike; chosen
 _FEATURES_AHEAD = 16  # frames encoded while those before are propagated: chosen
 
 log = logging.getLogger("videossl")
@@ -35,7 +37,8 @@ class Row:
 
     Features of `make_extractor` carry masks along under the protocol; `make_masks` is anything else that can be asked for
     the masks of a footage; without either the first mask is repeated. `adapt` makes of the extractor one for a footage,
-    before its features are made. `max_bytes` bounds what reading the memory takes.
+    before its features are made. `max_bytes` bounds what reading the memory takes. Into the folder `attention` goes a
+    picture for each footage of where a pixel of an object looks.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Row:
     make_masks: Callable[[Footage], Iterator[IndexMask]] | None = None
     max_bytes: int | None = None
     adapt: Callable[[Extractor, Footage], Extractor] | None = None
+    attention: Path | None = None
 
     def record(self) -> dict[str, object]:
         """Plain types for JSON."""
@@ -185,9 +189,28 @@ def _masks(
             yield mask
     else:
         size = _input_size(row, footage, extractor)
-        yield from footage_masks(
-            footage, features, row.protocol, input_size=size, max_bytes=row.max_bytes
+        first: list[Tensor] = []
+        masks = footage_masks(
+            footage,
+            _keeping(features, first, count=_LOOKING_FRAME + 1),
+            row.protocol,
+            input_size=size,
+            max_bytes=row.max_bytes,
         )
+        looking = min(_LOOKING_FRAME, len(footage.frame_names) - 1)
+        for index, mask in enumerate(masks):
+            if row.attention is not None and index == looking:
+                folder = row.attention / footage.name
+                draw_object_attention(folder, footage.source, first, mask, row.protocol)
+            yield mask
+
+
+def _keeping(features: Iterable[Tensor], kept: list[Tensor], *, count: int) -> Iterator[Tensor]:
+    """The same features; the first of them are also put into the list."""
+    for feature in features:
+        if len(kept) < count:
+            kept.append(feature)
+        yield feature
 
 
 def footage_masks(
