@@ -33,8 +33,7 @@ def _untrained(name: str) -> "Callable[..., VideoEncoder]":
         keep_time: bool = True,
         max_stride: int | None = None,
     ) -> "VideoEncoder":
-        from videossl.export.clip_form import ClipForm
-        from videossl.export.video_encoder import VideoEncoder
+        from videossl.export.video_encoder import ClipForm, VideoEncoder
         from videossl.models.encoder_file import untrained_encoder
 
         spec = {

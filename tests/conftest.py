@@ -55,7 +55,7 @@ def tinted_videos(tmp_path_factory) -> Path:
     import numpy as np
 
     from videossl.__main__ import main
-    from videossl.video_writer import write_video
+    from videossl.io.pictures import write_video
 
     folder = tmp_path_factory.mktemp("tinted")
     random = np.random.default_rng(0)

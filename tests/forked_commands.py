@@ -13,7 +13,7 @@ from videossl.__main__ import main
 
 IMPORTED = (
     *("videossl.audit.battery", "videossl.engine.trainer"),
-    *("videossl.eval.tracking", "videossl.probe.rows"),
+    *("videossl.tracking.tracking", "videossl.probe.protocols"),
 )
 
 if __name__ == "__main__":  # and not in a spawned worker, which imports this file

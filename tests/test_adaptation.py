@@ -15,7 +15,7 @@ from videossl.engine.adaptation import adapt, restore_tracker, stretches_of
 from videossl.engine.build import build_augmentation, build_model
 from videossl.engine.checkpoint import save_checkpoint
 from videossl.errors import UserError
-from videossl.masks import write_mask
+from videossl.io.index_masks import write_mask
 from videossl.rng import row_random
 from videossl.types import ClipBatch
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from videossl.eval.ahead import RunAhead
+from videossl.io.progress import RunAhead
 
 
 def no_thread_is_left() -> bool:

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from videossl.errors import UserError
-from videossl.eval.memory import LabelMemory
-from videossl.eval.presets import PRESETS, preset
-from videossl.eval.propagation import propagate
-from videossl.eval.protocol import Protocol
-from videossl.models import aligned_copy as module
-from videossl.models.aligned_copy import MemoryFrame, aligned_copy
+from videossl.models import attention as module
+from videossl.models.attention import MemoryFrame, aligned_copy
+from videossl.tracking.memory import LabelMemory
+from videossl.tracking.propagation import propagate
+from videossl.tracking.protocol import PRESETS, Protocol, preset
 
 
 def at(frame: torch.Tensor, y: float, x: float) -> torch.Tensor:
@@ -108,7 +107,7 @@ def test_old_frames_are_searched_wider_with_their_age(age, dilation, monkeypatch
         memory.add(torch.zeros(2, 3, 3), torch.zeros(1, 3, 3))
     seen = []
     monkeypatch.setattr(
-        "videossl.eval.memory.aligned_copy",
+        "videossl.tracking.memory.aligned_copy",
         lambda query, frames, **_: seen.extend(frames) or torch.zeros(1, 3, 3),
     )
     memory.read(torch.zeros(2, 3, 3))

@@ -5,8 +5,7 @@ import torch
 from dense_attention import dense_loop, random_inputs
 from torch.nn import functional
 
-from videossl.models.attention_copy import attention_copy
-from videossl.models.attention_map import attention_map, attention_statistics
+from videossl.models.attention import attention_copy, attention_map, attention_statistics
 
 
 @pytest.mark.parametrize("max_bytes", [2**27, 1])
@@ -136,7 +135,7 @@ def test_the_map_of_a_cell_holds_the_weights_it_is_read_with(radius):
 @pytest.mark.parametrize("radius", [None, 2])
 @pytest.mark.parametrize("block_bytes", [2**26, 1])
 def test_statistics_are_those_of_the_maps(radius, block_bytes, monkeypatch):
-    monkeypatch.setattr("videossl.models.attention_map._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("videossl.models.attention._BLOCK_BYTES", block_bytes)
     torch.manual_seed(0)
     query, keys = torch.randn(2, 5, 4, 6), torch.randn(2, 3, 5, 4, 6)
     entropy, offset = attention_statistics(query, keys, temperature=0.5, radius=radius)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from dense_attention import random_inputs
 
-from videossl.models.attention_copy import attention_copy
-from videossl.models.attention_map import attention_map
-from videossl.models.strongest_copy import strongest_copy
+from videossl.models.attention import attention_copy, attention_map
+from videossl.models.attention_topk import strongest_copy
 
 SETTINGS = [
     {"radius": None},

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.eval.attention_picture import (
+from videossl.tracking.memory import LabelMemory
+from videossl.tracking.overlay import (
     TILE_HEIGHT,
     cell_of_pixel,
     draw_attention,
@@ -18,8 +19,7 @@ from videossl.eval.attention_picture import (
     gather_reading,
     reading_weights,
 )
-from videossl.eval.memory import LabelMemory
-from videossl.eval.presets import PRESETS, preset
+from videossl.tracking.protocol import PRESETS, preset
 
 T, D, H, W = 9, 6, 4, 5
 READABLE = [name for name, protocol in PRESETS.items() if protocol.align_after is None]

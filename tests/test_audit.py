@@ -13,9 +13,9 @@ from videossl.audit.split import split_checks
 from videossl.audit.swap import Judged, swap_check
 from videossl.audit.transcode import VARIANTS, transcoded
 from videossl.data.dataset import ClipDataset
-from videossl.data.manifest import VideoEntry
-from videossl.data.table import Manifest, read_manifest
-from videossl.decode.info import read_index
+from videossl.data.entry import VideoEntry
+from videossl.data.manifest import Manifest, read_manifest
+from videossl.decode.index import read_index
 from videossl.types import ClipSpec, Questions
 
 

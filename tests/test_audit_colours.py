@@ -18,11 +18,11 @@ from videossl.audit.instances import (
     pairs_clips,
 )
 from videossl.audit.subject import Seen, Subject
-from videossl.clip_views import mean_pictures
 from videossl.config import Config, validate
 from videossl.distributed import World
-from videossl.intervals import Interval
 from videossl.pretext import colorization, image_colorization
+from videossl.pretext._views import mean_pictures
+from videossl.stats import Interval
 from videossl.types import ClipBatch, Views
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from videossl.audit.subject import audited_config
 from videossl.audit.transcode import VARIANTS
 from videossl.config import Config, validate
 from videossl.errors import UserError
-from videossl.intervals import Interval
+from videossl.stats import Interval
 
 QUICK = ["--control-videos", "0", "--head-steps", "0", "--no-swap"]
 

@@ -18,11 +18,11 @@ from videossl.audit.report import audit_text
 from videossl.audit.subject import Subject
 from videossl.config import Config, validate
 from videossl.data import dataset
-from videossl.data.reversible import FRAMES_PER_SECOND, reversible_frames
+from videossl.data.synthetic import FRAMES_PER_SECOND, reversible_frames
 from videossl.distributed import World
+from videossl.io.pictures import write_video
 from videossl.pretext import arrow_of_time
 from videossl.types import Questions, Views
-from videossl.video_writer import write_video
 
 NUM_VIDEOS, SIZE = 40, 64
 FRAME = 1 / FRAMES_PER_SECOND

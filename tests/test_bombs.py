@@ -11,9 +11,9 @@ import pytest
 from numbered_video import Variant, read_numbers, write_numbered_video
 
 from videossl.__main__ import main
-from videossl.data.table import read_manifest
+from videossl.data.manifest import read_manifest
 from videossl.decode.container import MAX_PIXELS
-from videossl.decode.info import read_index
+from videossl.decode.index import read_index
 from videossl.decode.pyav_reader import PyavReader
 from videossl.errors import VideoDecodeError
 

@@ -6,8 +6,7 @@ import shutil
 import pytest
 import torch
 
-from videossl.engine.checkpoint import load_checkpoint, save_checkpoint
-from videossl.engine.checkpoint_writer import CheckpointWriter
+from videossl.engine.checkpoint import CheckpointWriter, load_checkpoint, save_checkpoint
 from videossl.errors import StorageFull, UserError
 
 STATE = {"weights": torch.arange(1000.0)}

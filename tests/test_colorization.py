@@ -2,9 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from videossl.colour_cells import CellTruth, cell_tallies
 from videossl.config import validate
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.pretext._views import CellTruth, cell_tallies
 from videossl.pretext.colorization import ColorizationConfig as Config
 from videossl.pretext.colorization import Task
 from videossl.rng import row_random

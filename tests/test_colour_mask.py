@@ -9,10 +9,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from videossl.errors import UserError
-from videossl.eval.colour_mask import ids_of_colours
-from videossl.eval.davis import read_tree
-from videossl.eval.mask_files import open_first_mask, read_first_mask, read_mask
-from videossl.masks import PALETTE, write_mask
+from videossl.io.index_masks import (
+    PALETTE,
+    ids_of_colours,
+    open_first_mask,
+    read_first_mask,
+    read_mask,
+    write_mask,
+)
+from videossl.tracking.davis import read_tree
 
 H, W = 20, 30
 

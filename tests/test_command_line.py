@@ -18,8 +18,8 @@ import pytest
 
 from videossl import __main__
 from videossl.__main__ import COMMANDS, main
-from videossl.commands.parsing import build_parser, parse, subparsers_of
-from videossl.commands.settings import setting_lines
+from videossl.commands.arguments import build_parser, parse, subparsers_of
+from videossl.commands.output import setting_lines
 from videossl.config import Config
 from videossl.pretext import available, load
 

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from videossl.engine.multitask import MultiTask
-from videossl.models.conv_gru import ConvGRU
+from videossl.models.architectures import ConvGRU
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.cpc import CpcConfig, Task
 from videossl.rng import row_random

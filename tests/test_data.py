@@ -6,7 +6,7 @@ import torch
 
 from videossl.data.dataset import ClipDataset, collate
 from videossl.data.loader import StepPositions, frame_batches
-from videossl.data.table import Manifest, read_manifest
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.decode.backends import open_video
 from videossl.errors import UserError
 from videossl.types import ClipSpec

@@ -12,16 +12,15 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.eval.davis import read_tree
-from videossl.eval.mask_files import read_mask
-from videossl.eval.scoring import (
+from videossl.io.index_masks import PALETTE, read_mask, write_mask
+from videossl.tracking.davis import read_tree
+from videossl.tracking.scoring import (
     check_results,
     global_scores,
     score_results,
     score_sequence,
     write_tables,
 )
-from videossl.masks import PALETTE, write_mask
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDEN = SHARED / "reference" / "davis_golden.json"

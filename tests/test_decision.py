@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from videossl.eval.decision import greatest_expected_j
-from videossl.eval.presets import preset
-from videossl.eval.propagation import propagate
+from videossl.tracking.propagation import greatest_expected_j, propagate
+from videossl.tracking.protocol import preset
 
 
 def slow_mask(part: np.ndarray, power: float) -> np.ndarray:

@@ -13,11 +13,17 @@ from numbered_video import VARIANTS, Variant, read_numbers, stored_picture, writ
 
 from videossl.decode import torchcodec_reader
 from videossl.decode.backends import READERS, available_backends, open_video, resolve_backend
-from videossl.decode.info import probe, read_index
+from videossl.decode.index import (
+    frame_ticks,
+    is_constant_rate,
+    motion_of,
+    probe,
+    read_index,
+    tick_deltas,
+)
 from videossl.decode.pyav_reader import PyavReader
 from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
 from videossl.decode.source import VideoSource
-from videossl.decode.timing import frame_ticks, is_constant_rate, motion_of, tick_deltas
 from videossl.errors import UserError, VideoDecodeError
 
 # What a backend refuses rather than get wrong. Everything else must be read right.

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from videossl.data.dataset import ClipDataset
-from videossl.data.table import read_manifest
+from videossl.data.manifest import read_manifest
 from videossl.distributed import World
-from videossl.engine import decode_device
-from videossl.engine.decode_device import resolve_decode_device, videos_per_second
+from videossl.engine import build
+from videossl.engine.build import resolve_decode_device, videos_per_second
 from videossl.errors import UserError
 from videossl.types import ClipSpec
 
@@ -60,7 +60,7 @@ def test_cuda_in_a_process_on_the_processor_says_what_to_set():
 
 
 def test_the_loader_is_measured(video_folder, monkeypatch):
-    monkeypatch.setattr(decode_device, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(build, "PROBE_SECONDS", 0.2)
     dataset = ClipDataset(
         read_manifest(video_folder), [ClipSpec(1, 4, 1 / 12, 24)], seed=0, short_side=48
     )

@@ -7,7 +7,7 @@ import torch
 from backend import backend_or_skip
 
 from videossl.decode.backends import READERS, available_backends, open_video
-from videossl.decode.info import probe
+from videossl.decode.index import probe
 from videossl.errors import VideoDecodeError
 
 NUM_FRAMES_COMPARED = 6  # spread over the file, asked for out of order

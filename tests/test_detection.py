@@ -10,12 +10,16 @@ import torch
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.detection.detector import DetectionRecipe, average_precision, build_detector
-from videossl.detection.frame_backbone import FrameBackbone
-from videossl.detection.voc import VocImages, read_annotation
 from videossl.errors import UserError
-from videossl.models.encoder import ENCODERS, Encoder, EncoderSpec
-from videossl.models.frame_encoder import cut_frame_encoder
+from videossl.models.encoder import ENCODERS, Encoder, EncoderSpec, cut_frame_encoder
+from videossl.probe.detection import (
+    DetectionRecipe,
+    FrameBackbone,
+    VocImages,
+    average_precision,
+    build_detector,
+    read_annotation,
+)
 
 OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{0}</xmin><ymin>{1}</ymin>
 <xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"""
@@ -136,9 +140,9 @@ def test_pretrained_stands_beside_random_and_a_stopped_command_goes_on(
     voc, checkpoint, tmp_path, monkeypatch
 ):
     pytest.importorskip("pycocotools")
-    from videossl.detection import detector
+    from videossl.probe import detection
 
-    monkeypatch.setattr(detector, "SAVE_EVERY", 2)
+    monkeypatch.setattr(detection, "SAVE_EVERY", 2)
     given = ["detect", "--checkpoint", checkpoint, "--voc", voc, "--steps", 4, "--min-size", 48]
     arguments = list(map(str, [*given, "--batch-size", 2]))
     assert main([*arguments, "-o", str(tmp_path / "whole")]) == 0
@@ -148,7 +152,7 @@ def test_pretrained_stands_beside_random_and_a_stopped_command_goes_on(
     with Image.open(tmp_path / "whole" / "boxes.png") as picture:
         assert picture.height > 4 * 240
 
-    step, steps = detector._step, []
+    step, steps = detection._step, []
 
     def stopping(*args, **options):
         steps.append(options["step"])
@@ -156,9 +160,9 @@ def test_pretrained_stands_beside_random_and_a_stopped_command_goes_on(
             raise KeyboardInterrupt
         step(*args, **options)
 
-    monkeypatch.setattr(detector, "_step", stopping)
+    monkeypatch.setattr(detection, "_step", stopping)
     assert main([*arguments, "-o", str(tmp_path / "cut")]) == 130
-    monkeypatch.setattr(detector, "_step", step)
+    monkeypatch.setattr(detection, "_step", step)
     assert main([*arguments, "-o", str(tmp_path / "cut")]) == 0
     assert json.loads((tmp_path / "cut" / "result.json").read_text())["rows"] == whole["rows"]
     assert main([*arguments, "--lr", "0.5", "-o", str(tmp_path / "cut")]) == 2
@@ -196,7 +200,7 @@ def test_real_frames_with_the_boxes_of_their_masks_are_learned_from(
 
 @pytest.mark.slow
 def test_a_detector_finds_squares_it_has_not_seen(voc, tmp_path):
-    from videossl.detection.detector import detections, train_detector
+    from videossl.probe.detection import detections, train_detector
 
     torch.manual_seed(0)
     recipe = DetectionRecipe(steps=100, batch_size=4, lr=0.02, min_size=64)

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from videossl.__main__ import COMMANDS, main
-from videossl.commands.parsing import parse
+from videossl.commands.arguments import parse
 
 ROOT = Path(__file__).parents[1]
 GUIDES = (
@@ -151,7 +151,7 @@ def world(tmp_path_factory, tinted_videos) -> Path:
     frames = [Image.open(path).convert("RGB") for path in sorted(sequence.iterdir())[:5]]
     import numpy as np
 
-    from videossl.video_writer import write_video
+    from videossl.io.pictures import write_video
 
     write_video(folder / "mine.mp4", [np.asarray(f) for f in frames], frames_per_second=8)
     masks = data / "DAVIS" / "Annotations" / "480p" / sequence.name

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 
 from videossl.__main__ import main
-from videossl.doctor import examination, machine, software, tiny_video
-from videossl.doctor.examination import Check, checks, examine
-from videossl.doctor.rows import Place, Row
-from videossl.doctor.table import plain_lines, verdict
+from videossl.doctor import decoders, examination, machine
+from videossl.doctor.examination import Check, checks, examine, plain_lines, verdict
+from videossl.doctor.machine import Place, Row
 
 PLACE = Place(Path())
 
@@ -149,15 +148,15 @@ def test_a_reader_that_seeks_to_the_wrong_frame_is_not_ready(monkeypatch, tmp_pa
 
 
 def test_times_that_scan_gets_wrong_are_told(monkeypatch, tmp_path):
-    from videossl.decode import info
+    from videossl.decode import index as index_module
 
     path = tmp_path / "tiny.mp4"
-    tiny_video.write_tiny_video(path, "mpeg4")
-    assert tiny_video.listing_fault(path) == ""
-    index = info.read_index(path)
+    decoders.write_tiny_video(path, "mpeg4")
+    assert decoders.listing_fault(path) == ""
+    index = index_module.read_index(path)
     late = dataclasses.replace(index, pts=index.pts * 2)
-    monkeypatch.setattr(info, "read_index", lambda path: late)
-    assert "scan lists frames at [0.0, 0.08, " in tiny_video.listing_fault(path)
+    monkeypatch.setattr(index_module, "read_index", lambda path: late)
+    assert "scan lists frames at [0.0, 0.08, " in decoders.listing_fault(path)
 
 
 def test_missing_torchcodec_and_a_decord_that_crashes_are_rows_of_a_machine_that_is_ready(plant):
@@ -320,18 +319,18 @@ def test_a_check_in_this_process_that_breaks_is_a_row_too():
 
 
 def test_wrong_frames_are_told():
-    right = np.stack([tiny_video.picture(number) for number in range(tiny_video.NUM_FRAMES)])
-    assert tiny_video.fault(right) == ""
-    assert "wrong frames: [1, 0, 2" in tiny_video.fault(right[[1, 0, 2, 3, 4, 5, 6, 7]])
-    assert "wrong colours" in tiny_video.fault(right[..., ::-1])
-    assert "in place of (8, 96, 128, 3)" in tiny_video.fault(right[:7])
+    right = np.stack([decoders.picture(number) for number in range(decoders.NUM_FRAMES)])
+    assert decoders.fault(right) == ""
+    assert "wrong frames: [1, 0, 2" in decoders.fault(right[[1, 0, 2, 3, 4, 5, 6, 7]])
+    assert "wrong colours" in decoders.fault(right[..., ::-1])
+    assert "in place of (8, 96, 128, 3)" in decoders.fault(right[:7])
 
 
 def test_a_decoder_that_gives_wrong_frames_is_broken(monkeypatch, tmp_path):
     from videossl.doctor import decoders
 
     def swapped(path: Path):
-        frames, name = tiny_video.read_with_pyav(path)
+        frames, name = decoders.read_with_pyav(path)
         return frames[..., ::-1], name
 
     monkeypatch.setattr(decoders, "read_with_pyav", swapped)
@@ -361,7 +360,7 @@ def gpus(monkeypatch):
     real = torch.ones
     answers = iter([1.0, 1023 / 1024])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(software, "_driver_version", lambda: "580.65 for CUDA up to 13.0")
+    monkeypatch.setattr(machine, "_driver_version", lambda: "580.65 for CUDA up to 13.0")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -371,7 +370,7 @@ def gpus(monkeypatch):
 
 
 def test_each_gpu_is_a_row_with_its_memory_and_one_that_adds_wrongly_is_broken(gpus):
-    cuda, first, second = software.cuda(PLACE)
+    cuda, first, second = machine.cuda(PLACE)
     assert (cuda.state, first.state, second.state) == ("ok", "ok", "broken")
     assert cuda.found == "torch is built for CUDA 13.0; driver 580.65 for CUDA up to 13.0"
     assert first.found == "H0, 70.0 GiB free of 80.0 GiB"
@@ -385,7 +384,7 @@ def test_a_driver_that_is_too_old_for_torch_is_told(gpus, monkeypatch):
         raise RuntimeError("The NVIDIA driver on your system is too old\nPlease update")
 
     monkeypatch.setattr(torch.cuda, "init", refuse)
-    (row,) = software.cuda(PLACE)
+    (row,) = machine.cuda(PLACE)
     assert row.state == "broken"
     assert row.found.endswith("RuntimeError: The NVIDIA driver on your system is too old")
     assert "update the driver" in row.mend
@@ -414,7 +413,7 @@ def test_a_torch_without_cuda_is_told(gpus, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.version, "cuda", None)
-    (row,) = software.cuda(PLACE)
+    (row,) = machine.cuda(PLACE)
     assert (row.state, row.found) == ("missing", "torch is built without CUDA")
 
 

@@ -11,8 +11,8 @@ import torch
 
 import videossl
 from videossl.errors import UserError
-from videossl.export.download import fetched
-from videossl.export.encoder_file import write_encoder_file
+from videossl.export.loading import fetched
+from videossl.export.video_encoder import write_encoder_file
 from videossl.models.encoder_file import SUFFIX
 
 pytest.importorskip("aiohttp")

@@ -12,16 +12,14 @@ import torch
 
 import videossl
 from videossl.__main__ import main
-from videossl.data.manifest import write_manifest
-from videossl.data.table import read_manifest
-from videossl.embedding import feature_table
-from videossl.embedding.clip_reader import ClipReader
+from videossl.data.entry import write_manifest
+from videossl.data.manifest import read_manifest
 from videossl.engine.checkpoint import save_checkpoint
-from videossl.export.clip_form import ClipForm
-from videossl.export.encoder_file import write_encoder_file
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import ClipForm, VideoEncoder, write_encoder_file
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.models.encoder_file import weights_digest
+from videossl.probe import feature_store
+from videossl.probe.embedding import ClipReader
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +124,10 @@ def test_two_processes_make_the_same_file(manifest, source, whole, tmp_path):
 def test_a_stopped_command_goes_on_where_it_was(
     manifest, source, whole, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr(feature_table, "CHUNK", 3)
+    monkeypatch.setattr(feature_store, "CHUNK", 3)
     out = tmp_path / "features.parquet"
     embedded = []
-    original = feature_table.video_features
+    original = feature_store.video_features
 
     def stopped_at(count):
         def video_features(encoder, reader, rows, **settings):
@@ -141,13 +139,13 @@ def test_a_stopped_command_goes_on_where_it_was(
 
         return video_features
 
-    monkeypatch.setattr(feature_table, "video_features", stopped_at(8))
+    monkeypatch.setattr(feature_store, "video_features", stopped_at(8))
     assert embed(manifest, source, out) == 130
     assert not out.exists()
     parts = sorted(path.name for path in (tmp_path / "features.parquet.parts").iterdir())
     assert parts == ["000000000.parquet", "000000003.parquet", "settings.json"]
     embedded.clear()
-    monkeypatch.setattr(feature_table, "video_features", stopped_at(-1))
+    monkeypatch.setattr(feature_store, "video_features", stopped_at(-1))
     caplog.clear()
     assert embed(manifest, source, out) == 0
     assert embedded == [6, 7, 8, 9, 10, 11]
@@ -157,12 +155,12 @@ def test_a_stopped_command_goes_on_where_it_was(
 
 
 def test_a_damaged_part_is_made_again(manifest, source, whole, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(feature_table, "CHUNK", 6)
+    monkeypatch.setattr(feature_store, "CHUNK", 6)
     out = tmp_path / "features.parquet"
-    monkeypatch.setattr(feature_table.FeatureTable, "_join", lambda *_: 1 / 0)
+    monkeypatch.setattr(feature_store.FeatureTable, "_join", lambda *_: 1 / 0)
     embed(manifest, source, out)
     monkeypatch.undo()
-    monkeypatch.setattr(feature_table, "CHUNK", 6)
+    monkeypatch.setattr(feature_store, "CHUNK", 6)
     part = tmp_path / "features.parquet.parts/000000006.parquet"
     part.write_bytes(part.read_bytes()[:200])
     assert embed(manifest, source, out) == 0
@@ -239,7 +237,7 @@ def test_a_command_killed_at_its_first_or_last_file_can_be_given_again(
 LATE_RANK = """
 import os, shutil, sys, time
 from pathlib import Path
-from videossl.embedding.feature_table import FeatureTable
+from videossl.probe.feature_store import FeatureTable
 from videossl.export import loading
 run, newer, out = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 load, replace, look = loading.load, Path.replace, FeatureTable.is_finished

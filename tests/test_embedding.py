@@ -2,16 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from videossl.data.manifest import VideoEntry
-from videossl.data.table import Manifest, read_manifest
+from videossl.data.entry import VideoEntry
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.decode.backends import open_video
-from videossl.embedding.clip_reader import ClipReader
-from videossl.embedding.clip_times import uniform_clip_times
-from videossl.embedding.features import video_features
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import ClipForm, VideoEncoder
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.probe.embedding import ClipReader, uniform_clip_times, video_features
 
 CLIP = ClipForm(num_frames=4, seconds_between_frames=0.2, resize=36, crop_size=32)
 

@@ -11,9 +11,12 @@ from safetensors.torch import load_file, save_file
 import videossl
 from videossl.engine.checkpoint import restore_encoder
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
-from videossl.export.encoder_file import read_encoder_file, write_encoder_file
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import (
+    ClipForm,
+    VideoEncoder,
+    read_encoder_file,
+    write_encoder_file,
+)
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.models.encoder_file import read_record
 

@@ -9,8 +9,8 @@ from test_train import CONFIG, arguments
 
 from videossl.__main__ import main
 from videossl.engine.evaluation import Evaluations, Measured
-from videossl.engine.logger import RunLogger
-from videossl.engine.preemption import StopAsked
+from videossl.engine.metrics import RunLogger
+from videossl.engine.watchdog import StopAsked
 from videossl.errors import UserError
 
 MODEL = torch.nn.Linear(1, 1)

@@ -11,10 +11,8 @@ import yaml
 
 import videossl
 from videossl.__main__ import main
-from videossl.export.clip_form import ClipForm
-from videossl.export.encoder_file import write_encoder_file
 from videossl.export.model_card import loading_lines, text
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import ClipForm, VideoEncoder, write_encoder_file
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.models.encoder_file import read_record
 

@@ -20,7 +20,7 @@ from videossl.__main__ import main
 from videossl.config import load_config
 from videossl.distributed import World
 from videossl.engine.checkpoint import load_checkpoint, restore_encoder
-from videossl.engine.heldout import HeldOut
+from videossl.engine.evaluation import HeldOut
 from videossl.engine.trainer import Trainer
 from videossl.errors import Preempted, UserError
 from videossl.models.encoder_sources import checkpoints

@@ -3,15 +3,13 @@ import os
 import pytest
 import torch
 
-from videossl.data.table import Manifest, read_manifest
-from videossl.embedding import cache
-from videossl.embedding.cache import cached_features
-from videossl.embedding.clip_reader import ClipReader
-from videossl.embedding.digests import state_digest
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import ClipForm, VideoEncoder
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.probe import feature_store
+from videossl.probe.embedding import ClipReader
+from videossl.probe.feature_store import cached_features, state_digest
 
 CLIP = ClipForm(num_frames=2, seconds_between_frames=0.2, resize=36, crop_size=32)
 CPU = torch.device("cpu")
@@ -24,7 +22,7 @@ def encoder(seed: int = 0) -> VideoEncoder:
 
 @pytest.fixture
 def manifest(video_folder, monkeypatch) -> Manifest:
-    monkeypatch.setattr(cache, "CHUNK", 3)
+    monkeypatch.setattr(feature_store, "CHUNK", 3)
     return read_manifest(video_folder)
 
 
@@ -39,7 +37,7 @@ class Counting(ClipReader):
 
 def features(reader: ClipReader, folder, module=None, rows=range(8)):
     return cached_features(
-        module or encoder(), reader, list(rows), cache=folder, device=CPU, num_workers=0
+        module or encoder(), reader, list(rows), feature_store=folder, device=CPU, num_workers=0
     )
 
 
@@ -119,7 +117,7 @@ def test_a_full_disk_names_the_remedy_and_leaves_nothing_begun(manifest, tmp_pat
         path.write_bytes(b"begun")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "save_file", full)
+    monkeypatch.setattr(feature_store, "save_file", full)
     with pytest.raises(
         UserError, match=r"No space left on device; make room .*, or name another --cache"
     ):

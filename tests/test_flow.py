@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from videossl.errors import UserError
-from videossl.eval.flow import backward_flows, flow_masks, warp
-from videossl.eval.frames import resize_rgb
+from videossl.tracking.baselines import backward_flows, flow_masks, warp
+from videossl.tracking.sequence import resize_rgb
 
 pytest.importorskip("cv2")
 

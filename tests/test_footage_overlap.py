@@ -12,23 +12,28 @@ from PIL import Image
 from test_inspect import scene, write
 
 from videossl.__main__ import main
-from videossl.data import footage as footage_module
-from videossl.data import scan as scan_module
-from videossl.data.dataset import ClipDataset
-from videossl.data.footage import Footage, find_footage, read_piece, read_signatures
-from videossl.data.overlap import SAME_DISTANCE, FootageFrames
-from videossl.data.phash import spectra
-from videossl.data.signature import (
+from videossl.catalog import scanning, sequence_overlap
+from videossl.catalog.near_duplicates import (
     CROPS,
     FrameSignatures,
+    SignatureFile,
     SignatureList,
     centre_crops,
     mirrored,
     signatures,
+    spectra,
     without_bars,
 )
-from videossl.data.signature_file import SignatureFile
-from videossl.data.table import read_manifest
+from videossl.catalog.sequence_overlap import (
+    SAME_DISTANCE,
+    Footage,
+    FootageFrames,
+    find_footage,
+    read_piece,
+    read_signatures,
+)
+from videossl.data.dataset import ClipDataset
+from videossl.data.manifest import read_manifest
 from videossl.errors import UserError
 from videossl.types import ClipSpec
 
@@ -344,8 +349,8 @@ def test_the_same_command_again_decodes_nothing(benchmark, videos, tmp_path, mon
     def refuse(*args, **options):
         raise AssertionError("read again")
 
-    monkeypatch.setattr(footage_module, "read_piece", refuse)
-    monkeypatch.setattr(scan_module, "scan_video", refuse)
+    monkeypatch.setattr(sequence_overlap, "read_piece", refuse)
+    monkeypatch.setattr(scanning, "scan_video", refuse)
     assert scanned(*arguments) == 0
     assert ([*read_manifest(out)], (tmp_path / "all.left_out.csv").read_bytes()) == before
 
@@ -361,7 +366,7 @@ def test_more_footage_is_compared_with_what_is_known(benchmark, videos, tmp_path
         read.extend(piece.path for piece in pieces)
         return ((piece, read_piece(piece)) for piece in pieces)
 
-    monkeypatch.setattr(footage_module, "_read_all", note)
+    monkeypatch.setattr(sequence_overlap, "_read_all", note)
     paths = (frames / "second", frames / "first")
     assert scanned(videos, out, "--without-footage", *paths) == 0
     assert left_out(out) == SHOWING
@@ -373,7 +378,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
 ):
     pieces = find_footage([benchmark]) + find_footage([videos])
     known = SignatureFile(tmp_path / "all.parquet")
-    read_all = footage_module._read_all
+    read_all = sequence_overlap._read_all
 
     def interrupted(todo, num_workers):
         for number, one in enumerate(read_all(todo, num_workers)):
@@ -381,7 +386,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
                 raise KeyboardInterrupt
             yield one
 
-    monkeypatch.setattr(footage_module, "_read_all", interrupted)
+    monkeypatch.setattr(sequence_overlap, "_read_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read_signatures(pieces, known, num_workers=1, description="reading")
     known.close()
@@ -393,7 +398,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
         remaining.extend(todo)
         return read_all(todo, num_workers)
 
-    monkeypatch.setattr(footage_module, "_read_all", note)
+    monkeypatch.setattr(sequence_overlap, "_read_all", note)
     assert read_signatures(pieces, known, num_workers=1, description="reading") == {}
     assert len(remaining) == len(pieces) - 5
 

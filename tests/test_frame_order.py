@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from videossl.eval.frame_order import in_frame_order
+from videossl.io.pictures import in_frame_order
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import torchvision
 from torch import Tensor
 
 from videossl.errors import UserError
-from videossl.eval.features import input_size, sequence_features
-from videossl.eval.footage import Footage
-from videossl.eval.given_features import load_features
-from videossl.eval.pace import measure_pace
-from videossl.eval.presets import PRESETS
-from videossl.eval.propagation import propagate
-from videossl.eval.tracking import Row, track_row
+from videossl.tracking.features import input_size, sequence_features
+from videossl.tracking.given_features import load_features
+from videossl.tracking.propagation import propagate
+from videossl.tracking.protocol import PRESETS
+from videossl.tracking.sequence import Footage
+from videossl.tracking.tracking import Row, measure_pace, track_row
 
 RESNET = """
     import torch, torchvision

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_multitask import batch_rows, build, rows
 
-from videossl.engine.gradients import TaskGradients, describe_gradients
+from videossl.engine.multitask import TaskGradients, describe_gradients
 
 
 def test_norms_and_cosines_are_those_of_separate_backward_passes():

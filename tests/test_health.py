@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from videossl.engine.alarms import Alarms
-from videossl.engine.health import FeatureProbe, measure_health
+from videossl.engine.diagnostics import Alarms, FeatureProbe, measure_health
 from videossl.models.encoder import Encoder, EncoderSpec
 
 ALIVE = torch.zeros(64, dtype=torch.bool)

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.data.table import read_manifest
+from videossl.data.manifest import read_manifest
 from videossl.engine.checkpoint import FORMAT
-from videossl.masks import write_mask
+from videossl.io.index_masks import write_mask
 
 ROOT = Path(__file__).parents[1]
 H, W, FRAMES = 48, 64, 3
@@ -393,9 +393,9 @@ def test_names_in_the_page_of_a_tracking_run_are_text(tmp_path, checkpoint, caps
 
 # Who may unpickle: the two ends of a pool of our own processes. The third reads arrays without running what is asked for.
 PICKLE_READERS = {
-    "videossl/workers.py",
-    "videossl/worker_process.py",
-    "videossl/eval/array_pickle.py",
+    "videossl/workers/pool.py",
+    "videossl/workers/process.py",
+    "videossl/tracking/point_sets.py",
 }
 SAFE_YAML = ("safe_load", "safe_dump", "parse", "YAMLError")  # events are no objects yet
 PROGRAMS = {"eval", "exec", "compile", "__import__"}
@@ -414,7 +414,7 @@ def dangers(path: Path, tree: ast.AST) -> Iterator[str]:
             names = {alias.name for alias in node.names} | {getattr(node, "module", "") or ""}
             for name in names & {"dill", "cloudpickle", "joblib", "shelve", "marshal"}:
                 yield f"imports {name}"
-            names_errors_alone = "videossl/weights_file.py"
+            names_errors_alone = "videossl/models/encoder_file.py"
             allowed = {ROOT / p for p in (*PICKLE_READERS, names_errors_alone)}
             if "pickle" in names and path not in allowed:
                 yield "imports pickle"
@@ -445,10 +445,10 @@ def dangers(path: Path, tree: ast.AST) -> Iterator[str]:
 
 # Own modules by name; --features, which a person types; tasks, which --allow-import allows.
 IMPORTERS = {
-    "videossl/commands/parsing.py",
+    "videossl/commands/arguments.py",
     "videossl/pretext/__init__.py",
-    "videossl/eval/given_features.py",
-    "videossl/models/zoo.py",
+    "videossl/tracking/given_features.py",
+    "videossl/models/architectures.py",
 }
 
 

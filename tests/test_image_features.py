@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from videossl.errors import UserError
-from videossl.eval.image_features import (
+from videossl.tracking.baselines import (
     ImageFeatures,
     ImageModelSpec,
     find_weights,

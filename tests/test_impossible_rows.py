@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from videossl.catalog.pack_plan import PackSettings
+from videossl.catalog.packing import pack_videos
 from videossl.data.dataset import ClipDataset
 from videossl.data.loader import StepPositions, frame_batches
-from videossl.data.pack import pack_videos
-from videossl.data.pack_settings import PackSettings
-from videossl.data.table import Manifest, read_manifest
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.errors import VideoDecodeError
 from videossl.types import ClipSpec
 

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from videossl.losses.in_batch import (
+from videossl.pretext._losses import (
     candidates,
     chance_of,
     finds_own,
+    info_nce,
     own_last,
     own_place,
     similarities,
 )
-from videossl.losses.metric import info_nce
 
 OWN = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 EVERYONE = torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 3.0]])

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numbered_video import VARIANTS, Variant, write_numbered_video
 
-from videossl.data.bars import BarFinder, find_bars
-from videossl.data.inspect import inspect_video
-from videossl.data.phash import NEAR_BITS, distances, near_groups, near_pairs
-from videossl.decode.timing import NUM_MOTION_BINS
+from videossl.catalog.cuts_and_bars import BarFinder, find_bars
+from videossl.catalog.inspect import inspect_video
+from videossl.catalog.near_duplicates import NEAR_BITS, distances, near_groups, near_pairs
+from videossl.decode.index import NUM_MOTION_BINS
 from videossl.errors import VideoDecodeError
 
 

@@ -67,7 +67,7 @@ def test_one_rank_of_a_host_speaks():
 
 
 def test_where_it_is_ignored_that_is_said_once():
-    code = "from videossl.progress import track\nfor _ in range(2): list(track(range(3), description='x'))"
+    code = "from videossl.io.progress import track\nfor _ in range(2): list(track(range(3), description='x'))"
     process = start(code, signal.SIG_IGN)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=20)
@@ -78,7 +78,7 @@ def test_where_it_is_ignored_that_is_said_once():
 def test_a_process_is_started_before_it_is_heeded():
     """A signal that comes while a pool forks is neither lost nor raised in the fork."""
     code = (
-        "import os, signal\nfrom videossl.workers import WorkerPool\n"
+        "import os, signal\nfrom videossl.workers.pool import WorkerPool\n"
         "os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
         "with WorkerPool(abs, 1) as pool:\n    pool.submit(1, 1); time.sleep(.1)\n    while True: pool.wait()"
     )

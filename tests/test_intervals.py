@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from videossl.intervals import bootstrap, bootstrap_over_videos, too_few
+from videossl.stats import bootstrap, bootstrap_over_videos, too_few
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_theory():

@@ -1,6 +1,6 @@
 import pytest
 
-from videossl.leftovers import is_system_leftover
+from videossl.io.input_files import is_system_leftover
 
 
 @pytest.mark.parametrize(

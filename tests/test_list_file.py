@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from videossl.data.listing import find_videos
+from videossl.catalog.listing import find_videos
 from videossl.errors import UserError
 
 NAMES = ("run/a.mp4", "run/b c 7.mp4", "sit/d.webm", "sit/x,y;z.avi", "e.mp4")

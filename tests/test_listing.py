@@ -13,12 +13,12 @@ import pytest
 from test_list_file import labels_of, with_files, written
 
 from videossl.__main__ import main
-from videossl.data.listing import find_videos
-from videossl.data.table import read_manifest
+from videossl.catalog.listing import find_videos
+from videossl.data.manifest import read_manifest
 from videossl.decode.backends import open_video
 from videossl.decode.source import VideoSource, as_text, local_path, stored_path
 from videossl.errors import UserError, VideoDecodeError
-from videossl.eval.digests import files_digest
+from videossl.io.input_files import files_digest
 
 
 def names_of(found) -> list[str]:

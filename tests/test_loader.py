@@ -18,7 +18,7 @@ from videossl.data.loader import (
     _threaded_batches,
     frame_batches,
 )
-from videossl.data.table import read_manifest
+from videossl.data.manifest import read_manifest
 from videossl.errors import UserError
 from videossl.types import ClipSpec
 

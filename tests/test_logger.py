@@ -12,9 +12,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from videossl.engine.logger import RunLogger
+from videossl.engine.metrics import RunLogger
 from videossl.errors import UserError
-from videossl.whole_file import WholeRecords
+from videossl.io.output_files import WholeRecords
 
 
 def read(folder) -> EventAccumulator:

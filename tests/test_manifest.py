@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from videossl.data import table
-from videossl.data.manifest import VideoEntry, sound_entry, write_manifest
-from videossl.data.table import Manifest, read_manifest
-from videossl.decode.info import read_index
+from videossl.data import manifest as manifest_module
+from videossl.data.entry import VideoEntry, sound_entry, write_manifest
+from videossl.data.manifest import Manifest, read_manifest
+from videossl.decode.index import read_index
 from videossl.decode.source import VideoSource
 from videossl.errors import UserError
 
@@ -127,8 +127,8 @@ def test_a_row_gives_back_the_index_of_the_file(numbered_video, tmp_path, varian
 @pytest.fixture
 def mapped(tmp_path, monkeypatch):
     """A manifest that counts as large, of 300 rows in several parts."""
-    monkeypatch.setattr(table, "MAPPED_ROWS", 100)
-    monkeypatch.setattr(table, "_ROWS_PER_BATCH", 64)
+    monkeypatch.setattr(manifest_module, "MAPPED_ROWS", 100)
+    monkeypatch.setattr(manifest_module, "_ROWS_PER_BATCH", 64)
     entries = [
         replace(ENTRY, path=f"/v/{i}.mp4", group=f"g{i % 7}", num_frames=i, cuts=(1.0,) * (i % 2))
         for i in range(299)
@@ -186,15 +186,15 @@ def test_where_the_folder_cannot_be_written_the_map_goes_to_the_temporary_one(
     mapped, monkeypatch, tmp_path
 ):
     path, entries = mapped
-    write = table._write_mapped
+    write = manifest_module._write_mapped
 
     def refuse_beside(target, *rest):
         if target.parent == path.parent:
             raise PermissionError(13, "Permission denied")
         return write(target, *rest)
 
-    monkeypatch.setattr(table, "_write_mapped", refuse_beside)
-    monkeypatch.setattr(table.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(manifest_module, "_write_mapped", refuse_beside)
+    monkeypatch.setattr(manifest_module.tempfile, "gettempdir", lambda: str(tmp_path))
     assert read_manifest(path)[7] == entries[7]
     assert (tmp_path / f"videossl-{os.getuid()}").is_dir()
 

@@ -9,7 +9,7 @@ from pytorch_metric_learning import distances as theirs_distances
 from pytorch_metric_learning import losses as theirs
 from pytorch_metric_learning import miners, reducers
 
-from videossl.losses import metric
+from videossl.pretext import _losses
 
 EUCLIDEAN = theirs_distances.LpDistance(normalize_embeddings=False)
 MEAN = reducers.MeanReducer()
@@ -44,7 +44,7 @@ def test_contrastive(batch):
     x, labels = batch
     near = mean([d(x, i, j) ** 2 for i, j in pairs(labels, same=True)])
     far = mean([max(0.0, 2.5 - d(x, i, j)) ** 2 for i, j in pairs(labels, same=False)])
-    close(metric.contrastive(x, labels, margin=2.5), near + far)
+    close(_losses.contrastive(x, labels, margin=2.5), near + far)
     # Theirs is not squared, so pair by pair; each twice, since it takes one pair for none.
     loss = theirs.ContrastiveLoss(pos_margin=0, neg_margin=2.5, distance=EUCLIDEAN, reducer=MEAN)
     x, one = x[:3], torch.tensor([0, 0, 1])
@@ -55,7 +55,7 @@ def test_contrastive(batch):
 
     near = float(loss(x, one, (twice(0), twice(1), none, none)))
     far = [float(loss(x, one, (none, none, twice(i), twice(2)))) for i in (0, 1)]
-    close(metric.contrastive(x, one, margin=2.5), near**2 + mean([f**2 for f in far]))
+    close(_losses.contrastive(x, one, margin=2.5), near**2 + mean([f**2 for f in far]))
 
 
 @pytest.mark.parametrize("mining", ["all", "semi-hard", "hard"])
@@ -71,7 +71,7 @@ def test_triplet(batch, mining):
             kept = {"all": True, "semi-hard": 0 < gap <= margin, "hard": gap <= 0}[mining]
             if kept:
                 values.append(max(0.0, margin - gap))
-    found = metric.triplet(x, labels, margin=margin, mining=mining)
+    found = _losses.triplet(x, labels, margin=margin, mining=mining)
     close(found, mean(values))
     loss = theirs.TripletMarginLoss(margin=margin, distance=EUCLIDEAN, reducer=MEAN)
     kind = {"all": "all", "semi-hard": "semihard", "hard": "hard"}[mining]
@@ -90,7 +90,7 @@ def test_lifted_structured(batch):
             if labels[k] != labels[i]
         )
         values.append(max(0.0, math.log(total) + d(x, i, j)) ** 2 / 2)
-    found = metric.lifted_structured(x, labels, margin=1.5)
+    found = _losses.lifted_structured(x, labels, margin=1.5)
     close(found, mean(values))
     close(
         found,
@@ -106,7 +106,7 @@ def test_n_pair(batch):
         own = float(anchors[i] @ positives[i])
         others = [float(anchors[i] @ positives[j]) - own for j in range(4) if j != i]
         values.append(math.log(1 + sum(math.exp(o) for o in others)))
-    found = metric.n_pair(anchors, positives)
+    found = _losses.n_pair(anchors, positives)
     close(found, mean(values))
     plain = theirs_distances.DotProductSimilarity(normalize_embeddings=False)
     loss = theirs.NPairsLoss(distance=plain, reducer=MEAN)
@@ -123,10 +123,10 @@ def test_noise_contrastive_is_the_logistic_loss_of_telling_data_from_noise(batch
     for u, others in zip(data.tolist(), noise.tolist(), strict=True):
         is_data = lambda v: 1 / (1 + k * math.exp(-v))  # noqa: E731
         values.append(-math.log(is_data(u)) - sum(math.log(1 - is_data(v)) for v in others))
-    close(metric.noise_contrastive(data, noise), mean(values))
+    close(_losses.noise_contrastive(data, noise), mean(values))
     # Places of no sample weigh nothing, and are not counted.
     padded = torch.cat([noise, torch.full_like(noise, -torch.inf)], 1)
-    close(metric.noise_contrastive(data, padded), mean(values))
+    close(_losses.noise_contrastive(data, padded), mean(values))
 
 
 def test_noise_contrastive_is_least_at_the_true_ratio():
@@ -140,7 +140,7 @@ def test_noise_contrastive_is_least_at_the_true_ratio():
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = metric.noise_contrastive(ratio[data], ratio[noise])
+        loss = _losses.noise_contrastive(ratio[data], ratio[noise])
         loss.backward()
         return loss
 
@@ -160,7 +160,7 @@ def test_info_nce(batch):
             logits = [float(unit[i] @ unit[3 + j]) / 0.2 for j in range(5)]
             kept = [j for j in range(5) if mask is None or j == i or not mask[i, j]]
             values.append(-logits[i] + math.log(sum(math.exp(logits[j]) for j in kept)))
-        close(metric.info_nce(queries, keys, temperature=0.2, excluded=mask), mean(values))
+        close(_losses.info_nce(queries, keys, temperature=0.2, excluded=mask), mean(values))
 
 
 def test_info_nce_both_ways_is_nt_xent_between_two_views():
@@ -173,7 +173,7 @@ def test_info_nce_both_ways_is_nt_xent_between_two_views():
     loss = theirs.NTXentLoss(temperature=0.2, reducer=MEAN)
     pairs_of = (rows, rows + 6, first[off], second[off] + 6)
     expected = loss(torch.cat([a, b]), torch.cat([rows, rows]), pairs_of)
-    close(metric.info_nce(a, b, temperature=0.2), expected)
+    close(_losses.info_nce(a, b, temperature=0.2), expected)
 
 
 def test_soft_nearest_neighbour(batch):
@@ -185,7 +185,7 @@ def test_soft_nearest_neighbour(batch):
         if same:
             values.append(-math.log(same / sum(weight.values())))
     assert len(values) == 7  # the last label is alone
-    close(metric.soft_nearest_neighbour(x, labels, temperature=3.0), mean(values))
+    close(_losses.soft_nearest_neighbour(x, labels, temperature=3.0), mean(values))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_soft_nearest_neighbour(batch):
 )
 def test_gradients_are_finite_where_rows_are_equal(name):
     x = torch.ones(4, 3, requires_grad=True)
-    getattr(metric, name)(x, torch.tensor([0, 0, 1, 1])).backward()
+    getattr(_losses, name)(x, torch.tensor([0, 0, 1, 1])).backward()
     assert x.grad.isfinite().all()
 
 
@@ -214,17 +214,17 @@ def test_gradients_are_finite_where_rows_are_equal(name):
 )
 def test_a_batch_without_a_question_is_refused(name, labels, message):
     with pytest.raises(ValueError, match=message):
-        getattr(metric, name)(torch.randn(3, 2), torch.tensor(labels))
+        getattr(_losses, name)(torch.randn(3, 2), torch.tensor(labels))
 
 
 def test_info_nce_refuses_shapes_that_disagree():
     with pytest.raises(ValueError, match=r"queries \(3, 2\) and keys \(3, 4\) must be"):
-        metric.info_nce(torch.randn(3, 2), torch.randn(3, 4))
+        _losses.info_nce(torch.randn(3, 2), torch.randn(3, 4))
     with pytest.raises(ValueError, match="3 queries have but 2 keys"):
-        metric.info_nce(torch.randn(3, 2), torch.randn(2, 2))
+        _losses.info_nce(torch.randn(3, 2), torch.randn(2, 2))
     with pytest.raises(ValueError, match="temperature must be > 0, got 0"):
-        metric.info_nce(torch.randn(3, 2), torch.randn(3, 2), temperature=0)
+        _losses.info_nce(torch.randn(3, 2), torch.randn(3, 2), temperature=0)
     with pytest.raises(
         ValueError, match=r"noise must be \(3, k\) beside data \(3,\), got \(2, 4\)"
     ):
-        metric.noise_contrastive(torch.randn(3), torch.randn(2, 4))
+        _losses.noise_contrastive(torch.randn(3), torch.randn(2, 4))

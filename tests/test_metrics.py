@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from videossl.eval.mask_files import read_mask
-from videossl.eval.metrics import (
+from videossl.io.index_masks import read_mask
+from videossl.tracking.region_contour import (
     bounding_window,
     region_and_contour,
     statistics,

@@ -9,8 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from videossl.config import Config, validate
 from videossl.engine.build import build_model
-from videossl.engine.multitask import MultiTask
-from videossl.engine.shared_pass import Request, SharedPass
+from videossl.engine.multitask import MultiTask, Request, SharedPass
 from videossl.models.encoder import ENCODERS, STAGES, Encoder, EncoderSpec
 from videossl.rng import generator, row_random
 from videossl.types import ClipBatch, Views

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from videossl.losses.metric import info_nce, information_bound
+from videossl.pretext._losses import info_nce, information_bound
 
 
 def gaussian_critic(information: float, dimensions: int, size: int, generator):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from videossl.errors import UserError
-from videossl.probe.neighbours import chance_of_hit, hits, knn_score, similarities, votes
+from videossl.probe.classifiers import chance_of_hit, hits, knn_score, similarities, votes
 
 
 def slow_knn(features, labels, groups, neighbours: int, temperature: float) -> float:

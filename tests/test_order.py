@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videossl.data.order import Permutation
+from videossl.data.sampling import Permutation
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from videossl.errors import UserError
-from videossl.eval.output_folder import check_folder, check_writable, clear_folder
+from videossl.io.output_files import check_folder, check_writable, clear_folder
 
 OWNED = ("result.json", "trained")
 

@@ -12,8 +12,8 @@ from test_no_process_left import commands  # noqa: F401
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.leftovers import is_system_leftover
-from videossl.output_lock import IN_FOLDER, writing_file, writing_to_folder
+from videossl.io.input_files import is_system_leftover
+from videossl.io.output_files import IN_FOLDER, writing_file, writing_to_folder
 
 HOLD = """
 import fcntl, json, pathlib, sys
@@ -91,7 +91,7 @@ def test_workers_do_not_keep_the_lock_of_their_command(tmp_path):
     """A worker that is slow to die must not keep the next run out."""
     code = (
         "import os, sys, time, pathlib\n"
-        "from videossl.output_lock import writing_to_folder\n"
+        "from videossl.io.output_files import writing_to_folder\n"
         "with writing_to_folder(pathlib.Path(sys.argv[1])):\n"
         "    if not os.fork(): time.sleep(30)\n"
         "    print('up', flush=True); time.sleep(30)\n"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from videossl.drawing import Rgb
-from videossl.eval.overlay import (
+from videossl.io.pictures import Rgb
+from videossl.tracking.overlay import (
     CONFUSED,
     MISSED,
     SPURIOUS,

@@ -17,14 +17,13 @@ from numbered_video import VARIANTS, Variant, read_numbers, write_numbered_video
 from test_inspect import scene, write
 
 from videossl.__main__ import main
-from videossl.data import pack, pack_shard
-from videossl.data.listing import FoundVideo
-from videossl.data.manifest import VideoEntry, write_manifest
-from videossl.data.pack_plan import output_size, plan_shots
-from videossl.data.pack_settings import PackSettings
-from videossl.data.pack_video import pack_video
-from videossl.data.scan import scan_video
-from videossl.data.table import read_manifest
+from videossl.catalog import packing
+from videossl.catalog.listing import FoundVideo
+from videossl.catalog.pack_plan import PackSettings, output_size, plan_shots
+from videossl.catalog.pack_video import pack_video
+from videossl.catalog.scanning import scan_video
+from videossl.data.entry import VideoEntry, write_manifest
+from videossl.data.manifest import read_manifest
 from videossl.decode.pyav_reader import PyavReader
 from videossl.decode.source import VideoSource
 from videossl.errors import UserError, VideoDecodeError
@@ -299,8 +298,8 @@ def test_members_are_read_alike_in_order_and_by_range(seven, tmp_path):
 
 def row_of_member(row):
     """What scanning the member by itself gives."""
-    from videossl.data.manifest import sound_entry
-    from videossl.decode.info import read_index
+    from videossl.data.entry import sound_entry
+    from videossl.decode.index import read_index
 
     source = VideoSource(row.path, row.offset, row.bytes)
     return sound_entry(read_index(source), source, group=row.group)
@@ -328,7 +327,7 @@ def test_finished_pack_is_not_packed_again(seven, tmp_path, monkeypatch, caplog)
         assert Path(entry.path).name in ("4.mp4", "5.mp4")
         return pack_video(entry, settings)
 
-    monkeypatch.setattr(pack, "_pack_task", only_shard_2)
+    monkeypatch.setattr(packing, "_pack_task", only_shard_2)
     assert pack_to(tmp_path / "a", seven) == 0
     assert "3 of 4 shards are there already" in caplog.text
     assert hashes(tmp_path / "a") == before
@@ -413,7 +412,7 @@ def test_interrupted_pack_leaves_a_manifest_of_what_is_finished(
                 raise KeyboardInterrupt
             yield item
 
-    monkeypatch.setattr(pack, "track", interrupt)
+    monkeypatch.setattr(packing, "track", interrupt)
     assert pack_to(tmp_path / "a", seven) == 130
     assert "2 of 4 shards are finished" in caplog.text
     rows = list(read_manifest(tmp_path / "a" / "manifest.parquet"))
@@ -464,7 +463,7 @@ def test_full_disk_leaves_the_finished_shards_and_one_line(seven, tmp_path):
 
 
 def test_full_disk_while_a_member_is_written(seven, tmp_path, monkeypatch, capsys):
-    add = pack_shard.ShardWriter.add
+    add = packing.ShardWriter.add
 
     def full(self, row, source, video):
         if row == 3:
@@ -472,7 +471,7 @@ def test_full_disk_while_a_member_is_written(seven, tmp_path, monkeypatch, capsy
         add(self, row, source, video)
 
     with monkeypatch.context() as patched:
-        patched.setattr(pack_shard.ShardWriter, "add", full)
+        patched.setattr(packing.ShardWriter, "add", full)
         assert pack_to(tmp_path / "a", seven) == 2
     assert "No space left on device; 1 of 4 shards" in capsys.readouterr().err
     assert len(read_manifest(tmp_path / "a" / "manifest.parquet")) == 2
@@ -507,7 +506,7 @@ def test_other_videos_in_the_same_folder_fail(seven, tmp_path):
     fewer = tmp_path / "fewer.parquet"
     write_manifest(list(read_manifest(seven))[:-1], fewer)
     with pytest.raises(UserError, match=r"another list of videos \(7, now 6\)"):
-        pack.claim_folder(
+        packing.claim_folder(
             tmp_path / "a",
             PackSettings(videos_per_shard=2),
             read_manifest(fewer),
@@ -559,8 +558,8 @@ def test_video_that_hangs_or_crashes_is_skipped(seven, tmp_path, monkeypatch):
             os._exit(3)
         return pack_video(entry, settings)
 
-    monkeypatch.setattr(pack, "pack_video", misbehave)
-    monkeypatch.setattr(pack, "LIMIT_SECONDS", 1.0)
+    monkeypatch.setattr(packing, "pack_video", misbehave)
+    monkeypatch.setattr(packing, "LIMIT_SECONDS", 1.0)
     assert pack_to(tmp_path / "a", seven, "--workers", "2") == 0
     lines = (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()
     skipped = {Path(line["path"]).stem: line["reason"] for line in map(json.loads, lines)}

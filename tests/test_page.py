@@ -13,10 +13,9 @@ import pytest
 from browser import assert_fits, assert_silent, browser, open_page, wait_for
 from PIL import Image
 
-from videossl.eval.overlay import write_comparison, write_contact_sheet
-from videossl.eval.page import write_page
-from videossl.eval.scoring import ObjectScore, scores_record
-from videossl.eval.statistics import paired_difference
+from videossl.tracking.overlay import write_comparison, write_contact_sheet
+from videossl.tracking.page import write_page
+from videossl.tracking.scoring import ObjectScore, paired_difference, scores_record
 
 HOSTILE = "<img src=x onerror=document.title='broken'>\u00e9"
 LEVELS = {"good": 0.9, HOSTILE: 0.2, "fair_1": 0.5}

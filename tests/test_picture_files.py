@@ -9,18 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from videossl.data.footage import find_footage, read_piece
-from videossl.detection.voc import VocImages
+from videossl.catalog.sequence_overlap import find_footage, read_piece
 from videossl.errors import UserError
-from videossl.eval.davis import read_tree
-from videossl.eval.footage import davis_footage
-from videossl.eval.frame_order import pictures_of
-from videossl.eval.frames import ImageFrames
-from videossl.eval.mask_files import read_mask
-from videossl.eval.stored_features import StoredFeatures
-from videossl.eval.youtube_vos import read_youtube_vos
-from videossl.masks import write_mask
-from videossl.picture_files import UNREADABLE, opened_picture, picture_size
+from videossl.io.index_masks import read_mask, write_mask
+from videossl.io.pictures import UNREADABLE, opened_picture, picture_size, pictures_of
+from videossl.probe.detection import VocImages
+from videossl.tracking.davis import read_tree
+from videossl.tracking.features import StoredFeatures
+from videossl.tracking.sequence import ImageFrames, davis_footage
+from videossl.tracking.youtube_vos import read_youtube_vos
 
 H, W = 32, 48
 APPLE_DOUBLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4000)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from videossl.clip_views import warp_frames
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.pretext._views import warp_frames
 from videossl.pretext.playback_speed import PlaybackSpeedConfig, Task
 from videossl.rng import row_random
 from videossl.types import ClipBatch, FeatureMaps, tally_value

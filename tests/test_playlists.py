@@ -8,11 +8,11 @@ import av
 import pytest
 from backend import backend_or_skip
 
-from videossl.data.listing import FoundVideo
-from videossl.data.manifest import sound_entry
-from videossl.data.scan import scan_video
+from videossl.catalog.listing import FoundVideo
+from videossl.catalog.scanning import scan_video
+from videossl.data.entry import sound_entry
 from videossl.decode.container import open_container
-from videossl.decode.info import probe, read_index
+from videossl.decode.index import probe, read_index
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from videossl.eval.point_metrics import badja_pck, joint_errors, mean_pck, tapvid_scores
+from videossl.tracking.points import badja_pck, joint_errors, mean_pck, tapvid_scores
 
 
 def loop_jhmdb(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from videossl.errors import UserError
-from videossl.eval.points import (
+from videossl.tracking.points import (
     Queries,
     Reading,
     point_labels,
@@ -17,7 +17,7 @@ from videossl.eval.points import (
     standing_still,
     track_points,
 )
-from videossl.eval.presets import PRESETS
+from videossl.tracking.protocol import PRESETS
 
 PROTOCOL = replace(PRESETS["videossl"], short_side=None, radius=3)
 CELL = 4  # pixels

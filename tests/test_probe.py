@@ -5,11 +5,16 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from videossl.probe.attentive import attentive_probe
-from videossl.probe.examples import Examples
-from videossl.probe.few_shot import draw_shots, few_shot
-from videossl.probe.judgement import chance_of_classes, difference, judge_classes
-from videossl.probe.linear import choose, fit_linear, linear_probe
+from videossl.probe.classifiers import (
+    attentive_probe,
+    choose,
+    draw_shots,
+    few_shot,
+    fit_linear,
+    linear_probe,
+)
+from videossl.probe.labelled_split import Examples
+from videossl.probe.protocols import chance_of_classes, difference, judge_classes
 
 
 def examples(features: torch.Tensor, labels: torch.Tensor) -> Examples:
@@ -162,10 +167,9 @@ def test_a_class_without_training_videos_has_no_column_but_its_place():
 
 
 def test_a_class_that_cannot_be_decoded_for_training_is_refused():
-    from videossl.embedding.features import VideoFeatures
     from videossl.errors import UserError
-    from videossl.probe.examples import examples_of
-    from videossl.probe.split import LabelledSplit
+    from videossl.probe.embedding import VideoFeatures
+    from videossl.probe.labelled_split import LabelledSplit, examples_of
 
     label, rows = np.array([0, 1, 1]), np.arange(3)
     split = LabelledSplit(rows, rows, rows, label, np.array(list("abc")), ("run", "walk"))

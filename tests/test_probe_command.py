@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.embedding.digests import state_digest
 from videossl.engine.checkpoint import save_checkpoint
 from videossl.export.loading import load_encoder
 from videossl.export.video_encoder import VideoEncoder
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.probe.feature_store import state_digest
 from videossl.probe.protocols import Setting, judge_frozen
 
 
@@ -100,9 +100,9 @@ def test_fine_tuning_stands_beside_the_same_recipe_from_scratch(
     assert result["rows"]["fine-tuned"]["top1"][0] == 1.0
     assert result["recipe"]["epochs"] == 8
     with (tmp_path / "out" / "predictions.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == result["split"]["test"]["videos"]
-    assert all(row["label"] == row["answer"] for row in rows)
+        protocols = list(csv.DictReader(file))
+    assert len(protocols) == result["split"]["test"]["videos"]
+    assert all(row["label"] == row["answer"] for row in protocols)
 
 
 def test_features_are_taken_from_the_cache_of_another_protocol(
@@ -111,7 +111,7 @@ def test_features_are_taken_from_the_cache_of_another_protocol(
     brief = ("--no-supervised", "--protocol")
     first = arguments(run_file, tinted_videos, cache, *brief, "knn", "-o", tmp_path / "a")
     assert main(first) == 0
-    from videossl.embedding import cache as module
+    from videossl.probe import feature_store as module
 
     monkeypatch.setattr(module, "video_features", None)  # whoever computes fails
     second = arguments(run_file, tinted_videos, cache, *brief, "retrieval", "-o", tmp_path / "b")
@@ -125,8 +125,8 @@ def test_an_encoder_that_changes_while_it_is_probed_is_found_out(run_file, tinte
                 next(self.encoder.parameters()).view(-1)[0] += 0.01
             return super().forward(video)
 
-    from videossl.data.table import read_manifest
-    from videossl.probe.split import split_labelled
+    from videossl.data.manifest import read_manifest
+    from videossl.probe.labelled_split import split_labelled
 
     loaded = load_encoder(run_file)
     drifting = Drifting(loaded.encoder, loaded.clip)
@@ -173,12 +173,12 @@ def test_what_cannot_be_drawn_costs_the_picture_alone(
     run_file, tinted_videos, cache, tmp_path, monkeypatch, caplog
 ):
     from videossl.errors import VideoDecodeError
-    from videossl.probe import pictures
+    from videossl.probe import probe_report
 
     def gone(*args):
         raise VideoDecodeError("a.mp4", "pyav", "no such file")
 
-    monkeypatch.setattr(pictures, "draw_neighbours", gone)
+    monkeypatch.setattr(probe_report, "draw_neighbours", gone)
     given = arguments(run_file, tinted_videos, cache, "--protocol", "knn", "--no-supervised")
     assert main([*given, "-o", str(tmp_path)]) == 0
     assert "neighbours.png is left out: a.mp4" in caplog.text
@@ -190,7 +190,7 @@ def test_what_cannot_be_drawn_costs_the_picture_alone(
 
 @pytest.mark.parametrize("classes", [["$\\foo$", "b"], [f"class {i}" for i in range(400)]])
 def test_any_classes_can_be_drawn(tmp_path, classes):
-    from videossl.probe.pictures import draw_confusion
+    from videossl.probe.probe_report import draw_confusion
 
     draw_confusion(tmp_path / "c.png", torch.eye(len(classes)).long().tolist(), classes)
     with Image.open(tmp_path / "c.png") as picture:
@@ -200,17 +200,17 @@ def test_any_classes_can_be_drawn(tmp_path, classes):
 def test_a_checkpoint_that_goes_meanwhile_is_not_missed(
     run_file, tinted_videos, cache, tmp_path, monkeypatch
 ):
-    from videossl.probe import rows
+    from videossl.probe import protocols
 
     copied = tmp_path / "step_00000001.pt"
     copied.write_bytes(run_file.read_bytes())
-    judge = rows.frozen_rows
+    judge = protocols.frozen_rows
 
     def judged(*args, **options):
         copied.unlink()  # as a run that still trains does
         return judge(*args, **options)
 
-    monkeypatch.setattr(rows, "frozen_rows", judged)
+    monkeypatch.setattr(protocols, "frozen_rows", judged)
     given = arguments(copied, tinted_videos, cache, "--protocol", "knn", "--no-supervised")
     assert main([*given, "-o", str(tmp_path / "out")]) == 0
 
@@ -242,11 +242,11 @@ def test_a_real_set_of_actions_is_probed_by_its_own_split(run_file, shared_data,
     for line in lines[1:]:
         kept.setdefault((line.split(",")[1], line.split(",")[2]), []).append(line)
     few = [line for members in kept.values() for line in members[:3]]
-    rows = [
+    protocols = [
         "path,label,group",
         *(f"{actions / f.split(',')[0]},{f.split(',')[1]},{f.split(',')[3]}" for f in few),
     ]
-    chosen.write_text("\n".join(rows) + "\n")
+    chosen.write_text("\n".join(protocols) + "\n")
     assert main(["scan", str(chosen), "-o", str(manifest), "--workers", "2"]) == 0
     more = ("--protocol", "linear", "--no-supervised", "-o", tmp_path / "out")
     own = ("--split-file", actions / "labels.csv")

@@ -9,10 +9,9 @@ import torch
 import videossl
 from videossl.errors import UserError
 from videossl.export import programs
-from videossl.export.clip_form import ClipForm
 from videossl.export.loading import load
 from videossl.export.programs import Program, Unequal, check, write_onnx, write_torch_program
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import ClipForm, VideoEncoder
 from videossl.models.encoder import ENCODERS, Encoder, EncoderSpec
 
 

@@ -1,6 +1,6 @@
 import io
 
-from videossl.progress import track
+from videossl.io.progress import track
 
 
 class Terminal(io.StringIO):

@@ -16,21 +16,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from videossl.errors import UserError
-from videossl.eval import features as features_module
-from videossl.eval.features import (
+from videossl.io.index_masks import read_mask
+from videossl.models.encoder import StageInfo
+from videossl.tracking import features as features_module
+from videossl.tracking.features import (
     EncoderFeatures,
     LabPatches,
     input_size,
     sequence_features,
+    sliding_windows,
+    windows,
 )
-from videossl.eval.frames import ImageFrames
-from videossl.eval.mask_files import read_mask
-from videossl.eval.memory import LabelMemory
-from videossl.eval.presets import PRESETS, preset
-from videossl.eval.propagation import propagate, propagate_labels
-from videossl.eval.protocol import Protocol
-from videossl.eval.windows import sliding_windows, windows
-from videossl.models.encoder import StageInfo
+from videossl.tracking.memory import LabelMemory
+from videossl.tracking.propagation import propagate, propagate_labels
+from videossl.tracking.protocol import PRESETS, Protocol, preset
+from videossl.tracking.sequence import ImageFrames
 from videossl.types import FeatureMaps
 
 DAVIS = Path(__file__).parents[2] / "shared" / "data" / "davis"

@@ -3,7 +3,7 @@
 import pytest
 
 from videossl.errors import UserError
-from videossl.eval.presets import preset
+from videossl.tracking.protocol import preset
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from bad_decoders import BAD, hold_the_lock, hurt, refuse
 
 from videossl.__main__ import main
 from videossl.data.dataset import Failure
-from videossl.engine.quarantine import Quarantine
+from videossl.engine.feed import Quarantine
 from videossl.errors import UserError
 
 CONFIG = """

@@ -3,10 +3,8 @@ import pytest
 import torch
 
 from videossl.errors import UserError
-from videossl.eval.presets import preset
-from videossl.eval.propagation import propagate
-from videossl.eval.protocol import Protocol
-from videossl.eval.refinement import refine
+from videossl.tracking.propagation import propagate, refine
+from videossl.tracking.protocol import Protocol, preset
 
 RADIUS, EPSILON = 2, 1e-3
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from videossl.clip_views import without_green_magenta
 from videossl.color import encoder_input, normalize_lab, rgb_to_lab
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.pretext._views import without_green_magenta
 from videossl.pretext.relative_position import RelativePositionConfig, Task
 from videossl.rng import row_random
 from videossl.types import ClipBatch, FeatureMaps, tally_value

@@ -10,12 +10,11 @@ import fsspec
 import pytest
 
 from videossl.__main__ import main
-from videossl.data.listing import find_videos
-from videossl.data.table import read_manifest
+from videossl.catalog.listing import find_videos
+from videossl.data.manifest import read_manifest
 from videossl.decode.backends import open_video
-from videossl.decode.info import read_index
-from videossl.decode.source import VideoSource
-from videossl.decode.urls import beside, path_of, protocol_of, split_url
+from videossl.decode.index import read_index
+from videossl.decode.source import VideoSource, beside, path_of, protocol_of, split_url
 from videossl.errors import UserError, VideoDecodeError
 
 FACTS = ("num_frames", "fps", "width", "key_frames", "motion", "first_tick", "last_tick", "bytes")

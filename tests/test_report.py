@@ -12,11 +12,10 @@ import yaml
 from browser import assert_fits, assert_silent, browser, open_page, wait_for
 
 from videossl.__main__ import main
-from videossl.engine.logger import RunLogger
-from videossl.report.comparison import differing_settings
-from videossl.report.curves import Curve, curve_plot, nice_ticks
-from videossl.report.run_record import read_run
-from videossl.video_writer import write_video
+from videossl.engine.metrics import RunLogger
+from videossl.io.pictures import write_video
+from videossl.report.run_page import Curve, curve_plot, nice_ticks
+from videossl.report.run_record import differing_settings, read_run
 
 NASTY = "a\"><img src=x onerror=document.title='hit'>"
 

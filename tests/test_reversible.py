@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from videossl.data.reversible import (
+from videossl.data.synthetic import (
     AR_COEFFICIENT,
     KERNEL_FRAMES,
     ReversibleScene,

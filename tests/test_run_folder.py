@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from videossl.config import Config, read_yaml
 from videossl.engine.run_folder import check_run_folder, open_run_folder
 from videossl.errors import UserError
-from videossl.whole_file import temporary_name
+from videossl.io.output_files import temporary_name
 
 
 def config(out: Path) -> Config:

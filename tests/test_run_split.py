@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from videossl.data import table
-from videossl.data.manifest import VideoEntry, write_manifest
-from videossl.data.table import Manifest, read_manifest
+from videossl.data import manifest as manifest_module
+from videossl.data.entry import VideoEntry, write_manifest
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.engine.split import remember_split, split_of_run
 from videossl.errors import UserError
 
@@ -44,9 +44,9 @@ def names(of: tuple) -> dict[str, set[str]]:
     }
 
 
-@pytest.mark.parametrize("mapped_rows", [table.MAPPED_ROWS, 1])
+@pytest.mark.parametrize("mapped_rows", [manifest_module.MAPPED_ROWS, 1])
 def test_an_unchanged_manifest_gives_the_split_that_was_drawn(mapped_rows, tmp_path, monkeypatch):
-    for module in ("data.table", "engine.split"):
+    for module in ("data.manifest", "engine.split"):
         monkeypatch.setattr(f"videossl.{module}.MAPPED_ROWS", mapped_rows)
     manifest, first = resumed(tmp_path, [entry(name) for name in NAMES])
     again = split_of_run(manifest, 0.3, 0, run=tmp_path, may_change=False)

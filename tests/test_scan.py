@@ -12,12 +12,11 @@ from odd_streams import STREAMS
 from test_inspect import flip_bytes, scene, write
 
 from videossl.__main__ import main
-from videossl.data import scan
-from videossl.data.journal import Journal
-from videossl.data.listing import FoundVideo, find_videos
-from videossl.data.manifest import source_group
-from videossl.data.scan import scan_videos
-from videossl.data.table import read_manifest
+from videossl.catalog import scanning
+from videossl.catalog.listing import FoundVideo, find_videos
+from videossl.catalog.scanning import Journal, scan_videos
+from videossl.data.entry import source_group
+from videossl.data.manifest import read_manifest
 from videossl.errors import UserError
 
 
@@ -148,9 +147,9 @@ def harm(monkeypatch, do):
     def read(video, **options):
         if video.path == "/b.mp4":
             do()
-        return scan.broken_entry(video, "read")
+        return scanning.broken_entry(video, "read")
 
-    monkeypatch.setattr(scan, "scan_video", read)
+    monkeypatch.setattr(scanning, "scan_video", read)
 
 
 def hang():
@@ -178,9 +177,9 @@ def eat_memory():
 def test_file_that_takes_its_process_down_costs_one_row(monkeypatch, tmp_path, do, reason):
     harm(monkeypatch, do)
     # Time enough for all else on a busy machine: what is judged is the fault, not the pace.
-    monkeypatch.setattr(scan, "FAST_SECONDS", 3 if do is hang else 60)
-    monkeypatch.setattr(scan, "FAST_BYTES_PER_SECOND", 1e30)
-    monkeypatch.setattr(scan, "MEMORY_BYTES", 2**28)
+    monkeypatch.setattr(scanning, "FAST_SECONDS", 3 if do is hang else 60)
+    monkeypatch.setattr(scanning, "FAST_BYTES_PER_SECOND", 1e30)
+    monkeypatch.setattr(scanning, "MEMORY_BYTES", 2**28)
     reasons = rows_of([f"/{name}.mp4" for name in "abcdefghijkl"], tmp_path)
     assert reasons.pop("b") == reason
     assert set(reasons.values()) == {"read"}
@@ -189,14 +188,14 @@ def test_file_that_takes_its_process_down_costs_one_row(monkeypatch, tmp_path, d
 def test_file_that_must_be_decoded_to_count_its_frames_has_the_time_to(monkeypatch, tmp_path):
     """A scan that is not deep gives a file little time, which playing it through may exceed."""
     path, expected = STREAMS["joined_other_clock"](tmp_path)
-    sound = scan.time_limit
+    sound = scanning.time_limit
     asked = []
 
     def limit(num_bytes, *, deep):
         asked.append(deep)
         return sound(num_bytes, deep=deep)
 
-    monkeypatch.setattr(scan, "time_limit", limit)
+    monkeypatch.setattr(scanning, "time_limit", limit)
     out = tmp_path / "m.parquet"
     assert main(["scan", str(path), "-o", str(out), "--workers", "1"]) == 0
     (entry,) = read_manifest(out)
@@ -206,11 +205,11 @@ def test_file_that_must_be_decoded_to_count_its_frames_has_the_time_to(monkeypat
 
 
 def test_large_files_have_more_time_and_do_not_share_a_task():
-    assert scan.time_limit(10**6, deep=False) < 11
-    assert scan.time_limit(10**9, deep=False) == 60
-    assert scan.time_limit(10**8, deep=True) > 1000
+    assert scanning.time_limit(10**6, deep=False) < 11
+    assert scanning.time_limit(10**9, deep=False) == 60
+    assert scanning.time_limit(10**8, deep=True) > 1000
     sizes = [2**20] * 20 + [2**22] * 3 + [2**30]
-    batches = list(scan._batches([FoundVideo(str(n), size) for n, size in enumerate(sizes)]))
+    batches = list(scanning._batches([FoundVideo(str(n), size) for n, size in enumerate(sizes)]))
     assert [len(batch) for batch in batches] == [8, 8, 5, 2, 1]
     assert [video for batch in batches for video in batch] == [
         FoundVideo(str(n), size) for n, size in enumerate(sizes)
@@ -221,8 +220,8 @@ def test_parser_bug_makes_one_broken_row(monkeypatch):
     def explode(*_, **__):
         raise KeyError("bug")
 
-    monkeypatch.setattr(scan, "read_index", explode)
-    entry = scan.scan_video(FoundVideo("/a.mp4", bytes=3))
+    monkeypatch.setattr(scanning, "read_index", explode)
+    entry = scanning.scan_video(FoundVideo("/a.mp4", bytes=3))
     assert (entry.status, entry.reason, entry.bytes) == ("broken", "KeyError: 'bug'", 3)
 
 
@@ -258,13 +257,13 @@ def scan_to(out, folder, *options):
 
 def forbid_scanning(monkeypatch, *names):
     """Only files of these names may be read from here on."""
-    scan_video = scan.scan_video
+    scan_video = scanning.scan_video
 
     def read(video, **options):
         assert Path(video.path).name in names, f"{video.path} is read again"
         return scan_video(video, **options)
 
-    monkeypatch.setattr(scan, "scan_video", read)
+    monkeypatch.setattr(scanning, "scan_video", read)
 
 
 def test_second_scan_reads_what_is_new_or_changed(clips, tmp_path, monkeypatch, caplog):
@@ -286,7 +285,9 @@ def test_second_scan_reads_what_is_new_or_changed(clips, tmp_path, monkeypatch, 
 def test_fresh_scan_reads_all_again(clips, tmp_path, monkeypatch):
     out = tmp_path / "m.parquet"
     scan_to(out, clips)
-    monkeypatch.setattr(scan, "scan_video", lambda v, **_: scan.broken_entry(v, "read again"))
+    monkeypatch.setattr(
+        scanning, "scan_video", lambda v, **_: scanning.broken_entry(v, "read again")
+    )
     assert main(["scan", str(clips), "-o", str(out), "--fresh"]) == 1
     assert {entry.reason for entry in read_manifest(out)} == {"read again"}
 
@@ -311,7 +312,7 @@ def test_interrupted_scan_keeps_what_it_read(clips, tmp_path, monkeypatch, caplo
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(scan, "track", interrupt)
+        patched.setattr(scanning, "track", interrupt)
         assert main(["scan", str(clips), "-o", str(out), "--workers", "1"]) == 130
     assert "3 of 8 videos are read and kept" in caplog.text
     assert not out.exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from videossl.__main__ import main
-from videossl.masks import write_mask
+from videossl.io.index_masks import write_mask
 
 
 @pytest.fixture

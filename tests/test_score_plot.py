@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from videossl.eval.score_plot import HEIGHT, WIDTH, ScoreLine, frame_ticks, score_plot
+from videossl.tracking.page import HEIGHT, WIDTH, ScoreLine, frame_ticks, score_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 

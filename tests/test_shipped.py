@@ -14,9 +14,9 @@ import videossl
 from videossl.__main__ import main
 from videossl.data.synthetic import render_davis
 from videossl.engine.adaptation import restore_tracker
+from videossl.io.pictures import write_video
 from videossl.models.encoder_file import read_record
 from videossl.models.encoder_sources import FOLDER, SHIPPED, shipped_or_given
-from videossl.video_writer import write_video
 
 ALLOWED = {"MIT", "Apache-2.0", "BSD", "CC BY 4.0"}
 

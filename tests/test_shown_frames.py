@@ -21,11 +21,11 @@ from odd_streams import (
 )
 
 from videossl.__main__ import main
-from videossl.data.manifest import sound_entry
+from videossl.data.entry import sound_entry
+from videossl.data.manifest import read_manifest
 from videossl.data.sampling import SamplingRules, usable_shots
-from videossl.data.table import read_manifest
 from videossl.decode.backends import READERS, open_video
-from videossl.decode.info import VideoIndex, read_index
+from videossl.decode.index import VideoIndex, read_index
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from videossl.data.manifest import VideoEntry
-from videossl.data.table import Manifest
+from videossl.data.entry import VideoEntry
+from videossl.data.manifest import Manifest
 from videossl.errors import UserError
-from videossl.probe.split import split_labelled
+from videossl.probe.labelled_split import split_labelled
 
 
 def manifest(videos: list[tuple[str, str]], broken: tuple[int, ...] = ()) -> Manifest:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from videossl.models.encoder import Encoder, EncoderSpec
+from videossl.pretext._views import camera_motion, covers, stabilize
 from videossl.pretext.arrow_of_time import ArrowOfTimeConfig, Task
 from videossl.rng import row_random
-from videossl.stabilization import camera_motion, covers, stabilize
 from videossl.types import ClipBatch, tally_value
 
 SIDE, FRAMES, MARGIN = 96, 5, 10

@@ -12,16 +12,14 @@ from videossl.__main__ import main
 from videossl.color import encoder_input
 from videossl.engine.checkpoint import load_newest, restore_encoder
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
-from videossl.export.encoder_file import write_encoder_file
 from videossl.export.state_dicts import (
     COUNTERPARTS,
     export_weights,
     import_weights,
     load_weights,
 )
-from videossl.export.video_encoder import VideoEncoder
-from videossl.models.colours import COLOURS, normalized_rgb
+from videossl.export.video_encoder import ClipForm, VideoEncoder, write_encoder_file
+from videossl.models.architectures import COLOURS, normalized_rgb
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
 
 
@@ -388,8 +386,7 @@ def test_a_run_begins_with_given_weights(train, exported, tmp_path, caplog):
 
 def test_a_slow_copy_begins_with_the_same_weights(checkpoint):
     from videossl.config import Config
-    from videossl.engine.build import build_model
-    from videossl.engine.initial_weights import begin_with
+    from videossl.engine.build import begin_with, build_model
 
     task = {"mode": "moco", "queue": 8, "momentum": 0.99, "stage": "res3"}
     config = Config(out="x", tasks={"contrastive": task})

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from videossl.eval.scoring import GLOBAL_COLUMNS, ObjectScore, global_scores
-from videossl.eval.statistics import (
+from videossl.tracking.scoring import (
+    GLOBAL_COLUMNS,
+    ObjectScore,
     bootstrap_intervals,
     format_differences,
+    global_scores,
     paired_difference,
 )
 

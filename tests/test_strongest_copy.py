@@ -8,7 +8,7 @@ from dense_attention import dense_loop, random_inputs
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.models.strongest_copy import strongest_copy
+from videossl.models.attention_topk import strongest_copy
 
 
 def channels_last(frames: Tensor) -> list[Tensor]:

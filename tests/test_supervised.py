@@ -6,13 +6,12 @@ import threading
 import pytest
 import torch
 
-from videossl.data.table import Manifest, read_manifest
-from videossl.export.clip_form import ClipForm
-from videossl.export.video_encoder import VideoEncoder
+from videossl.data.manifest import Manifest, read_manifest
+from videossl.export.video_encoder import ClipForm, VideoEncoder
 from videossl.models.encoder import Encoder, EncoderSpec
-from videossl.probe import supervised
-from videossl.probe.split import LabelledSplit, split_labelled
-from videossl.probe.supervised import Recipe, train_with_labels
+from videossl.probe import fine_tuning
+from videossl.probe.fine_tuning import Recipe, train_with_labels
+from videossl.probe.labelled_split import LabelledSplit, split_labelled
 
 CLIP = ClipForm(num_frames=4, seconds_between_frames=0.1, resize=35, crop_size=32)
 RECIPE = Recipe(epochs=3, batch_size=4, dropout=0.1)
@@ -46,7 +45,7 @@ def test_what_labels_tell_is_learned(manifest, split, tmp_path):
     assert any(
         not torch.equal(value, start[key]) for key, value in model.encoder.state_dict().items()
     )
-    from videossl.embedding.clip_reader import ClipReader
+    from videossl.probe.embedding import ClipReader
 
     reader = ClipReader(manifest, CLIP, 1)
     with torch.no_grad():
@@ -58,7 +57,7 @@ def test_what_labels_tell_is_learned(manifest, split, tmp_path):
 
 def test_a_stopped_training_goes_on_bit_for_bit(manifest, split, tmp_path, monkeypatch):
     whole = train(manifest, split, tmp_path / "whole").state_dict()
-    save, saves = supervised.save_checkpoint, []
+    save, saves = fine_tuning.save_checkpoint, []
 
     def interrupted(*args, **options):
         save(*args, **options)
@@ -66,7 +65,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(manifest, split, tmp_path, monke
         if len(saves) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(supervised, "save_checkpoint", interrupted)
+    monkeypatch.setattr(fine_tuning, "save_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(manifest, split, tmp_path / "cut")
     parts = train(manifest, split, tmp_path / "cut").state_dict()
@@ -79,13 +78,13 @@ def test_a_stopped_training_goes_on_bit_for_bit(manifest, split, tmp_path, monke
 
 def test_only_train_and_validation_videos_are_seen(manifest, split, tmp_path, monkeypatch):
     seen: set[int] = set()
-    convert = supervised.to_clip_batch
+    convert = fine_tuning.to_clip_batch
 
     def noting(raw, *args):
         seen.update(raw.video_ids.tolist())
         return convert(raw, *args)
 
-    monkeypatch.setattr(supervised, "to_clip_batch", noting)
+    monkeypatch.setattr(fine_tuning, "to_clip_batch", noting)
     train(manifest, split, tmp_path)
     assert seen
     assert not seen & set(split.test.tolist())
@@ -95,10 +94,10 @@ def test_two_that_train_the_same_take_turns(tmp_path):
     order = []
 
     def second() -> None:
-        with supervised._alone(tmp_path / "x", "second"):
+        with fine_tuning._alone(tmp_path / "x", "second"):
             order.append("second")
 
-    with supervised._alone(tmp_path / "x", "first"):
+    with fine_tuning._alone(tmp_path / "x", "first"):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join(0.3)

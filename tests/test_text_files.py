@@ -4,12 +4,12 @@ import io
 
 import pytest
 
+from videossl.catalog.list_file import read_list
 from videossl.config import read_yaml, with_overrides
-from videossl.data.list_file import read_list
-from videossl.detection.voc import _names_of
 from videossl.errors import UserError
-from videossl.probe.split import _read_split
-from videossl.text_files import csv_text, decoded_text, delimiter_of, json_lines, table_rows
+from videossl.io.input_files import csv_text, decoded_text, delimiter_of, json_lines, table_rows
+from videossl.probe.detection import _names_of
+from videossl.probe.labelled_split import _read_split
 
 MARKED = [
     *("é\n".encode(), codecs.BOM_UTF8 + "é\n".encode(), "é\n".encode("utf-16")),

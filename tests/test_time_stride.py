@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from videossl.models.encoder import Encoder, EncoderSpec
-from videossl.models.time_stride import without_temporal_stride
+from videossl.models.encoder import Encoder, EncoderSpec, without_temporal_stride
 
 
 def strided(name: str, stage: str) -> Encoder:

@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.commands.tracking_rows import foreseen_time
+from videossl.commands.track_rows import foreseen_time
 from videossl.errors import UserError
-from videossl.eval import tracking
-from videossl.eval.davis import read_tree
-from videossl.eval.features import LabPatches
-from videossl.eval.footage import davis_footage, video_footage
-from videossl.eval.mask_files import read_mask
-from videossl.eval.overlay import draw_mask
-from videossl.eval.presets import preset
-from videossl.eval.tracking import Row
-from videossl.masks import write_mask
-from videossl.video_writer import write_video
+from videossl.io.index_masks import read_mask, write_mask
+from videossl.io.pictures import write_video
+from videossl.tracking import tracking
+from videossl.tracking.davis import read_tree
+from videossl.tracking.features import LabPatches
+from videossl.tracking.overlay import draw_mask
+from videossl.tracking.protocol import preset
+from videossl.tracking.sequence import davis_footage, video_footage
+from videossl.tracking.tracking import Row
 
 H, W, FRAMES = 48, 72, 6
 SMALL = ["--set", "short_side=none", "--device", "cpu", "--workers", "1"]

@@ -16,13 +16,16 @@ from scipy import io as matlab
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.eval.array_pickle import load_array_pickle
-from videossl.eval.point_drawing import draw_points
-from videossl.eval.point_scoring import score_points
-from videossl.eval.point_sets import read_badja, read_jhmdb
-from videossl.eval.points import Tracks
-from videossl.eval.tapvid import read_tapvid, sample_queries
-from videossl.masks import write_mask
+from videossl.io.index_masks import write_mask
+from videossl.tracking.point_scoring import draw_points, score_points
+from videossl.tracking.point_sets import (
+    load_array_pickle,
+    read_badja,
+    read_jhmdb,
+    read_tapvid,
+    sample_queries,
+)
+from videossl.tracking.points import Tracks
 
 DAVIS = Path(__file__).parents[2] / "shared" / "data" / "davis"
 H, W, FRAMES = 48, 64, 6

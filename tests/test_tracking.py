@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from videossl.errors import UserError
-from videossl.eval.footage import Footage, video_footage
-from videossl.eval.mask_files import read_mask
-from videossl.eval.presets import PRESETS
-from videossl.eval.tracking import Row, track_row
-from videossl.video_writer import write_video
+from videossl.io.index_masks import read_mask
+from videossl.io.pictures import write_video
+from videossl.tracking.protocol import PRESETS
+from videossl.tracking.sequence import Footage, video_footage
+from videossl.tracking.tracking import Row, track_row
 
 
 class BlackFrames:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from videossl.eval.presets import PRESETS
-from videossl.eval.protocol import Protocol
+from videossl.tracking.protocol import PRESETS, Protocol
 
 DOCS = Path(__file__).parents[1] / "docs" / "tracking.md"
 

@@ -14,13 +14,13 @@ import torch
 import yaml
 
 from videossl.__main__ import main
+from videossl.engine.build import build_optimizer, lr_at
 from videossl.engine.checkpoint import (
     checkpoints,
     find_checkpoint,
     load_checkpoint,
     restore_encoder,
 )
-from videossl.engine.optim import build_optimizer, lr_at
 from videossl.errors import UserError
 
 CONFIG = """
@@ -317,8 +317,8 @@ def test_only_matrices_decay():
 
 def test_too_many_broken_videos_stop_the_run(config_file, video_folder, tmp_path, capsys):
     """Files that broke after the scan: each is replaced and counted, and past the limit the run says so."""
-    from videossl.data.manifest import write_manifest
-    from videossl.data.table import read_manifest
+    from videossl.data.entry import write_manifest
+    from videossl.data.manifest import read_manifest
 
     entries = read_manifest(video_folder)
     broken = []

@@ -8,9 +8,8 @@ import torchvision.transforms.v2.functional as TF
 import videossl
 from videossl.color import encoder_input
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
 from videossl.export.state_dicts import load_weights
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.video_encoder import ClipForm, VideoEncoder
 from videossl.models.encoder import Encoder, EncoderSpec
 
 

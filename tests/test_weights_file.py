@@ -8,9 +8,9 @@ import torch
 
 from videossl.engine.checkpoint import load_checkpoint
 from videossl.errors import UserError
-from videossl.eval.image_features import _load
 from videossl.export.state_dicts import load_weights
-from videossl.weights_file import read_weights
+from videossl.models.encoder_file import read_weights
+from videossl.tracking.baselines import _load
 
 
 class Runs:

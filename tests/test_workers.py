@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from videossl.errors import UserError
-from videossl.workers import Outcome, WorkerPool
+from videossl.workers.pool import Outcome, WorkerPool
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts on Linux only")
 MIB = 1 << 20
@@ -315,7 +315,7 @@ def test_workers_end_with_their_pool_when_it_is_killed():
     """Those that wait, at once; one that spins is ended by its own alarm."""
     code = (
         "import os, time\n"
-        "from videossl.workers import WorkerPool\n"
+        "from videossl.workers.pool import WorkerPool\n"
         "def act(task):\n"
         "    while task == 'spin': pass\n"
         "with WorkerPool(act, 3, timeout_seconds=1.5) as pool:\n"
@@ -365,7 +365,7 @@ def test_what_workers_log_is_said_once_by_the_pool(caplog):
 
 
 def test_the_pool_imports_neither_torch_nor_numpy():
-    code = "import sys, videossl.workers; print({'torch', 'numpy'} & set(sys.modules))"
+    code = "import sys, videossl.workers.pool; print({'torch', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -11,19 +11,20 @@ from PIL import Image
 
 from videossl.__main__ import main
 from videossl.errors import UserError
-from videossl.eval.features import LabPatches, sequence_features
-from videossl.eval.footage import Footage
-from videossl.eval.mask_files import read_mask
-from videossl.eval.presets import preset
-from videossl.eval.propagation import propagate
-from videossl.eval.scoring import ObjectScore, global_scores
-from videossl.eval.youtube_scoring import (
+from videossl.io.index_masks import read_mask, write_mask
+from videossl.tracking.features import LabPatches, sequence_features
+from videossl.tracking.propagation import propagate
+from videossl.tracking.protocol import preset
+from videossl.tracking.scoring import ObjectScore, global_scores
+from videossl.tracking.sequence import Footage
+from videossl.tracking.youtube_vos import (
+    YoutubeVosSequence,
     group_scores,
     read_unseen_categories,
+    read_youtube_vos,
     score_youtube_sequence,
+    youtube_footage,
 )
-from videossl.eval.youtube_vos import YoutubeVosSequence, read_youtube_vos, youtube_footage
-from videossl.masks import write_mask
 
 H, W, FRAMES, LATER = 32, 48, 6, 2
 NAMES = tuple(f"{5 * index:05d}" for index in range(FRAMES))

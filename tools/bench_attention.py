@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videossl.models.attention_copy import attention_copy
+from videossl.models.attention import attention_copy
 
 TEMPERATURE = 0.07
 CASES: dict[str, dict[str, Any]] = {

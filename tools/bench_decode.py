@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from videossl.data.manifest import VideoEntry
-from videossl.data.table import read_manifest
+from videossl.data.entry import VideoEntry
+from videossl.data.manifest import read_manifest
 from videossl.decode.backends import available_backends, open_video
 from videossl.decode.container import AS_ANY_METADATA
 from videossl.decode.reader import resized_shape

@@ -19,7 +19,7 @@ import torch
 
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.data.loader import PREFETCHED_BATCHES, StepPositions, frame_batches
-from videossl.data.table import read_manifest
+from videossl.data.manifest import read_manifest
 from videossl.types import ClipSpec
 
 NUM_WORKERS, VIDEOS_PER_STEP = 2, 8

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videossl.models.strongest_copy import strongest_copy
+from videossl.models.attention_topk import strongest_copy
 
 CHANNELS, FRAMES, LABELS, RADIUS, TOP_K, TEMPERATURE = 256, 8, 2, 12, 10, 0.07
 CELLS = {16: (30, 53), 8: (60, 106), 4: (120, 214)}  # by stride
@@ -165,11 +165,10 @@ def window(height: int, width: int, part: Tensor) -> Tensor:
 def bench_encoder(checkpoint: Path, device: str, rounds: int) -> None:
     """Frames a second of a whole row: encoding at 480p and stride 8, and reading 20 frames of context."""
     from videossl.engine.checkpoint import restore_encoder
-    from videossl.eval.features import EncoderFeatures
-    from videossl.eval.footage import Footage
-    from videossl.eval.pace import measure_pace
-    from videossl.eval.presets import preset
-    from videossl.eval.tracking import Row
+    from videossl.tracking.features import EncoderFeatures
+    from videossl.tracking.protocol import preset
+    from videossl.tracking.sequence import Footage
+    from videossl.tracking.tracking import Row, measure_pace
 
     encoder = restore_encoder(checkpoint)
     coarse = [name for name, info in encoder.stages.items() if info.spatial_stride == 8]

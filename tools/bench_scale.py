@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import torch
 
 from videossl.data.dataset import ClipDataset
-from videossl.data.manifest import SCHEMA, sound_entry
-from videossl.data.order import Permutation
+from videossl.data.entry import SCHEMA, sound_entry
+from videossl.data.manifest import read_manifest
+from videossl.data.sampling import Permutation
 from videossl.data.synthetic import render_video
-from videossl.data.table import read_manifest
-from videossl.decode.info import read_index
+from videossl.decode.index import read_index
 from videossl.decode.source import VideoSource
 from videossl.types import ClipSpec
 

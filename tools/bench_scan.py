@@ -21,7 +21,7 @@ NUM_CLIPS = 200
 OPEN = f"""
 import sys, time
 import torch
-from videossl.data.table import read_manifest
+from videossl.data.manifest import read_manifest
 from videossl.decode.backends import open_video
 torch.set_num_threads(1)
 manifest = read_manifest(sys.argv[1])

@@ -21,10 +21,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from videossl.eval.davis import DavisSequence, read_tree
-from videossl.eval.mask_files import read_mask
-from videossl.eval.scoring import score_frame
-from videossl.masks import write_mask
+from videossl.io.index_masks import read_mask, write_mask
+from videossl.tracking.davis import DavisSequence, read_tree
+from videossl.tracking.scoring import score_frame
 
 Scores = list[tuple[float, float]]
 Score = Callable[[NDArray[np.bool_], NDArray[np.bool_]], tuple[float, float]]

@@ -23,8 +23,8 @@ import torch
 
 from videossl.config import Config, load_config
 from videossl.distributed import World, choose_device
+from videossl.engine.metrics import flops_per_video, peak_memory_gib
 from videossl.engine.multitask import MultiTask
-from videossl.engine.status_lines import flops_per_video, peak_memory_gib
 from videossl.engine.trainer import Trainer
 from videossl.models.encoder import count_parameters
 from videossl.types import FeatureMaps, Views

@@ -28,14 +28,14 @@ from mutations import MUTATIONS, Case, case_of, overwritten  # type: ignore[impo
 from numbered_video import VARIANTS, write_numbered_video  # type: ignore[import-not-found]
 
 from videossl.__main__ import COMMANDS, main
-from videossl.data import scan
+from videossl.catalog import scanning
+from videossl.catalog.listing import VIDEO_EXTENSIONS
 from videossl.data.dataset import ClipDataset, Failure, RawClips
-from videossl.data.listing import VIDEO_EXTENSIONS
 from videossl.data.loader import StepPositions, frame_batches
-from videossl.data.table import Manifest, read_manifest
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.decode.backends import Backend
 from videossl.errors import UserError
-from videossl.progress import track
+from videossl.io.progress import track
 from videossl.types import ClipSpec
 
 MAX_SOURCE_BYTES = 400_000  # so that 2,000 cases take minutes
@@ -120,7 +120,7 @@ def _scan(found: Findings, stage: str, folder: Path, out: Path, names: Iterable[
     deep = ["--deep"] if stage == "deep" else []
 
     def run(log: Path) -> int:
-        scan.scan_video = _timed(scan.scan_video, log, lambda video, **_: video.path)
+        scanning.scan_video = _timed(scanning.scan_video, log, lambda video, **_: video.path)
         return main(["scan", str(folder), "-o", str(out), "--workers", str(WORKERS), *deep])
 
     _in_child(found, stage, out.with_suffix(f".{stage}"), run)
@@ -190,12 +190,12 @@ def _loaded(dataset: ClipDataset, stage: str) -> tuple[list[Failure], list[str]]
 
 
 def _pack(found: Findings, stage: str, manifest: Path, names: Iterable[str]) -> None:
-    from videossl.data import pack
+    from videossl.catalog import packing
 
     out = manifest.parent / "packed"
 
     def run(log: Path) -> int:
-        pack.pack_video = _timed(pack.pack_video, log, lambda entry, *_: entry.path)
+        packing.pack_video = _timed(packing.pack_video, log, lambda entry, *_: entry.path)
         options = ["--short-side", str(SIDE), "--workers", str(WORKERS)]
         return main(["pack", str(manifest), "-o", str(out), *options])
 

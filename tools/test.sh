@@ -13,7 +13,7 @@ source "$(dirname "$0")/setup.sh" "$extra" "$kind"
 # One thread per process: tests start processes of their own, and torch's pools would fight for the cores. Files of tests go to
 # up to four processes; each file stays in one, since its tests share fixtures. A process that dies ends the run, with its
 # test's name: pytest-xdist 3.8 waits for ever for one that took its place.
-processes=$(python -c "from videossl.workers import num_cores; print(min(4, num_cores()))")
+processes=$(python -c "from videossl.workers.pool import num_cores; print(min(4, num_cores()))")
 run_tests() {
     OMP_NUM_THREADS=1 python -m pytest --numprocesses "$processes" --dist loadfile --max-worker-restart 0 "$@"
 }

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from videossl import interrupts  # and nothing that takes time before `take`
+from videossl.workers import signals  # and nothing that takes time before `take`
 
 COMMANDS = {
     "scan": "list the videos of folders in a manifest: size, rate, length, sound or broken",
@@ -39,19 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if argv is None:
-        interrupts.take(command)
-    from videossl import parent_death
-
-    parent_death.watch_agent()
+        signals.take(command)
+    signals.watch_agent()
     code = _ended_well_or_said(arguments, command)
     if argv is None:
-        interrupts.finish(code)
+        signals.finish(code)
     return code
 
 
 def _ended_well_or_said(arguments: Sequence[str], command: str) -> int:
-    from videossl import parent_death
-    from videossl.commands import endings
+    from videossl.commands import output
     from videossl.errors import Preempted, RankLost, UserError
 
     try:
@@ -63,23 +60,23 @@ def _ended_well_or_said(arguments: Sequence[str], command: str) -> int:
     except RankLost as lost:
         return _end(command, str(lost), RankLost.EXIT_CODE)
     except KeyboardInterrupt:
-        return _end(command, "interrupted" if interrupts.speaks() else "", interrupts.EXIT_CODE)
+        return _end(command, "interrupted" if signals.speaks() else "", signals.EXIT_CODE)
     except Exception as error:  # nothing is above that could say it better
-        if isinstance(error, BrokenPipeError) and endings.is_reader_gone():
-            endings.drop_output()
-            return endings.READER_GONE
-        if parent_death.is_agent_gone():  # and with it the store that this rank was asking
-            parent_death.end_without_agent()
-        endings.report_unexpected(error, command, arguments)
-        return endings.UNEXPECTED
+        if isinstance(error, BrokenPipeError) and output.is_reader_gone():
+            output.drop_output()
+            return output.READER_GONE
+        if signals.is_agent_gone():  # and with it the store that this rank was asking
+            signals.end_without_agent()
+        output.report_unexpected(error, command, arguments)
+        return output.UNEXPECTED
 
 
 def _run(arguments: Sequence[str]) -> int:
     import logging
 
-    from videossl.commands.given_paths import check_given_paths
-    from videossl.commands.parsing import parse
-    from videossl.commands.printing import print_any_name, stdout_for_result
+    from videossl.commands.arguments import parse
+    from videossl.commands.given import check_given_paths
+    from videossl.commands.output import print_any_name, stdout_for_result
 
     # Before torch is loaded: its threads else spin while they wait for each other, and what shares their cores takes much
     # longer (docs/performance.md).

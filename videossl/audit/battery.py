@@ -25,9 +25,9 @@ from videossl.audit.swap import Judged, not_run, swap_check
 from videossl.audit.transcode import MAX_SECONDS, transcoded
 from videossl.data.dataset import ClipDataset
 from videossl.engine.multitask import MultiTask
-from videossl.intervals import Interval
+from videossl.io.progress import track
 from videossl.pretext.task import PretextTask
-from videossl.progress import track
+from videossl.stats import Interval
 from videossl.types import Answers
 
 PLANNED_CLIPS = 1000  # of which only the places in their files are looked at

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from videossl.audit.battery import Audit
 from videossl.audit.findings import Cheat, TaskAudit
-from videossl.intervals import Interval
+from videossl.stats import Interval
 
 COLOURS = {
     "at chance": "#9aa5b1",

@@ -13,23 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videossl import video_writer
 from videossl.audit.classifier import Cheater
 from videossl.audit.findings import Cheat, measure
 from videossl.audit.probes import PROBES, Probe
 from videossl.color import encoder_input
-from videossl.data import reversible
-from videossl.data.reversible import (
-    FRAMES_PER_SECOND,
-    Frames,
-    render_reversible,
-    reversible_frames,
-)
+from videossl.data import synthetic
 from videossl.data.sampling import SamplingRules, VideoTimes, draw_clip_times, usable_shots
+from videossl.data.synthetic import FRAMES_PER_SECOND, Frames, render_reversible, reversible_frames
 from videossl.decode.backends import open_video
-from videossl.decode.info import read_index
+from videossl.decode.index import read_index
 from videossl.decode.reader import VideoReader
-from videossl.progress import track
+from videossl.io import pictures
+from videossl.io.progress import track
 from videossl.rng import fold, generator
 from videossl.types import ClipSpec, Questions
 
@@ -139,5 +134,5 @@ def _row(name: str, probe: Probe, parts: list[np.ndarray], seed: int) -> Cheat:
 
 def _recipe() -> str:
     """Names what files were rendered by: those of another version are not taken for this one's."""
-    text = inspect.getsource(reversible) + inspect.getsource(video_writer)
+    text = inspect.getsource(synthetic) + inspect.getsource(pictures)
     return hashlib.sha256(f"{text} {NUM_FRAMES} {SIZE}".encode()).hexdigest()[:12]

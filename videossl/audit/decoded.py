@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from videossl.audit.findings import LEAK_ERRORS, Check
-from videossl.data.bars import find_bars
+from videossl.catalog.cuts_and_bars import find_bars
 from videossl.data.dataset import RawClips
 from videossl.types import ClipSpec
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from videossl.drawing import as_array
-from videossl.intervals import ENOUGH_VIDEOS, Interval, too_few
+from videossl.io.pictures import as_array
+from videossl.stats import ENOUGH_VIDEOS, Interval, too_few
 
 Rows = list[tuple[str, str, Interval]]  # what, of which questions, how much
 

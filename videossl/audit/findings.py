@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from videossl.intervals import ENOUGH_VIDEOS as MIN_VIDEOS
-from videossl.intervals import Interval, bootstrap_over_videos
+from videossl.stats import ENOUGH_VIDEOS as MIN_VIDEOS
+from videossl.stats import Interval, bootstrap_over_videos
 
 Verdict = Literal["at chance", "leaks", "baseline to beat", "unclear", "too few videos"]
 

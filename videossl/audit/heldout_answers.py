@@ -13,18 +13,17 @@ from torch import Tensor
 
 from videossl.config import Config, validate
 from videossl.data.dataset import ClipDataset
-from videossl.data.table import Manifest, read_manifest
+from videossl.data.manifest import Manifest, read_manifest
 from videossl.distributed import World
 from videossl.engine.build import autocast, build_model
 from videossl.engine.checkpoint import load_checkpoint
-from videossl.engine.feed import Feed
+from videossl.engine.feed import Feed, Quarantine
+from videossl.engine.metrics import Tallies
 from videossl.engine.multitask import MultiTask
-from videossl.engine.quarantine import Quarantine
 from videossl.engine.split import split_of_run
-from videossl.engine.tallies import Tallies
 from videossl.errors import UserError
+from videossl.io.progress import track
 from videossl.models.encoder_sources import find_checkpoint
-from videossl.progress import track
 from videossl.types import Answers
 
 log = logging.getLogger("videossl")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from videossl.audit.findings import Cheat, Check, measure
 from videossl.audit.subject import Form, Seen
-from videossl.clip_views import mean_pictures
+from videossl.pretext._views import mean_pictures
 from videossl.types import Views
 
 BINS = 16  # of each channel's histogram, over [-RANGE, RANGE] of normalised Lab

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from videossl.intervals import UNKNOWN, Floats, bootstrap, bootstrap_over_videos
+from videossl.stats import UNKNOWN, Floats, bootstrap, bootstrap_over_videos
 from videossl.types import Answers
 
 MAX_CONFUSION = 32  # answers up to which a confusion matrix can be read

@@ -9,9 +9,9 @@ import torch
 from videossl.audit.findings import Check
 from videossl.data.dataset import ClipDataset, video_times
 from videossl.data.sampling import plan_clip_times
+from videossl.decode.index import usable_seconds
 from videossl.decode.reader import indices_shown_at
-from videossl.decode.timing import usable_seconds
-from videossl.progress import track
+from videossl.io.progress import track
 from videossl.rng import generator
 from videossl.types import ClipSpec
 

@@ -3,10 +3,8 @@
 import torch
 
 from videossl.audit.subject import Subject
-from videossl.engine.build import autocast, build_model
+from videossl.engine.build import autocast, build_model, build_optimizer, place
 from videossl.engine.multitask import MultiTask
-from videossl.engine.optim import build_optimizer
-from videossl.engine.placement import place
 from videossl.engine.trainer import PREPARATION_VIDEOS
 from videossl.rng import fold
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from videossl.audit.battery import Audit
 from videossl.audit.findings import Cheat, TaskAudit, is_above
-from videossl.intervals import Interval
+from videossl.stats import Interval
 
 HEADER = ("task", "probe", "cheat", "clips", "accuracy [95 %]", "chance", "verdict")
 

@@ -3,8 +3,8 @@
 import numpy as np
 
 from videossl.audit.findings import Check
-from videossl.data.phash import near_pairs
-from videossl.data.table import Manifest
+from videossl.catalog.near_duplicates import near_pairs
+from videossl.data.manifest import Manifest
 
 
 def split_checks(manifest: Manifest, train: np.ndarray, heldout: np.ndarray) -> list[Check]:

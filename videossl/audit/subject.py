@@ -13,14 +13,12 @@ from torch import Tensor
 from videossl.config import Config, load_config, validate, with_overrides
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.distributed import World
-from videossl.engine.build import build_datasets, build_model
-from videossl.engine.feed import Feed
+from videossl.engine.build import build_datasets, build_model, place
+from videossl.engine.feed import Feed, Quarantine
 from videossl.engine.multitask import MultiTask
-from videossl.engine.placement import place
-from videossl.engine.quarantine import Quarantine
 from videossl.engine.trainer import PREPARATION_VIDEOS
 from videossl.errors import UserError
-from videossl.progress import track
+from videossl.io.progress import track
 from videossl.rng import fold, generator
 from videossl.types import ClipBatch, Views
 

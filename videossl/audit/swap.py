@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from videossl.audit.findings import Check
-from videossl.intervals import bootstrap_over_videos
+from videossl.stats import bootstrap_over_videos
 
 MAX_LOSS = 0.03  # shortcuts: more than 3 points is a cue of the codec
 

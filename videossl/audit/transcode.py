@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from videossl.data.dataset import ClipDataset
-from videossl.data.manifest import VideoEntry
+from videossl.data.entry import VideoEntry
 from videossl.decode.backends import open_video
-from videossl.progress import track
-from videossl.video_writer import write_video
+from videossl.io.pictures import write_video
+from videossl.io.progress import track
 
 # What differs from files as they come: where key frames are and that nothing is predicted; coarser; other lengths of groups.
 VARIANTS: dict[str, dict[str, str]] = {

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from videossl.commands.permission import add_import_argument, take_permission
-from videossl.commands.printing import add_json_argument, print_result
-from videossl.output_lock import locks_folder
+from videossl.commands.arguments import add_import_argument, take_permission
+from videossl.commands.output import add_json_argument, print_result
+from videossl.io.output_files import locks_folder
 
 EXAMPLE = """examples:
   videossl audit --config real_small --manifest videos.parquet -o audits/real_small
@@ -69,7 +69,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out} is a file: -o takes a folder")
     take_permission(args)
     if args.config is not None:
-        from videossl.commands.given_config import check_config
+        from videossl.commands.given import check_config
 
         check_config(args.config, [*args.overrides, f"out={args.out}"])
 
@@ -86,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
     from videossl.distributed import World, choose_device
     from videossl.engine.checkpoint import load_checkpoint
     from videossl.engine.run_folder import environment
+    from videossl.io.output_files import write_json
     from videossl.models.encoder_sources import find_checkpoint
-    from videossl.whole_file import write_json
 
     found = find_checkpoint(args.checkpoint) if args.checkpoint else None
     state = load_checkpoint(found) if found else None

@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
     import shtab
 
     from videossl.__main__ import COMMANDS
-    from videossl.commands.parsing import build_parser, subparsers_of
-    from videossl.eval.presets import PRESETS
+    from videossl.commands.arguments import build_parser, subparsers_of
+    from videossl.tracking.protocol import PRESETS
 
     parser = build_parser(COMMANDS, imported=COMMANDS)
     words = {"preset": tuple(PRESETS), "device": ("auto", "cpu", "cuda")}

@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videossl.commands.printing import add_json_argument, print_result
-from videossl.output_lock import locks_folder
+from videossl.commands.output import add_json_argument, print_result
+from videossl.io.output_files import locks_folder
 
 if TYPE_CHECKING:
-    from videossl.detection.detector import DetectionRecipe
-    from videossl.detection.voc import VocImages
     from videossl.models.encoder import Encoder
+    from videossl.probe.detection import DetectionRecipe, VocImages
 
 EXAMPLE = """example:
   videossl detect --checkpoint runs/mine --voc VOCdevkit/VOC2007 -o detection
@@ -42,13 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @locks_folder
 def run(args: argparse.Namespace) -> int:
     """Trains and judges both rows, writes, prints."""
-    from videossl.detection.detector import DetectionRecipe
-    from videossl.detection.pictures import draw_boxes
-    from videossl.detection.voc import VocImages
     from videossl.engine.run_folder import environment
-    from videossl.export.download import file_sha256
-    from videossl.export.loading import load
-    from videossl.whole_file import write_json, write_text
+    from videossl.export.loading import file_sha256, load
+    from videossl.io.output_files import write_json, write_text
+    from videossl.probe.detection import DetectionRecipe, VocImages, draw_boxes
 
     train = VocImages(args.voc, args.train_split)
     test = VocImages(args.voc, args.test_split, train.classes)
@@ -85,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
     from importlib.util import find_spec
 
     from videossl.errors import UserError
-    from videossl.eval.output_folder import check_writable
+    from videossl.io.output_files import check_writable
 
     if find_spec("pycocotools") is None:
         raise UserError(
@@ -112,11 +108,11 @@ def _rows(
     recipe: "DetectionRecipe",
 ) -> tuple[dict[str, dict[str, Any]], dict[str, list[Any]]]:
     """The numbers of each row, and what it found on the first images."""
-    from videossl.detection.detector import average_precision, detections, train_detector
     from videossl.distributed import choose_device
-    from videossl.embedding.digests import state_digest
     from videossl.models.encoder_file import untrained_encoder
     from videossl.models.encoder_sources import encoder_name
+    from videossl.probe.detection import average_precision, detections, train_detector
+    from videossl.probe.feature_store import state_digest
 
     device = choose_device(args.device)
     encoders = {

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from videossl.commands.printing import add_json_argument, print_result
+from videossl.commands.output import add_json_argument, print_result
 
 EXAMPLE = """Decoders and codecs are tried on a small video written for it. Exit code 0: scan, train and track can
 run here; 1: something that they need is missing or broken, and its row says how to mend it.
@@ -30,8 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Looks, prints, and returns 0 if nothing required is wrong, else 1."""
-    from videossl.doctor.examination import examine
-    from videossl.doctor.table import write_table
+    from videossl.doctor.examination import examine, write_table
 
     targets = [Path(), *([] if args.out is None else [args.out])]
     rows = examine(targets)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videossl.commands.printing import add_json_argument, print_result
+from videossl.commands.output import add_json_argument, print_result
 
 if TYPE_CHECKING:  # torch is imported by those who embed, not by --help
     from videossl.distributed import World
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for a file that cannot be written."""
-    from videossl.eval.output_folder import check_writable_file
+    from videossl.io.output_files import check_writable_file
 
     check_writable_file(args.out, option="-o")
 
@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
     """Loads, embeds what is missing, says how many videos failed."""
     import torch
 
-    from videossl.data.table import read_manifest
+    from videossl.data.manifest import read_manifest
     from videossl.distributed import launched_world, locked_by_main, of_main
-    from videossl.embedding.clip_reader import ClipReader
-    from videossl.embedding.feature_table import FeatureTable
-    from videossl.output_lock import writing_file
-    from videossl.workers import num_cores
+    from videossl.io.output_files import writing_file
+    from videossl.probe.embedding import ClipReader
+    from videossl.probe.feature_store import FeatureTable
+    from videossl.workers.pool import num_cores
 
     manifest = read_manifest(args.manifest)
     with launched_world(args.device) as world:
@@ -91,8 +91,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace, world: "World") -> "Loaded":
     """The encoder on every rank, of the file that the main one found: a run that still trains has a newer one soon."""
     from videossl.distributed import of_main
-    from videossl.export.download import is_url
-    from videossl.export.loading import load
+    from videossl.export.loading import is_url, load
 
     loaded: list[Loaded] = []
 
@@ -107,8 +106,8 @@ def _load(args: argparse.Namespace, world: "World") -> "Loaded":
 def _check_equal(settings: dict[str, Any]) -> None:
     """Raises UserError where hosts have other files under the same names."""
     from videossl.distributed import is_equal_on_all_ranks
-    from videossl.embedding.digests import settings_digest
     from videossl.errors import UserError
+    from videossl.probe.feature_store import settings_digest
 
     if not is_equal_on_all_ranks(int(settings_digest(settings), 16)):
         raise UserError(
@@ -118,7 +117,7 @@ def _check_equal(settings: dict[str, Any]) -> None:
 
 def _settings(args: argparse.Namespace, loaded: "Loaded", world: "World") -> dict[str, Any]:
     """All that a feature depends on, and what made it."""
-    from videossl.export.download import file_sha256
+    from videossl.export.loading import file_sha256
     from videossl.models.encoder_file import weights_digest
     from videossl.version import __version__
 
@@ -137,7 +136,7 @@ def _settings(args: argparse.Namespace, loaded: "Loaded", world: "World") -> dic
 
 def _report(args: argparse.Namespace, channels: int, settings: dict[str, Any]) -> int:
     """Prints what the file holds; the exit code."""
-    from videossl.embedding.feature_table import count_status
+    from videossl.probe.feature_store import count_status
 
     counts = count_status(args.out)
     failed = f"; {counts['broken']} failed, each with its reason" if counts["broken"] else ""

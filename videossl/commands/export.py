@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videossl.commands.printing import add_json_argument, print_result
+from videossl.commands.output import add_json_argument, print_result
 from videossl.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported by those who export, not by --help
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together, for packages that are not here, and for files in the way."""
-    from videossl.eval.output_folder import check_writable_file
+    from videossl.io.output_files import check_writable_file
 
     _check_source(args)
     kind = _format(args)
@@ -92,12 +92,10 @@ def _card_path(args: argparse.Namespace) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     """Loads, writes, checks, describes."""
-    from videossl.export.download import file_sha256
-    from videossl.export.facts import facts_of
-    from videossl.export.model_card import model_card
+    from videossl.export.loading import file_sha256
+    from videossl.export.model_card import facts_of, model_card, read_results
     from videossl.export.programs import Unequal
-    from videossl.export.results import read_results
-    from videossl.whole_file import whole_file
+    from videossl.io.output_files import whole_file
 
     kind, card_path = _format(args), _card_path(args)
     loaded = _load(args)
@@ -148,9 +146,9 @@ def _write(
     kind: str, file: Path, args: argparse.Namespace, loaded: "Loaded", facts: dict[str, Any]
 ) -> "tuple[Program | None, Difference | None]":
     from videossl.engine.adaptation import task_weights
-    from videossl.export.encoder_file import encoder_record, write_encoder_file
     from videossl.export.programs import Program, write_onnx, write_torch_program
     from videossl.export.state_dicts import write_weights
+    from videossl.export.video_encoder import encoder_record, write_encoder_file
 
     if kind == "safetensors":
         task = task_weights(loaded.path, loaded.contents)
@@ -188,7 +186,7 @@ def _record(
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from videossl.export.download import file_sha256
+    from videossl.export.loading import file_sha256
 
     return {
         "file": str(args.out),

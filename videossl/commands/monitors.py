@@ -10,23 +10,23 @@ import torch
 from videossl.config import Config
 from videossl.data.dataset import ClipDataset
 from videossl.data.loader import StepPositions, frame_batches, to_clip_batch
+from videossl.data.manifest import read_manifest
 from videossl.data.sampling import SamplingRules
-from videossl.data.table import read_manifest
 from videossl.data.transforms import Augmentation
 from videossl.distributed import World, gather_objects
 from videossl.engine.evaluation import Evaluation, Measured, Poll
 from videossl.engine.multitask import MultiTask
 from videossl.errors import UserError
-from videossl.eval.davis import DavisSequence, read_tree
-from videossl.eval.features import EncoderFeatures, input_size, sequence_features
-from videossl.eval.footage import davis_footage
-from videossl.eval.mask_files import IndexMask
-from videossl.eval.presets import preset
-from videossl.eval.scoring import ObjectScore, global_scores, score_masks
-from videossl.eval.tracking import footage_masks
-from videossl.intervals import too_few
+from videossl.io.index_masks import IndexMask
 from videossl.models.encoder import pooled
-from videossl.probe.neighbours import knn_score
+from videossl.probe.classifiers import knn_score
+from videossl.stats import too_few
+from videossl.tracking.davis import DavisSequence, read_tree
+from videossl.tracking.features import EncoderFeatures, input_size, sequence_features
+from videossl.tracking.protocol import preset
+from videossl.tracking.scoring import ObjectScore, global_scores, score_masks
+from videossl.tracking.sequence import davis_footage
+from videossl.tracking.tracking import footage_masks
 from videossl.types import ClipSpec
 
 

@@ -5,9 +5,9 @@ import logging
 import os
 from pathlib import Path
 
-from videossl.data.pack_settings import PackSettings
+from videossl.catalog.pack_plan import PackSettings
 from videossl.errors import UserError
-from videossl.output_lock import locks_folder
+from videossl.io.output_files import locks_folder
 
 logger = logging.getLogger("videossl")
 
@@ -75,8 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @locks_folder
 def run(args: argparse.Namespace) -> int:
     """Packs and returns 0, or 1 if not one video could be packed."""
-    from videossl.data.pack import pack_videos
-    from videossl.data.table import read_manifest
+    from videossl.catalog.packing import pack_videos
+    from videossl.data.manifest import read_manifest
 
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")

@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from videossl.commands.permission import add_import_argument, take_permission
-from videossl.commands.printing import add_json_argument, print_result
+from videossl.commands.arguments import add_import_argument, take_permission
+from videossl.commands.output import add_json_argument, print_result
 
 EXAMPLE = """examples:
   videossl pretext-eval --checkpoint runs/mine -o runs/mine/pretext
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.audit.judgement import judge
     from videossl.distributed import choose_device
     from videossl.engine.build import clip_dataset
-    from videossl.eval.digests import file_digest
+    from videossl.io.input_files import file_digest
     from videossl.models.encoder_sources import find_checkpoint
     from videossl.version import __version__
 

@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from videossl.commands.printing import add_json_argument, print_result
-from videossl.output_lock import locks_folder
+from videossl.commands.output import add_json_argument, print_result
+from videossl.io.output_files import locks_folder
 
 if TYPE_CHECKING:
     from videossl.export.loading import Loaded
-    from videossl.probe.protocols import Judged, Setting
-    from videossl.probe.rows import LoadUntrained
+    from videossl.probe.protocols import Judged, LoadUntrained, Setting
 
 EXAMPLE = """examples:
   videossl scan classes/ -o labelled.parquet --labels folder
@@ -76,17 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @locks_folder
 def run(args: argparse.Namespace) -> int:
     """Splits, encodes, fits, judges, writes, prints."""
-    from videossl.data.table import read_manifest
+    from videossl.data.manifest import read_manifest
     from videossl.distributed import choose_device
-    from videossl.embedding.digests import videos_digest
-    from videossl.export.download import cache_folder
-    from videossl.export.loading import load
+    from videossl.export.loading import cache_folder, load
     from videossl.export.video_encoder import VideoEncoder
+    from videossl.io.output_files import write_json, write_text
     from videossl.models.encoder_file import untrained_encoder
+    from videossl.probe.feature_store import videos_digest
+    from videossl.probe.labelled_split import split_labelled
+    from videossl.probe.probe_report import format_table, records
     from videossl.probe.protocols import Setting, chance
-    from videossl.probe.report import format_table, records
-    from videossl.probe.split import split_labelled
-    from videossl.whole_file import write_json, write_text
 
     manifest = read_manifest(args.manifest)
     split = split_labelled(manifest, seed=args.seed, split_file=args.split_file)
@@ -131,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
 def _facts(args: argparse.Namespace, loaded: "Loaded") -> dict[str, Any]:
     """What the numbers are of, and how to get them again."""
     from videossl.engine.run_folder import environment
-    from videossl.export.download import file_sha256
+    from videossl.export.loading import file_sha256
 
     return {
         "command": shlex.join(["videossl", *sys.argv[1:]]),
@@ -150,7 +148,7 @@ def _facts(args: argparse.Namespace, loaded: "Loaded") -> dict[str, Any]:
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for numbers with which nothing could be judged, and for a folder that cannot be written."""
     from videossl.errors import UserError
-    from videossl.eval.output_folder import check_writable
+    from videossl.io.output_files import check_writable
 
     least = {"clips_per_video": 1, "untrained_seeds": 0, "epochs": 1, "batch_size": 2}
     for name, value in least.items():
@@ -181,8 +179,8 @@ def _rows(
     args: argparse.Namespace, encoder: Any, untrained: "LoadUntrained", setting: "Setting"
 ) -> dict[str, "Judged"]:
     from videossl.models.encoder_sources import encoder_name
-    from videossl.probe.rows import finetuned_rows, frozen_rows
-    from videossl.probe.supervised import Recipe
+    from videossl.probe.fine_tuning import Recipe
+    from videossl.probe.protocols import finetuned_rows, frozen_rows
 
     recipe = Recipe(epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed)
     if args.protocol == "finetune":
@@ -203,9 +201,13 @@ def _draw(args: argparse.Namespace, row: "Judged", encoder: Any, setting: "Setti
 
     The numbers are written by then: what cannot be drawn is said, and left out.
     """
-    from videossl.probe.pictures import draw_confusion, draw_neighbours, nearest
+    from videossl.probe.probe_report import (
+        draw_confusion,
+        draw_neighbours,
+        nearest,
+        write_predictions,
+    )
     from videossl.probe.protocols import features_of, parts_of
-    from videossl.probe.report import write_predictions
 
     classes = setting.split.classes
     if row.probabilities is not None:

@@ -32,12 +32,10 @@ def run(args: argparse.Namespace) -> int:
     from datetime import datetime
 
     from videossl.errors import UserError
-    from videossl.eval.output_folder import check_writable_file
-    from videossl.report.owners import own_results, owner_of
-    from videossl.report.page import report_page
-    from videossl.report.results import read_results, result_paths
-    from videossl.report.run_record import read_run
-    from videossl.whole_file import write_text
+    from videossl.io.output_files import check_writable_file, write_text
+    from videossl.report.run_page import report_page
+    from videossl.report.run_record import own_results, owner_of, read_run
+    from videossl.report.run_results import read_results, result_paths
 
     if args.out.suffix.lower() not in (".html", ".htm"):  # nothing else is overwritten by a slip
         raise UserError(f"-o {args.out}: a report is a page, name a file that ends in .html")

@@ -6,17 +6,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videossl.commands.printing import add_json_argument, print_result
+from videossl.commands.output import add_json_argument, print_result
 from videossl.errors import UserError
-from videossl.output_lock import locks_file
-from videossl.whole_file import whole_file
+from videossl.io.output_files import locks_file, whole_file
 
 if TYPE_CHECKING:  # what reads videos is not waited for before it is needed
-    from videossl.data.journal import Journal
-    from videossl.data.listing import FoundFiles
-    from videossl.data.overlap import FootageFrames, Overlap
-    from videossl.data.scan_summary import ScanSummary
-    from videossl.data.signature_file import SignatureFile
+    from videossl.catalog.listing import FoundFiles
+    from videossl.catalog.near_duplicates import SignatureFile
+    from videossl.catalog.scanning import Journal, ScanSummary
+    from videossl.catalog.sequence_overlap import FootageFrames, Overlap
 
 logger = logging.getLogger("videossl")
 
@@ -95,12 +93,11 @@ def check(args: argparse.Namespace) -> None:
 @locks_file
 def run(args: argparse.Namespace) -> int:
     """Scans, writes the manifest and returns 0, or 1 if not one video is sound."""
-    from videossl.data.footage import find_footage
-    from videossl.data.journal import Journal
-    from videossl.data.listing import find_videos
-    from videossl.data.overlap import read_footage
-    from videossl.data.pack_settings import SETTINGS
-    from videossl.data.signature_file import SignatureFile
+    from videossl.catalog.listing import find_videos
+    from videossl.catalog.near_duplicates import SignatureFile
+    from videossl.catalog.pack_plan import SETTINGS
+    from videossl.catalog.scanning import Journal
+    from videossl.catalog.sequence_overlap import find_footage, read_footage
 
     if args.workers < 1:
         raise UserError(f"--workers must be at least 1, got {args.workers}")
@@ -132,9 +129,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _scan_pack(args: argparse.Namespace) -> int:
     """A folder that `videossl pack` filled: its samples are known, and held to the digests that were taken then."""
-    from videossl.data.manifest import write_manifest
-    from videossl.data.pack import packed_entries
-    from videossl.data.scan_summary import ScanSummary
+    from videossl.catalog.packing import packed_entries
+    from videossl.catalog.scanning import ScanSummary
+    from videossl.data.entry import write_manifest
 
     if len(args.sources) > 1 or args.labels or args.group_regex or args.without_footage:
         raise UserError(
@@ -166,7 +163,7 @@ def _read(
     known: "SignatureFile | None",
     args: argparse.Namespace,
 ) -> None:
-    from videossl.data.scan import scan_videos
+    from videossl.catalog.scanning import scan_videos
 
     try:
         num_read = scan_videos(
@@ -195,7 +192,7 @@ def _compare(
     known: "SignatureFile",
     args: argparse.Namespace,
 ) -> "Overlap":
-    from videossl.data.overlap import find_overlap
+    from videossl.catalog.sequence_overlap import find_overlap
 
     sound = [video for video in found.videos if journal.entry(video.path).is_ok]
     try:
@@ -208,9 +205,8 @@ def _compare(
 def _write(
     found: "FoundFiles", journal: "Journal", args: argparse.Namespace, overlap: "Overlap | None"
 ) -> "tuple[ScanSummary, int | None]":
-    from videossl.data.manifest import write_manifest
-    from videossl.data.scan import merge_near_duplicates, scanned_entries
-    from videossl.data.scan_summary import ScanSummary
+    from videossl.catalog.scanning import ScanSummary, merge_near_duplicates, scanned_entries
+    from videossl.data.entry import write_manifest
 
     groups, num_near = None, None
     if args.deep:

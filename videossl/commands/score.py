@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-from videossl.commands.printing import add_json_argument, print_result
-from videossl.commands.protocol_arguments import names
+from videossl.commands.arguments import names
+from videossl.commands.output import add_json_argument, print_result
 from videossl.errors import UserError
-from videossl.workers import num_cores
+from videossl.workers.pool import num_cores
 
 COMMAND, RESULT = "videossl score", "result.json"
 EXAMPLE = """example:
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores, writes and prints; old tables of the same set go first, so that none can pass for this run's."""
-    from videossl.eval.davis import read_tree
-    from videossl.eval.output_folder import check_writable
-    from videossl.eval.scoring import (
+    from videossl.io.output_files import check_writable, write_json
+    from videossl.tracking.davis import read_tree
+    from videossl.tracking.scoring import (
         check_results,
         format_objects,
         format_table,
@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
         versions,
         write_tables,
     )
-    from videossl.whole_file import write_json
 
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers must be >= 1, got {args.workers}")

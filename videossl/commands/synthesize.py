@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Renders; files that exist are kept, so an interrupted run goes on where it stopped."""
     from videossl.data.synthetic import render_davis, render_video
-    from videossl.progress import track
+    from videossl.io.progress import track
     from videossl.rng import fold
 
     paths = [args.out / "videos" / f"scene_{index:04d}.mp4" for index in range(args.videos)]

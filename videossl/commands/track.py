@@ -11,26 +11,25 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videossl.commands.printing import add_json_argument, print_result
-from videossl.commands.protocol_arguments import (
+from videossl.commands.arguments import (
     add_protocol_arguments,
     add_stage_and_device,
     check_apart,
     names,
 )
+from videossl.commands.output import add_json_argument, print_result
 from videossl.errors import UserError
-from videossl.eval.output_folder import rows_written
-from videossl.eval.presets import IMAGE_MODEL_PREFIX as PREFIX
-from videossl.eval.presets import parse_overrides, preset
+from videossl.io.output_files import rows_written, writing_to_folder
 from videossl.models.encoder_sources import TRACK_SMALL, encoder_name, name_beside
-from videossl.output_lock import writing_to_folder
-from videossl.workers import num_cores
+from videossl.tracking.protocol import IMAGE_MODEL_PREFIX as PREFIX
+from videossl.tracking.protocol import parse_overrides, preset
+from videossl.workers.pool import num_cores
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
-    from videossl.eval.davis import DavisSequence
-    from videossl.eval.footage import Footage
-    from videossl.eval.scoring import ObjectScore
-    from videossl.eval.youtube_vos import YoutubeVosSequence
+    from videossl.tracking.davis import DavisSequence
+    from videossl.tracking.scoring import ObjectScore
+    from videossl.tracking.sequence import Footage
+    from videossl.tracking.youtube_vos import YoutubeVosSequence
 
 USAGE = """videossl track [--checkpoint RUN | --features SPEC] [-o OUT] [options]
                       (--davis ROOT | --youtube-vos ROOT | --video FILE --mask FIRST.png)"""
@@ -201,13 +200,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _track(args: argparse.Namespace) -> int:
-    from videossl.commands.tracking_output import draw_footages, score_rows
-    from videossl.commands.tracking_rows import check_rows, foreseen_time, make_rows
-    from videossl.commands.youtube_rows import score_videos
-    from videossl.eval.output_folder import check_folder, clear_folder
-    from videossl.eval.page import write_page
-    from videossl.eval.tracking import track_row, worker_pool
-    from videossl.whole_file import write_json
+    from videossl.commands.track_rows import check_rows, foreseen_time, make_rows, score_videos
+    from videossl.io.output_files import check_folder, clear_folder, write_json
+    from videossl.tracking.page import write_page
+    from videossl.tracking.results import draw_footages, score_rows
+    from videossl.tracking.tracking import track_row, worker_pool
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     if args.checkpoint is None and args.features is None:
@@ -282,9 +279,9 @@ def _judge(
     videos: Sequence["YoutubeVosSequence"],
 ) -> dict[str, object]:
     """Prints and writes the table, adds to the rows what was measured of them, and returns what is measured between them."""
-    from videossl.commands.tracking_output import write_report
-    from videossl.commands.youtube_rows import category_groups
-    from videossl.eval.scoring import scores_record
+    from videossl.commands.track_rows import category_groups
+    from videossl.tracking.results import write_report
+    from videossl.tracking.scoring import scores_record
 
     statistics = write_report(args.out / TABLE, scores, main_row)
     for name, row_scores in scores.items():
@@ -303,8 +300,7 @@ def _inputs(
     videos: Sequence["YoutubeVosSequence"],
 ) -> str:
     """A digest of all that is read: names, sizes and times of change, so that nothing old passes for new."""
-    from videossl.eval.digests import files_digest
-    from videossl.leftovers import is_system_leftover
+    from videossl.io.input_files import files_digest, is_system_leftover
 
     paths = [path for s in sequences for path in (*s.frame_paths, *s.mask_paths[:1])]
     for video in videos:
@@ -335,10 +331,10 @@ def _read(
     args: argparse.Namespace,
 ) -> tuple[list["DavisSequence"], list["YoutubeVosSequence"], list["Footage"]]:
     """What is tracked, and what is known of it: nothing for a user's own video."""
-    from videossl.commands.youtube_rows import read_videos
-    from videossl.eval.davis import read_tree
-    from videossl.eval.footage import davis_footage, video_footage
-    from videossl.eval.youtube_vos import youtube_footage
+    from videossl.commands.track_rows import read_videos
+    from videossl.tracking.davis import read_tree
+    from videossl.tracking.sequence import davis_footage, video_footage
+    from videossl.tracking.youtube_vos import youtube_footage
 
     if args.davis is not None:
         sequences = read_tree(args.davis, split=args.split, only=args.sequences)
@@ -351,10 +347,10 @@ def _read(
 
 def _record(args: argparse.Namespace, main_row: str) -> dict[str, object]:
     """What the numbers depend on besides the protocol of each row."""
-    from videossl.eval.digests import file_digest
-    from videossl.eval.flow import describe_flow
-    from videossl.eval.scoring import versions
+    from videossl.io.input_files import file_digest
     from videossl.models.encoder_sources import find_checkpoint
+    from videossl.tracking.baselines import describe_flow
+    from videossl.tracking.scoring import versions
 
     return {
         "command": "videossl track",

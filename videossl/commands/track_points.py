@@ -5,19 +5,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from videossl.commands.printing import add_json_argument, print_result
-from videossl.commands.protocol_arguments import (
+from videossl.commands.arguments import (
     add_protocol_arguments,
     add_stage_and_device,
     check_apart,
     names,
 )
-from videossl.output_lock import locks_folder
+from videossl.commands.output import add_json_argument, print_result
+from videossl.io.output_files import locks_folder
 
 if TYPE_CHECKING:  # torch is not waited for before it is needed
-    from videossl.eval.features import Extractor
-    from videossl.eval.point_sets import Benchmark, PointVideo
-    from videossl.eval.points import Reading, Tracks
+    from videossl.tracking.features import Extractor
+    from videossl.tracking.point_sets import Benchmark, PointVideo
+    from videossl.tracking.points import Reading, Tracks
 
 EXAMPLE = """--tracks takes <video>.npz with tracks (N, T, 2), x and y in pixels, and occluded (N, T), a row per query.
 Pixels are those of a 256x256 frame for TAP-Vid, else of the frames; another frame size can be said by an
@@ -99,11 +99,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @locks_folder
 def run(args: argparse.Namespace) -> int:
     """Tracks or reads tracks, judges, writes, prints; what the user gave is checked before an encoder is loaded."""
-    from videossl.eval.output_folder import check_folder, clear_folder, rows_written
-    from videossl.eval.point_drawing import write_point_sheet
-    from videossl.eval.point_scoring import format_scores, score_points, write_tracks
-    from videossl.eval.scoring import versions
-    from videossl.whole_file import write_json, write_text
+    from videossl.io.output_files import (
+        check_folder,
+        clear_folder,
+        rows_written,
+        write_json,
+        write_text,
+    )
+    from videossl.tracking.point_scoring import (
+        format_scores,
+        score_points,
+        write_point_sheet,
+        write_tracks,
+    )
+    from videossl.tracking.scoring import versions
 
     benchmark, videos = _read(args)
     owned = (*OWNED, *rows_written(args.out / RESULT))
@@ -158,8 +167,7 @@ def check(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> tuple["Benchmark", list["PointVideo"]]:
     """The benchmark asked for and its videos, all checked."""
     from videossl.errors import UserError
-    from videossl.eval.point_sets import read_badja, read_jhmdb
-    from videossl.eval.tapvid import read_tapvid
+    from videossl.tracking.point_sets import read_badja, read_jhmdb, read_tapvid
 
     benchmark: Benchmark
     if args.badja is not None:
@@ -181,8 +189,7 @@ def _rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> dict[str,
     """What makes the tracks of each row, by its name, in the order of the table."""
     from functools import partial
 
-    from videossl.eval.point_scoring import read_tracks
-    from videossl.eval.point_tracking import still_videos
+    from videossl.tracking.point_scoring import read_tracks, still_videos
 
     rows: dict[str, Row] = {IDENTITY: partial(still_videos, videos)}
     if args.tracks is not None:
@@ -197,11 +204,11 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
 
     from videossl.distributed import choose_device
     from videossl.engine.checkpoint import restore_encoder
-    from videossl.eval.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, LabPatches
-    from videossl.eval.point_tracking import track_videos
-    from videossl.eval.points import check_protocol
-    from videossl.eval.presets import parse_overrides, preset
     from videossl.models.encoder_sources import encoder_name, name_beside
+    from videossl.tracking.features import LAB_PATCH_TEMPERATURE, EncoderFeatures, LabPatches
+    from videossl.tracking.point_scoring import track_videos
+    from videossl.tracking.points import check_protocol
+    from videossl.tracking.protocol import parse_overrides, preset
 
     protocol = preset(args.preset, parse_overrides(args.overrides))
     check_protocol(protocol)
@@ -233,7 +240,7 @@ def _tracking_rows(args: argparse.Namespace, videos: Sequence["PointVideo"]) -> 
 
 def _reading(args: argparse.Namespace) -> "Reading":
     from videossl.errors import UserError
-    from videossl.eval.points import Reading
+    from videossl.tracking.points import Reading
 
     try:
         return Reading(top_cells=args.top_cells, cycle_cells=args.cycle_cells)

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from videossl.commands.permission import add_import_argument, take_permission
+from videossl.commands.arguments import add_import_argument, take_permission
 from videossl.errors import UserError
 
 if TYPE_CHECKING:  # torch is imported by those who train, not by --help
@@ -58,8 +58,8 @@ def check(args: argparse.Namespace) -> None:
         return
     if args.config is None:
         raise UserError("--config is needed: a name such as real_small, or a file of your own")
-    from videossl.commands.given_config import check_config
-    from videossl.data.manifest_file import given_manifest
+    from videossl.commands.given import check_config
+    from videossl.data.manifest_path import given_manifest
     from videossl.engine.run_folder import check_run_folder
 
     config = check_config(args.config, args.overrides)
@@ -76,11 +76,10 @@ def run(args: argparse.Namespace) -> int:
     from videossl.commands.monitors import build_monitors
     from videossl.config import load_config
     from videossl.distributed import launched_world, locked_by_main
-    from videossl.engine.preemption import StopRequest
     from videossl.engine.trainer import Trainer
-    from videossl.engine.watchdog import Watchdog
-    from videossl.output_lock import writing_to_folder
-    from videossl.workers import num_cores
+    from videossl.engine.watchdog import StopRequest, Watchdog
+    from videossl.io.output_files import writing_to_folder
+    from videossl.workers.pool import num_cores
 
     config = load_config(args.config, args.overrides)
     with launched_world(config.device) as world:
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_settings(task: str) -> int:
     """Prints the settings of a run, or of the task of this name."""
-    from videossl.commands.settings import setting_lines
+    from videossl.commands.output import setting_lines
     from videossl.config import Config
 
     if not task:
@@ -125,8 +124,7 @@ def print_settings(task: str) -> int:
 
 def print_estimate(config: "Config", world: "World", watchdog: "Watchdog") -> None:
     """Two steps in a folder of their own, which goes away."""
-    from videossl.engine.dry_run import dry_run
-    from videossl.engine.trainer import Trainer
+    from videossl.engine.trainer import Trainer, dry_run
 
     with TemporaryDirectory() as folder:  # of each rank its own
         (Path(folder) / "run").mkdir()

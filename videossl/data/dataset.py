@@ -15,17 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from videossl.data.manifest import VideoEntry
-from videossl.data.order import Permutation
-from videossl.data.sampling import SamplingRules, VideoTimes, plan_clip_times, usable_shots
-from videossl.data.table import Manifest
+from videossl.data.entry import VideoEntry
+from videossl.data.manifest import Manifest
+from videossl.data.sampling import (
+    Permutation,
+    SamplingRules,
+    VideoTimes,
+    plan_clip_times,
+    usable_shots,
+)
 from videossl.decode.backends import Backend, open_video, resolve_backend
-from videossl.decode.info import VideoIndex
+from videossl.decode.index import VideoIndex
 from videossl.decode.reader import VideoReader, indices_shown_at
 from videossl.errors import UserError, VideoDecodeError
 from videossl.rng import fold, generator
 from videossl.types import ClipSpec
-from videossl.workers import FailureKind
+from videossl.workers.pool import FailureKind
 
 log = logging.getLogger("videossl")
 

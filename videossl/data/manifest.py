@@ -1,327 +1,260 @@
-"""The manifest: one Parquet row per video, with all that planning and decoding a clip need before the file is opened."""
+"""Manifests as users open them: rows by number, columns as arrays, and in the memory of the page cache where large.
 
-import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
-from fractions import Fraction
-from pathlib import Path, PurePosixPath
-from typing import Any
+Parquet is for people and for storage; a row of it cannot be read without its whole row group. Large manifests are
+therefore copied once into an Arrow file beside them, which every process maps and none loads.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from videossl.data.manifest_file import REMEDY
-from videossl.decode.container import MAX_FRAMES
-from videossl.decode.info import VideoIndex, VideoInfo
-from videossl.decode.source import WHOLE_FILE, VideoSource, is_text
-from videossl.decode.timing import frame_ticks, tick_deltas, usable_seconds
-from videossl.errors import UserError, VideoDecodeError
-from videossl.whole_file import whole_file
-
-MANIFEST_VERSION = 3
-VERSION_KEY = b"videossl_manifest_version"
-LEFT_OUT = "left out"
-MAX_SECONDS = 1e10  # chosen: clocks that count from 1970 are far below
-TIMES = ("begin_seconds", "end_seconds", "usable_begin_seconds", "usable_end_seconds", "fps")
-ROWS_PER_GROUP = 100_000
-# What cutting tools append to the name of a part: _s0, _part3, -scene-004 (PySceneDetect), _c01 (UCF101 clips).
-_PART_SUFFIX = re.compile(r"(_s\d+|_part\d+|-scene-\d+|_c\d+)$", re.IGNORECASE)
-
-SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("offset", pa.int64()),
-        ("bytes", pa.int64()),
-        ("modified", pa.int64()),
-        ("group", pa.string()),
-        ("label", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("container", pa.string()),
-        ("codec", pa.string()),
-        ("pixel_format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("stored_width", pa.int32()),
-        ("stored_height", pa.int32()),
-        ("rotation", pa.int32()),
-        ("is_mirrored", pa.bool_()),
-        ("num_frames", pa.int64()),
-        ("fps", pa.float64()),
-        ("duration_seconds", pa.float64()),
-        ("begin_seconds", pa.float64()),
-        ("end_seconds", pa.float64()),
-        ("usable_begin_seconds", pa.float64()),
-        ("usable_end_seconds", pa.float64()),
-        ("is_constant_rate", pa.bool_()),
-        ("motion", pa.list_(pa.float32())),
-        ("key_frames", pa.list_(pa.int32())),
-        ("stream_index", pa.int32()),
-        ("tick_numerator", pa.int64()),
-        ("tick_denominator", pa.int64()),
-        ("first_tick", pa.int64()),
-        ("last_tick", pa.int64()),
-        ("tick_deltas", pa.list_(pa.int32())),
-        ("times_by_order", pa.bool_()),
-        ("by_decoding", pa.bool_()),
-        ("has_closed_groups", pa.bool_()),
-        ("is_deep", pa.bool_()),
-        ("motion_score", pa.float32()),
-        ("bars", pa.list_(pa.int32())),
-        ("cuts", pa.list_(pa.float64())),
-        ("phash", pa.uint64()),
-        ("digest", pa.string()),
-    ],
-    metadata={VERSION_KEY: str(MANIFEST_VERSION).encode()},
+from videossl.data.entry import (
+    MANIFEST_VERSION,
+    MAX_SECONDS,
+    TIMES,
+    VideoEntry,
+    check_manifest_schema,
+    entry_batch,
+    entry_of,
+    parquet_file,
 )
-_LISTS = frozenset(field.name for field in SCHEMA if pa.types.is_list(field.type))
+from videossl.data.manifest_path import REMEDY, check_is_there
+from videossl.decode.container import MAX_FRAMES
+from videossl.decode.source import WHOLE_FILE, is_text
+from videossl.errors import UserError
+
+log = logging.getLogger("videossl")
+
+MAPPED_ROWS = (
+    100_000  # from here on a manifest is mapped; below, loading it takes less than a second
+)
+_ROWS_PER_BATCH = 65_536
+_FILE_ENDS = ("begin_seconds", "end_seconds")
+_FINGERPRINT_KEY = b"videossl_manifest_fingerprint"
 
 
-@dataclass(frozen=True)
-class VideoEntry:
-    """One video. A broken one keeps where it lies, its group, label, size and reason; the rest is 0 or empty.
+class Manifest(Sequence[VideoEntry]):
+    """The rows of a manifest, read when asked for.
 
-    One left out is sound, and not to be used for the reason given.
+    Whole columns come as arrays, made batch by batch. A mapped one is pickled by its path.
     """
 
-    # Absolute (as `videossl.decode.source.stored_path` writes it), or a URL; of the shard where it is a member of one.
-    path: str
-    group: str  # one source: its parts never stand on both sides of a split
-    status: str  # "ok", "broken" or "left out"
-    reason: str  # why it is broken or left out, in one line; empty where it is ok
-    bytes: int  # of the video
-    offset: int = WHOLE_FILE  # of the video's first byte in its shard; -1: the whole file
-    modified: int = 0  # nanoseconds since 1970; 0 where unknown
-    label: str = ""  # never used in training
-    container: str = ""
-    codec: str = ""
-    pixel_format: str = ""
-    width: int = 0  # as shown: upright, in square pixels
-    height: int = 0
-    stored_width: int = 0  # as decoded, see `videossl.decode.info.VideoInfo`
-    stored_height: int = 0
-    rotation: int = 0  # clockwise degrees from stored to shown
-    is_mirrored: bool = False  # left to right, before it is turned
-    num_frames: int = 0
-    fps: float = 0.0
-    duration_seconds: float = 0.0
-    begin_seconds: float = 0.0
-    end_seconds: float = 0.0
-    # What the codec does not mark, see `videossl.data.sampling.usable_span`.
-    usable_begin_seconds: float = 0.0
-    usable_end_seconds: float = 0.0
-    is_constant_rate: bool = False
-    # In equal parts of the file: packet sizes (`videossl.decode.timing.motion_of`), or luma differences after a deep scan.
-    motion: tuple[float, ...] = ()
-    key_frames: tuple[int, ...] = ()  # indices of the frames that decoding can start at
-    stream_index: int = 0
-    # The time of frame k is tick k * tick_numerator / tick_denominator seconds; ticks as in `videossl.decode.timing`.
-    tick_numerator: int = 0
-    tick_denominator: int = 1
-    first_tick: int = 0
-    last_tick: int = 0
-    tick_deltas: tuple[int, ...] = ()
-    times_by_order: bool = False  # these three as in `videossl.decode.info.VideoIndex`
-    by_decoding: bool = False
-    has_closed_groups: bool = False
-    # From here on: of a deep scan, else empty; but where one recording follows another is known without.
-    is_deep: bool = False
-    motion_score: float = 0.0  # mean absolute luma difference of neighbouring frames, of 255
-    bars: tuple[int, ...] = ()  # black rows and columns as shown: top, bottom, left, right
-    cuts: tuple[float, ...] = ()  # seconds of the first frame of each new shot
-    phash: int | None = (
-        None  # 64 bits, alike for near-duplicates; None where nothing can be told apart
-    )
-    digest: str = ""  # of a whole local file, as `VideoSource.ends_digest`: tells of another one put in its place
+    def __init__(self, table: pa.Table, *, path: str = "", mapped: Path | None = None) -> None:
+        self.path = path
+        self._table = table
+        self._mapped = mapped
+        lengths = [batch.num_rows for batch in table.to_batches()]
+        self._batches = table.to_batches()
+        self._starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
-    def __post_init__(self) -> None:
-        if self.status not in ("ok", "broken", LEFT_OUT):
-            raise ValueError(f"status must be 'ok', 'broken' or 'left out', got {self.status!r}")
+    @classmethod
+    def from_entries(cls, entries: Sequence[VideoEntry]) -> "Manifest":
+        """A manifest that is not written anywhere."""
+        return cls(pa.Table.from_batches([entry_batch(entries)]))
 
-    @property
-    def is_ok(self) -> bool:
-        """Whether the video can be decoded, and is to be used."""
-        return self.status == "ok"
+    def __len__(self) -> int:
+        return int(self._starts[-1])
 
-    @property
-    def source(self) -> VideoSource:
-        """Where the bytes lie."""
-        return VideoSource(self.path, self.offset, self.bytes)
+    @overload
+    def __getitem__(self, row: int) -> VideoEntry: ...
 
-    def index(self) -> VideoIndex:
-        """What reading all packets of the file would give again: a reader that has it need not.
+    @overload
+    def __getitem__(self, row: slice) -> list[VideoEntry]: ...
 
-        Raises VideoDecodeError, which costs this video alone, for a row that cannot be of any.
-        """
-        keys = self.key_frames
-        is_possible = (
-            0 < self.num_frames <= MAX_FRAMES
-            and len(self.tick_deltas) in (0, self.num_frames - 1)
-            and self.tick_denominator > 0
-            and (not keys or (min(keys) >= 0 and max(keys) < self.num_frames))
-            and all(abs(getattr(self, name)) <= MAX_SECONDS for name in TIMES)
-        )
-        if not is_possible:
-            cause = "its row of the manifest is of no possible video: scan it again"
-            raise VideoDecodeError(str(self.source), "manifest", cause)
-        names = {field.name for field in fields(VideoInfo)}
-        info = VideoInfo(**{name: getattr(self, name) for name in names})
-        is_key = np.zeros(self.num_frames, dtype=bool)
-        is_key[list(self.key_frames)] = True
-        ticks = frame_ticks(self.first_tick, self.last_tick, self.num_frames, self.tick_deltas)
-        time_base = Fraction(self.tick_numerator, self.tick_denominator)
-        return VideoIndex(
-            info=info,
-            pts=ticks,
-            is_key=is_key,
-            time_base=time_base,
-            stream_index=self.stream_index,
-            times_by_order=self.times_by_order,
-            num_bytes=self.bytes,
-            by_decoding=self.by_decoding,
-            has_closed_groups=self.has_closed_groups,
-            digest=self.digest,
-        )
+    def __getitem__(self, row: int | slice) -> VideoEntry | list[VideoEntry]:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"no row {row}: the manifest has {len(self)}")
+        row %= len(self)
+        batch = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return entry_of(self._batches[batch].slice(row - self._starts[batch], 1).to_pylist()[0])
 
+    def __iter__(self) -> Iterator[VideoEntry]:
+        for batch in self._batches:
+            yield from map(entry_of, batch.to_pylist())
 
-_ADDED = ("digest",)  # text that manifests of this version may lack: it came later
-_FIELDS = tuple(field.name for field in fields(VideoEntry) if field.name not in _ADDED)
+    def strings(self, name: str) -> list[str]:
+        """A column of strings."""
+        return self._table[name].to_pylist()
+
+    def sources(self) -> Iterator[tuple[pa.Array, pa.Array]]:
+        """Where the videos lie, for people, and their groups, batch by batch."""
+        for batch in self._batches:
+            path, offset = batch["path"], batch["offset"]
+            ends = [pc.cast(at, pa.string()) for at in (offset, pc.add(offset, batch["bytes"]))]
+            # As VideoSource writes it.
+            place = pc.binary_join_element_wise("[", ends[0], ":", ends[1], "]", "")
+            is_whole = pc.equal(offset, WHOLE_FILE)
+            member = pc.binary_join_element_wise(path, place, "")
+            yield pc.if_else(is_whole, path, member), batch["group"]
+
+    def digest(self) -> str:
+        """The SHA-256 of the file that was read: another one with each change."""
+        try:
+            with Path(self.path).open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
+
+    def is_ok(self) -> np.ndarray:
+        """(rows,) bool: whether the video can be decoded, and is to be used."""
+        return self._by_batch(_is_sound)
+
+    def is_usable(self, needed_seconds: float, *, skip_ends: bool) -> np.ndarray:
+        """(rows,) bool: whether the video decodes and its usable part, cuts left aside, is that long and not empty."""
+        ends = ("usable_begin_seconds", "usable_end_seconds") if skip_ends else _FILE_ENDS
+
+        def judge(batch: pa.RecordBatch) -> pa.Array:
+            span = pc.subtract(batch[ends[1]], batch[ends[0]])
+            is_long = pc.and_(pc.greater_equal(span, needed_seconds), pc.greater(span, 0))
+            return pc.and_(_is_sound(batch), is_long)
+
+        return self._by_batch(judge)
+
+    def rows_with_cuts(self) -> np.ndarray:
+        """(N,) int64: the rows where a deep scan found a cut."""
+        parts = [
+            start + np.flatnonzero(pc.greater(pc.list_value_length(batch["cuts"]), 0))
+            for start, batch in zip(self._starts[:-1], self._batches, strict=True)
+        ]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def hashed(self, name: str, key: int) -> np.ndarray:
+        """(rows,) uint64 of a column of strings: alike for equal strings, otherwise as good as random."""
+        return self._by_batch(lambda batch: _hash_strings(batch[name], key))
+
+    def _by_batch(self, column: Callable[[pa.RecordBatch], Any]) -> np.ndarray:
+        parts = [np.asarray(column(batch)) for batch in self._batches]
+        return np.concatenate(parts) if parts else np.empty(0)
+
+    def forget_pages(self) -> "Manifest":
+        """The same manifest without the pages that reading whole columns has brought into this process."""
+        return self if self._mapped is None else _map(self._mapped, self.path)
+
+    def __reduce__(self) -> tuple:
+        if self._mapped is not None:
+            return _map, (self._mapped, self.path)
+        return Manifest, (self._table,)
 
 
-def sound_entry(
-    index: VideoIndex, source: VideoSource, *, group: str, label: str = "", modified: int = 0
-) -> VideoEntry:
-    """The row of a video that decodes."""
-    info = index.info
-    span = usable_seconds(info.begin_seconds, info.end_seconds, info.fps)
-    return VideoEntry(
-        path=source.path,
-        offset=source.offset,
-        bytes=index.num_bytes,
-        modified=modified,
-        group=group,
-        label=label,
-        status="ok",
-        reason="",
-        container=info.container,
-        codec=info.codec,
-        pixel_format=info.pixel_format,
-        width=info.width,
-        height=info.height,
-        stored_width=info.stored_width,
-        stored_height=info.stored_height,
-        rotation=info.rotation,
-        is_mirrored=info.is_mirrored,
-        num_frames=info.num_frames,
-        fps=info.fps,
-        duration_seconds=info.duration_seconds,
-        begin_seconds=info.begin_seconds,
-        end_seconds=info.end_seconds,
-        usable_begin_seconds=span[0],
-        usable_end_seconds=span[1],
-        is_constant_rate=info.is_constant_rate,
-        motion=info.motion,
-        key_frames=tuple(np.flatnonzero(index.is_key).tolist()),
-        stream_index=index.stream_index,
-        tick_numerator=index.time_base.numerator,
-        tick_denominator=index.time_base.denominator,
-        first_tick=int(index.pts[0]),
-        last_tick=int(index.pts[-1]),
-        tick_deltas=tuple(tick_deltas(index.pts).tolist()),
-        times_by_order=index.times_by_order,
-        by_decoding=index.by_decoding,
-        has_closed_groups=index.has_closed_groups,
-        cuts=tuple(index.pts_seconds[list(index.joins)].tolist()),
-        digest=index.digest,
-    )
+def read_manifest(path: str | Path) -> Manifest:
+    """Opens a manifest; one of MAPPED_ROWS rows or more is copied once into a form that can be mapped.
 
-
-def source_group(path: str, pattern: str | None = None, *, default: str | None = None) -> str:
-    """The source that a file was cut from; `path` is that below the scanned folder, with slashes.
-
-    By default the path, or `default`, without ending and trailing part number (`_s0`, `_part3`, `-scene-004`, `_c01`): files
-    of two folders are two sources. With `pattern`, the first group of that regular expression searched in the path, else
-    in the file name, where it matches. Raises UserError for a pattern that is not a regular expression with a group.
+    Raises UserError for a missing file, one that is not Parquet or no manifest, and one of another version.
     """
-    if pattern is not None:
-        compiled = compile_group_pattern(pattern)
-        if match := compiled.search(path) or compiled.search(path.rpartition("/")[2]):
-            return match.group(1) or match.group(0)
-    folder, slash, name = (path if default is None else default).rpartition("/")
-    return folder + slash + _PART_SUFFIX.sub("", PurePosixPath(name).stem)
-
-
-def compile_group_pattern(pattern: str) -> re.Pattern[str]:
-    """The compiled pattern. Raises UserError unless it is a regular expression with a capture group."""
+    path = Path(path)
+    check_is_there(path)
     try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UserError(f"group regex {pattern!r} is not a regular expression: {error}") from None
-    if compiled.groups < 1:
-        raise UserError(f"group regex {pattern!r} needs a capture group, e.g. '^(.*)_take'")
-    return compiled
+        with parquet_file(path) as file:
+            check_manifest_schema(path, file.schema_arrow)
+            if file.metadata.num_rows < MAPPED_ROWS:
+                return Manifest(file.read(), path=str(path))
+            return _map(_mapped_copy(path, file), str(path))
+    except pa.ArrowInvalid:
+        raise UserError(f"{path} is not a Parquet file: {REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def write_manifest(entries: Iterable[VideoEntry], path: str | Path) -> None:
-    """Writes the rows in the order given, to a temporary name that is renamed at the end.
-
-    Raises UserError if the folder cannot be written.
-    """
-    with parquet_writer(path, SCHEMA, compression="zstd") as writer:
-        rows = iter(entries)
-        while batch := list(itertools.islice(rows, ROWS_PER_GROUP)):
-            writer.write_batch(entry_batch(batch))
-
-
-@contextmanager
-def parquet_writer(
-    path: str | Path, schema: pa.Schema, *, compression: str = "snappy"
-) -> Iterator[pq.ParquetWriter]:
-    """Writes a Parquet file whole or not at all, whatever its name; raises as `whole_file`."""
-    with whole_file(path) as partial, ExitStack() as opened:
-        # Arrow itself opens no names that are not UTF-8.
-        where = partial if is_text(str(partial)) else opened.enter_context(partial.open("wb"))
-        yield opened.enter_context(pq.ParquetWriter(where, schema, compression=compression))
-
-
-@contextmanager
-def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a Parquet file of any name. Raises OSError and pa.ArrowInvalid.
-
-    By Arrow itself where it can open the name, and never by `pq.read_table` of a Python file: its threads may let go of that
-    while Python exits, which ends the process by SIGABRT after all was well (seen with pyarrow 26 on Python 3.11).
-    """
-    with ExitStack() as opened:
-        name = str(path)
-        file = opened.enter_context(pa.OSFile(name) if is_text(name) else path.open("rb"))
-        yield opened.enter_context(pq.ParquetFile(file))
-
-
-def entry_batch(entries: Sequence[VideoEntry]) -> pa.RecordBatch:
-    """Rows as an Arrow batch of SCHEMA."""
-    return pa.RecordBatch.from_pylist([asdict(entry) for entry in entries], schema=SCHEMA)
-
-
-def entry_of(row: Mapping[str, Any]) -> VideoEntry:
-    """The inverse of `entry_batch` for one row."""
-    values = {n: tuple(row[n] or ()) if n in _LISTS else row[n] for n in _FIELDS}
-    values |= {n: row.get(n) or "" for n in _ADDED}
-    return VideoEntry(**values)  # type: ignore[arg-type]
-
-
-def check_manifest_schema(path: str | Path, schema: pa.Schema) -> None:
-    """Raises UserError unless these are the columns of a manifest of this version."""
-    missing = [name for name in SCHEMA.names if name not in schema.names and name not in _ADDED]
-    version = (schema.metadata or {}).get(VERSION_KEY, b"none").decode()
-    if version != "none" and version != str(MANIFEST_VERSION):
-        raise UserError(
-            f"{path} is a manifest of version {version}, this is {MANIFEST_VERSION}: {REMEDY}"
+def _is_sound(batch: pa.RecordBatch) -> pa.Array:
+    """Whether rows are of videos to be used; what no video can be costs itself, and no memory of who plans it."""
+    is_ok = pc.equal(batch["status"], "ok")
+    is_possible = pc.less_equal(batch["num_frames"], MAX_FRAMES)
+    for name in TIMES:
+        is_possible = pc.and_(is_possible, pc.less_equal(pc.abs(batch[name]), MAX_SECONDS))
+    num_bad = pc.sum(pc.and_(is_ok, pc.invert(is_possible))).as_py()
+    if num_bad:
+        _say_impossible(
+            num_bad, batch["path"].filter(pc.and_(is_ok, pc.invert(is_possible)))[0].as_py()
         )
-    if missing:
-        some = ", ".join(missing[:4])
-        raise UserError(
-            f"{path} is no manifest, it lacks {len(missing)} columns, among them {some}: {REMEDY}"
-        )
+    return pc.and_(is_ok, is_possible)
+
+
+@functools.cache
+def _say_impossible(count: int, first: str) -> None:
+    log.warning(
+        "%d rows of the manifest are of no possible video and left out, %s the first: scan them again",
+        count,
+        first,
+    )
+
+
+def _hash_strings(strings: pa.Array, key: int) -> np.ndarray:
+    encoded = strings.dictionary_encode()  # groups repeat
+    values = np.array(
+        [
+            int.from_bytes(hashlib.blake2b(v.encode(), digest_size=8).digest(), "big")
+            for v in encoded.dictionary.to_pylist()
+        ],
+        dtype=np.uint64,
+    )
+    mixed = (values ^ np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed ^ (mixed >> np.uint64(29)))[encoded.indices.to_numpy()]
+
+
+def _map(mapped: Path, path: str) -> Manifest:
+    with pa.memory_map(str(mapped)) as file:
+        return Manifest(pa.ipc.open_file(file).read_all(), path=path, mapped=mapped)
+
+
+def _mapped_copy(path: Path, file: pq.ParquetFile) -> Path:
+    """The Arrow file of this very manifest: beside it, or in the temporary folder where that cannot be written."""
+    fingerprint = _fingerprint(path)
+    beside = path.with_name(f".{path.name}.arrow")
+    elsewhere = Path(tempfile.gettempdir()) / f"videossl-{os.getuid()}" / f"{fingerprint}.arrow"
+    # Arrow maps no files whose names are not UTF-8.
+    places = (beside, elsewhere) if is_text(str(beside)) else (elsewhere,)
+    for mapped in places:
+        if _fingerprint_of(mapped) == fingerprint:
+            return mapped
+    log.info("%s: making the form that processes share (once)", path)
+    if beside in places:
+        try:
+            return _write_mapped(beside, file, fingerprint)
+        except PermissionError:
+            log.info("%s cannot be written: it is kept in %s", beside.parent, elsewhere.parent)
+    elsewhere.parent.mkdir(mode=0o700, exist_ok=True)
+    return _write_mapped(elsewhere, file, fingerprint)
+
+
+def _write_mapped(mapped: Path, file: pq.ParquetFile, fingerprint: str) -> Path:
+    partial = mapped.with_name(f"{mapped.name}.{os.getpid()}.partial")
+    metadata = {**(file.schema_arrow.metadata or {}), _FINGERPRINT_KEY: fingerprint.encode()}
+    schema = file.schema_arrow.with_metadata(metadata)
+    try:
+        with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH):
+                writer.write_batch(batch)
+        partial.replace(mapped)  # several ranks may race: each writes its own, the last one stays
+    finally:
+        partial.unlink(missing_ok=True)
+    return mapped
+
+
+def _fingerprint(path: Path) -> str:
+    """Tells manifests apart by size and by the end of the file, where Parquet keeps its statistics."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 2**20))
+        return f"{MANIFEST_VERSION}-{size}-{zlib.crc32(file.read()):08x}"
+
+
+def _fingerprint_of(mapped: Path) -> str:
+    try:
+        with pa.memory_map(str(mapped)) as file:
+            metadata = pa.ipc.open_file(file).schema.metadata or {}
+    except (OSError, pa.ArrowInvalid):  # absent, or torn
+        return ""
+    return metadata.get(_FINGERPRINT_KEY, b"").decode()

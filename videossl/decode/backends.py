@@ -9,7 +9,7 @@ import torch
 
 from videossl.decode import decord_reader, torchcodec_reader
 from videossl.decode.decord_reader import DecordReader
-from videossl.decode.info import VideoIndex
+from videossl.decode.index import VideoIndex
 from videossl.decode.pyav_reader import PyavReader
 from videossl.decode.reader import VideoReader
 from videossl.decode.source import VideoSource

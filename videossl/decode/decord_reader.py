@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from videossl.decode.container import check_format
-from videossl.decode.info import VideoIndex, current_index
+from videossl.decode.index import VideoIndex, current_index
 from videossl.decode.reader import (
     FrameBatch,
     gather_frames,

@@ -1,6 +1,6 @@
 """Decodes with torchcodec: the only one of the three that can decode on a GPU (NVDEC).
 
-It needs a system FFmpeg. It is told the frames of `videossl.decode.info`, and what it decodes is held to their times. Its
+It needs a system FFmpeg. It is told the frames of `videossl.decode.index`, and what it decodes is held to their times. Its
 demuxer and packet decoder (public since 0.17) would serve no better: their packets tell neither time nor whether a frame is
 referred to, so that none could be left out, and their colour converter does not scale.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from videossl.decode.container import check_format
-from videossl.decode.info import VideoIndex, current_index
+from videossl.decode.index import VideoIndex, current_index
 from videossl.decode.reader import (
     FrameBatch,
     gather_frames,

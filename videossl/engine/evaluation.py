@@ -3,6 +3,8 @@
 The trainer knows no benchmark: held-out clips (`heldout.py`), kNN and tracking are all given to it.
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,10 +12,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from videossl.config import Config
+from videossl.data.dataset import ClipDataset
 from videossl.distributed import from_main
-from videossl.engine.logger import RunLogger, flatten
+from videossl.engine.build import autocast
+from videossl.engine.diagnostics import Alarms
+from videossl.engine.feed import Feed
+from videossl.engine.metrics import RunLogger, Tallies, describe_tasks, flatten
 from videossl.engine.multitask import MultiTask
 from videossl.errors import UserError
+from videossl.stats import too_few
 
 Details = Callable[[], str]  # of a piece of work, for whoever asks why a run stands still
 Poll = Callable[[Details], None]
@@ -102,3 +110,45 @@ class Evaluations:
             return False
         self.best = value
         return True
+
+
+ERRORS_OF_INTERVAL = 1.96  # standard errors to each side, of 95 %
+
+
+class HeldOut:
+    """An Evaluation: each task's metrics over `train.evaluate_batches` batches, and pictures of the first of them."""
+
+    name = "heldout"
+
+    def __init__(self, config: Config, feed: Feed, data: ClipDataset, alarms: Alarms) -> None:
+        self.every = config.train.evaluate_every
+        self._config, self._feed, self._data, self._alarms = config, feed, data, alarms
+
+    def __call__(self, model: MultiTask, poll: Poll) -> Measured:
+        """See Evaluation."""
+        tallies, pictures = Tallies(), {}
+        batches = self._feed.batches(self._data, 0, self._config.train.evaluate_batches)
+        with contextlib.closing(batches):
+            for index, raw in enumerate(batches):
+                poll(lambda raw=raw: self._data.source_names(raw.video_ids))  # type: ignore[misc]
+                self._feed.quarantine.record(raw.failures, step=0)
+                batch = self._feed.clips(raw, None)
+                rng = self._feed.rows("heldout views", index, len(raw.video_ids))
+                with autocast(self._config, self._feed.device):
+                    views = model.make_views(batch, rng)
+                    _, results = model(views)
+                    if index == 0 and self._feed.is_main and self._config.monitor.pictures:
+                        pictures = model.draw(views)
+                tallies.add(results)
+        tasks = tallies.values()
+        self._alarms.check_tasks(tasks, "held-out")
+        return Measured(tasks, f"on {self._describe_videos()}: {describe_tasks(tasks)}", pictures)
+
+    def _describe_videos(self) -> str:
+        """How many are asked, and how far an accuracy of theirs is known: answers of one video are not independent."""
+        asked = self._config.train.evaluate_batches * self._config.data.videos_per_step
+        count = min(len(self._data), asked)
+        widest = ERRORS_OF_INTERVAL * math.sqrt(0.25 / count)
+        return too_few(count, "held-out videos") or (
+            f"{count} held-out videos (95 % within {widest:.2f})"
+        )

@@ -15,10 +15,9 @@ from pydantic import ValidationError
 
 from videossl.config import Config, read_yaml
 from videossl.errors import UserError
+from videossl.io.output_files import is_lock, is_unfinished, write_json, write_text, writing
 from videossl.models.encoder_sources import checkpoints, step_of
-from videossl.output_lock import is_lock
 from videossl.version import __version__
-from videossl.whole_file import is_unfinished, write_json, write_text, writing
 
 log = logging.getLogger("videossl")
 
@@ -80,8 +79,8 @@ def check_run_folder(config: Config) -> None:
 
 def _make(out: Path, config: Config) -> None:
     """The config is the first to be there, whole: without it the folder is no run's, and is refused."""
+    from videossl.engine.build import scheduled_lr
     from videossl.engine.checkpoint import drop_unfinished
-    from videossl.engine.optim import scheduled_lr
 
     if not (out / CONFIG_NAME).exists():
         _write_config(out, config)

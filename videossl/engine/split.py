@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from videossl.data.manifest import parquet_file, parquet_writer
-from videossl.data.table import MAPPED_ROWS, Manifest
+from videossl.data.entry import parquet_file, parquet_writer
+from videossl.data.manifest import MAPPED_ROWS, Manifest
 from videossl.errors import UserError
 from videossl.rng import fold
 

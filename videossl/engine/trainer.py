@@ -10,35 +10,41 @@ from typing import Any
 
 import torch
 
-from videossl import interrupts
 from videossl.config import Config
 from videossl.data.dataset import RawClips
 from videossl.data.loader import Batches
 from videossl.distributed import World, gather_objects, is_equal_on_all_ranks
-from videossl.engine.alarms import Alarms
-from videossl.engine.build import autocast, build_datasets, build_model
-from videossl.engine.checkpoint import load_newest
-from videossl.engine.checkpoint_writer import CheckpointWriter
-from videossl.engine.evaluation import Details, Evaluation, Evaluations
-from videossl.engine.feed import Feed
-from videossl.engine.finite import FiniteGuard, refuse_non_finite
-from videossl.engine.heldout import HeldOut
-from videossl.engine.initial_weights import begin_with
-from videossl.engine.interval import Interval
-from videossl.engine.logger import RunLogger
-from videossl.engine.optim import build_optimizer, scheduled_lr
-from videossl.engine.placement import distribute, no_sync, place, share_buffers
-from videossl.engine.preemption import StopAsked, StopRequest
-from videossl.engine.quarantine import Quarantine
-from videossl.engine.report import Report
+from videossl.engine.build import (
+    autocast,
+    begin_with,
+    build_datasets,
+    build_model,
+    build_optimizer,
+    distribute,
+    no_sync,
+    place,
+    scheduled_lr,
+    share_buffers,
+)
+from videossl.engine.checkpoint import CheckpointWriter, load_newest
+from videossl.engine.diagnostics import Alarms, FiniteGuard, Report, refuse_non_finite
+from videossl.engine.evaluation import Details, Evaluation, Evaluations, HeldOut
+from videossl.engine.feed import Feed, Quarantine
+from videossl.engine.metrics import (
+    Interval,
+    RunLogger,
+    Tallies,
+    duration,
+    first_lines,
+    peak_memory_gib,
+)
 from videossl.engine.run_folder import check_run_folder, open_run_folder
 from videossl.engine.split import remember_split
-from videossl.engine.status_lines import first_lines
-from videossl.engine.tallies import Tallies
-from videossl.engine.watchdog import Watchdog, is_broken_exchange
+from videossl.engine.watchdog import StopAsked, StopRequest, Watchdog, is_broken_exchange
 from videossl.errors import Preempted, RankLost, UserError
 from videossl.rng import fold
 from videossl.types import TaskResult
+from videossl.workers import signals
 
 log = logging.getLogger("videossl")
 
@@ -166,7 +172,7 @@ class Trainer:
             self.save()
             self.writer.finish()
             text = f"stopped by {self.stop.reason} at step {self.step}, which is saved: the same command goes on from there"
-            code = interrupts.EXIT_CODE if self.stop.is_interrupt else Preempted.EXIT_CODE
+            code = signals.EXIT_CODE if self.stop.is_interrupt else Preempted.EXIT_CODE
             raise Preempted(text if self.world.local_rank == 0 else "", code) from stop
 
     def _train(self, batches: Iterator[RawClips], logger: RunLogger) -> None:
@@ -312,3 +318,48 @@ class Trainer:
         if self.evaluations.owed:
             share_buffers(self.model)
         return self.evaluations.run_owed(self.model, logger, poll, self.step)
+
+
+def dry_run(trainer: Trainer, num_steps: int) -> str:
+    """Takes two optimiser steps and says how long a run of `num_steps` would take, in what memory, with what checkpoints.
+
+    The first step holds what happens once (workers start, kernels are chosen); the second is what a step takes. The
+    trainer is used up by it.
+    """
+    config = trainer.config
+    trainer.model.train()
+    with contextlib.closing(trainer.batches()) as batches:
+        first, (second, waited) = _step(trainer, batches)[0], _step(trainer, batches)
+    held = [*trainer.model.state_dict().values(), *_tensors(trainer.optimizer.state_dict())]
+    mib = sum(tensor.nbytes for tensor in held) / 2**20
+    lines = first_lines(
+        config,
+        trainer.world,
+        trainer.model,
+        trainer.train_data,
+        trainer.heldout_data,
+        step=0,
+    )
+    place = "of the GPU" if trainer.world.device.type == "cuda" else "of each process"
+    return (
+        f"{lines}\n"
+        f"dry run: first step {first:.2f} s, second {second:.2f} s ({100 * waited / second:.0f} % waiting for data)\n"
+        f"time: about {duration(num_steps * second)} for {num_steps} steps, without evaluations\n"
+        f"memory {place}: {peak_memory_gib(trainer.world.device):.2f} GiB at most so far\n"
+        f"checkpoints: {mib:.1f} MiB each, {config.train.keep_checkpoints} kept\n"
+        "nothing was written"
+    )
+
+
+def _step(trainer: Trainer, batches: Batches) -> tuple[float, float]:
+    """Seconds of a step, and those of them spent waiting for data."""
+    begin = time.perf_counter()
+    waited = trainer.train_step(batches)
+    if trainer.world.device.type == "cuda":
+        torch.cuda.synchronize(trainer.world.device)
+    return time.perf_counter() - begin, waited
+
+
+def _tensors(state: object) -> list[torch.Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(state)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

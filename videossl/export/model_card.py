@@ -2,19 +2,25 @@
 
 import html
 import json
+import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from videossl.data.manifest import read_manifest
 from videossl.errors import UserError
+from videossl.export.loading import Loaded, file_sha256, public_url
 from videossl.export.programs import Difference, Program
 from videossl.export.video_encoder import VideoEncoder
+from videossl.io.input_files import json_lines
 from videossl.models.encoder import count_parameters
+from videossl.models.encoder_sources import checkpoints
 from videossl.version import __version__
 
 # Identifiers that model hubs know; any other text is named as such.
@@ -232,3 +238,232 @@ def _code(language: str, content: str) -> str:
     longest = max((len(run) for run in re.findall("`+", content)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{content.rstrip()}\n{fence}\n"
+
+
+log = logging.getLogger("videossl")
+
+# Settings that name places on the machine of the run: the last part of each is published, the way there is not.
+_PLACES = (
+    ("out",),
+    ("encoder", "init"),
+    ("data", "manifest"),
+    ("monitor", "knn", "manifest"),
+    ("monitor", "tracking", "davis"),
+)
+# What a run measures, by its key in the lines of metrics.jsonl.
+_MEASURED = {
+    "heldout": "pretext tasks on videos held out from training",
+    "knn": "nearest neighbours on labelled videos, while training",
+    "tracking": "mask propagation on the first frames of sequences, while training",
+}
+
+
+MOST_DEPTH = 32  # of facts; chosen: far above any config, far below what JSON and YAML writers bear
+
+
+def facts_of(loaded: Loaded) -> dict[str, Any]:
+    """Those of a run's checkpoint; those that an exported file or imported weights carry already are handed on.
+
+    Raises UserError for a file's facts that no version of this library has written.
+    """
+    if "facts" in loaded.contents:
+        facts = dict(loaded.contents["facts"])
+        _check(facts)
+        return facts
+    config, step = loaded.contents.get("config") or None, loaded.contents.get("step")
+    run = _run_folder(loaded.path)
+    return {
+        "kind": "run",
+        "checkpoint": loaded.path.name,
+        "checkpoint_sha256": file_sha256(loaded.path),
+        "step": step,
+        "config": None if config is None else _published(config),
+        "data": None if config is None else _data(config),
+        "environment": _json(run / "env.json") if run else None,
+        "measured": _measured(run / "metrics.jsonl", step) if run and step is not None else [],
+    }
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    measured, licence = facts.get("measured") or [], facts.get("licence")
+    if not isinstance(measured, list) or not all(isinstance(one, dict) for one in measured):
+        raise UserError("the facts in the encoder's file are none: 'measured' is no list of tables")
+    if not isinstance(licence, str | None):
+        raise UserError("the facts in the encoder's file are none: 'licence' is no text")
+    level: list[Any] = [facts]
+    for _ in range(MOST_DEPTH):
+        lists = [value for value in level if isinstance(value, list)]
+        level = [v for value in level if isinstance(value, dict) for v in value.values()]
+        level += [v for value in lists for v in value]
+    if level:
+        raise UserError(
+            f"the facts in the encoder's file are none: nested more than {MOST_DEPTH} deep"
+        )
+
+
+def date_of(path: Path) -> str:
+    """The day a file was last changed, in UTC."""
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
+
+
+def _run_folder(checkpoint: Path) -> Path | None:
+    folder = checkpoint.absolute().parent
+    is_runs = folder.name == "checkpoints" and checkpoint in [
+        *checkpoints(checkpoint.parent),
+        checkpoint.parent / "best.pt",
+    ]
+    return folder.parent if is_runs and (folder.parent / "config.yaml").is_file() else None
+
+
+def _published(config: Mapping[str, Any]) -> dict[str, Any]:
+    copy: dict[str, Any] = _without_secrets(json.loads(json.dumps(config)))
+    for *sections, key in _PLACES:
+        section: Any = copy
+        for name in sections:
+            section = section.get(name) or {}
+        if section.get(key) is not None:
+            section[key] = Path(section[key]).name
+    return copy
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(inner) for inner in value]
+    return public_url(value) if isinstance(value, str) else value
+
+
+def _data(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest as it is today, if it is still where the run had it."""
+    place = config["data"]["manifest"]
+    if place is None:
+        return None
+    path = Path(place)
+    found: dict[str, Any] = {"manifest": Path(public_url(place)).name, "videos": None}
+    try:
+        manifest = read_manifest(path)
+        sound = [entry for entry in manifest if entry.is_ok]
+    except UserError as error:
+        log.info("the card cannot say how much data there was: %s", error)
+        return found
+    return {
+        **found,
+        "videos": len(sound),
+        "sources": len({entry.group for entry in sound}),
+        "hours": sum(entry.duration_seconds for entry in sound) / 3600,
+        "as_of": date_of(path),
+    }
+
+
+def _measured(path: Path, step: int) -> list[dict[str, Any]]:
+    """The last line of each kind that was measured of these weights or of earlier ones, with its step."""
+    last: dict[str, dict[str, Any]] = {}
+    for record in _json_lines(path):
+        for name, what in _MEASURED.items():
+            if name in record and record["step"] <= step:
+                rows = record[name] if name == "heldout" else {name: record[name]}
+                last[name] = {"kind": name, "what": f"{what}, step {record['step']}", "rows": rows}
+    origin = {"source": path.name, "date": date_of(path) if last else None}
+    return [{**found, **origin} for found in last.values()]
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    for record in json_lines(path):
+        if isinstance(record.get("step"), int):
+            yield record
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        log.info("%s cannot be read: %s", path, error)
+        return None
+
+
+MOST_NUMBERS = 16  # of a row; chosen: a table that can be read
+
+
+def read_results(paths: Sequence[Path], digests: Sequence[str]) -> list[dict[str, Any]]:
+    """What each result measured, as `facts["measured"]` has it.
+
+    `digests` are the SHA-256 of this encoder's files. Raises UserError for a file that is no result, and for one that says
+    that it is of a checkpoint of another digest.
+    """
+    return [_read(path, digests) for path in paths]
+
+
+def _read(path: Path, digests: Sequence[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--results {path} cannot be read: {error}") from error
+    rows = record.get("rows") if isinstance(record, dict) else None
+    if not isinstance(rows, dict) or not rows:
+        raise UserError(
+            f"--results {path} holds no rows: give a result.json of `videossl probe`, `track` or `track-points`"
+        )
+    digest = record.get("checkpoint_sha256")
+    if digest is not None and digest not in digests:
+        raise UserError(
+            f"--results {path} is of another checkpoint ({record.get('checkpoint')}, SHA-256 {digest})"
+        )
+    numbers = {str(name): _numbers(row) for name, row in rows.items()}
+    kind = "probe" if "protocol" in record else str(record.get("command", "")).split(" ")[-1]
+    return {
+        "kind": kind,
+        "what": _what(record, is_proved=digest is not None),
+        "rows": {name: found for name, found in numbers.items() if found},
+        "source": path.name,
+        "date": date_of(path),
+    }
+
+
+def _what(record: Mapping[str, Any], *, is_proved: bool) -> str:
+    names = {"davis": "DAVIS tree", "youtube_vos": "YouTube-VOS tree", "manifest": "manifest"}
+    names |= {"badja": "BADJA", "jhmdb": "JHMDB", "tapvid": "TAP-Vid", "video": "video"}
+    on = [
+        f"{text} {Path(public_url(str(record[key]))).name}"
+        for key, text in names.items()
+        if record.get(key)
+    ]
+    command = "videossl probe" if "protocol" in record else record.get("command", "a result")
+    more = [
+        f"{key} {record[key]}" for key in ("protocol", "split", "preset") if _is_word(record, key)
+    ]
+    text = ", ".join([str(command), *on, *more])
+    if is_proved:
+        return text
+    checkpoint = record.get("checkpoint")
+    named = (
+        "no checkpoint"
+        if checkpoint is None
+        else f"the checkpoint {Path(public_url(str(checkpoint))).name}"
+    )
+    return f"{text}; the file names {named} and carries no digest of it"
+
+
+def _is_word(record: Mapping[str, Any], key: str) -> bool:
+    return isinstance(record.get(key), str)
+
+
+def _numbers(row: Any) -> dict[str, Any]:
+    """The row's own numbers, and [estimate, low, high] of those with an interval; a tracking row's are under `global`."""
+    if not isinstance(row, Mapping):
+        return {}
+    found = row["global"] if isinstance(row.get("global"), Mapping) else row
+    kept = {
+        str(key): value for key, value in found.items() if _is_number(value) or _is_triple(value)
+    }
+    return dict(list(kept.items())[:MOST_NUMBERS])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_triple(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_number, value))

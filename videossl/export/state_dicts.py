@@ -1,6 +1,6 @@
 """Weights of pytorchvideo's and torchvision's video models in our encoders, and ours in theirs. Heads stay behind.
 
-Their weights read normalised RGB, which is part of the encoder that is made of them (`videossl.models.colours`). Weights
+Their weights read normalised RGB, which is part of the encoder made of them (`videossl.models.architectures`). Weights
 that were trained here read Lab, and do so in their models too: give those `videossl.color.encoder_input` of the frames.
 """
 
@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
-from videossl.export.download import check_sha256, fetched, file_sha256, is_url, public_url
-from videossl.export.loading import Loaded
-from videossl.export.video_encoder import VideoEncoder
+from videossl.export.loading import Loaded, check_sha256, fetched, file_sha256, is_url, public_url
+from videossl.export.video_encoder import ClipForm, VideoEncoder
+from videossl.io.output_files import whole_file
 from videossl.models.encoder import STAGES, Encoder, EncoderSpec
-from videossl.weights_file import read_weights
-from videossl.whole_file import whole_file
+from videossl.models.encoder_file import read_weights
 
 Library = Literal["pytorchvideo", "torchvision"]
 # Keys under which training code wraps a state dict: PySlowFast and pytorchvideo's hub, Lightning, others.
@@ -46,7 +44,7 @@ class Counterpart:
 
     @property
     def colours(self) -> str:
-        """See `videossl.models.colours`."""
+        """See `videossl.models.architectures`."""
         return f"rgb_{self.library}"
 
 

@@ -4,18 +4,106 @@ encoder = videossl.load_encoder("runs/mine")
 features = encoder(frames)          # (N, T, 3, H, W) uint8 RGB of any size -> (N, C)
 """
 
+import json
+import logging
+import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from videossl.color import normalize_lab, rgb_to_lab
 from videossl.errors import UserError
-from videossl.export.clip_form import ClipForm
+from videossl.io.output_files import whole_file
 from videossl.models.encoder import Encoder, pooled
+from videossl.models.encoder_file import (
+    FILE_FORMAT,
+    RECORD_KEY,
+    TASK_PREFIX,
+    is_encoder_file,
+    read_encoder,
+    read_record,
+    weights_digest,
+)
 from videossl.types import FeatureMaps
+from videossl.version import __version__
+
+log = logging.getLogger("videossl")
+
+MOST = 8192  # frames or pixels, chosen: a file that says more was not made by measuring a video
+
+
+@dataclass(frozen=True)
+class ClipForm:
+    """`num_frames` frames `seconds_between_frames` apart, of short side `resize`, cut to the centre `crop_size` pixels.
+
+    Raises UserError for counts that are none, a gap that is not above 0, and a crop larger than the frame.
+    """
+
+    num_frames: int = 8
+    seconds_between_frames: float = 2 / 15
+    resize: int = 122
+    crop_size: int = 112
+
+    def __post_init__(self) -> None:
+        counts = (self.num_frames, self.resize, self.crop_size)
+        if not all(type(count) is int and 1 <= count <= MOST for count in counts):
+            raise UserError(
+                f"num_frames, resize and crop_size of a clip must be whole numbers of 1 to {MOST}, got {self}"
+            )
+        gap = self.seconds_between_frames
+        if not (_is_number(gap) and gap > 0):
+            raise UserError(f"seconds_between_frames of a clip must be above 0, got {self}")
+        if self.resize < self.crop_size:
+            raise UserError(
+                f"crop_size {self.crop_size} is larger than the frame's short side, resize {self.resize}"
+            )
+
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], stride: int) -> "ClipForm":
+        """What a run of this config sees of its labelled videos (`monitor.knn`), in whole cells of `stride` pixels.
+
+        The frame's border is left out as in training (`augment.border`). A checkpoint without a config has the defaults, and
+        so has one whose config is older than one of these settings, which is logged.
+
+        Raises UserError for settings that no run has.
+        """
+        if not config:
+            return cls()
+        try:
+            knn, border = config["monitor"]["knn"], config["augment"]["border"]
+            short_side = config["data"]["short_side"]
+            times = knn["num_frames"], knn["seconds_between_frames"]
+        except KeyError as error:
+            log.warning("the config in the checkpoint has no %s: its clips are %s", error, cls())
+            return cls()
+        except TypeError as error:
+            raise UserError(f"the config in the checkpoint is none of a run: {error}") from error
+        if not (_is_number(border) and 0 <= border < 0.5 and _is_number(short_side)):
+            raise UserError(
+                f"the config in the checkpoint is none of a run: augment.border {border!r} (allowed: 0 to below 0.5), "
+                f"data.short_side {short_side!r} (allowed: pixels)"
+            )
+        crop_size = max(1, int(short_side) // stride) * stride
+        return cls(*times, resize=round(crop_size / (1 - 2 * border)), crop_size=crop_size)
+
+    @property
+    def clip_seconds(self) -> float:
+        """From the first to the last frame."""
+        return (self.num_frames - 1) * self.seconds_between_frames
+
+    def describe(self) -> dict[str, float | int]:
+        """Plain types, from which `ClipForm(**...)` builds it again."""
+        return asdict(self)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class VideoEncoder(nn.Module):
@@ -138,3 +226,54 @@ def _centre(frames: Tensor, size: int) -> Tensor:
     height, width = frames.shape[-2:]
     top, left = (height - size) // 2, (width - size) // 2
     return frames[..., top : top + size, left : left + size]
+
+
+def encoder_record(encoder: VideoEncoder, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What every exported file says of its encoder, in plain types; `facts` are those of its making."""
+    weights = {name: tensor.cpu() for name, tensor in encoder.encoder.state_dict().items()}
+    return {
+        "format": FILE_FORMAT,
+        "version": __version__,
+        "encoder": encoder.describe(),
+        "weights_sha256": weights_digest(weights),
+        "facts": dict(facts),
+    }
+
+
+def write_encoder_file(
+    path: str | Path,
+    encoder: VideoEncoder,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    task: tuple[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Writes `encoder` to `path`, which must end in .safetensors. Raises UserError if it cannot be written.
+
+    `task` is the name and the weights of the pretext task that made it track, which adapting it goes on with.
+    """
+    if not is_encoder_file(path):
+        raise UserError(f"{path}: the name of an encoder file must end in .safetensors")
+    weights = {n: t.cpu().contiguous() for n, t in encoder.encoder.state_dict().items()}
+    record = encoder_record(encoder, facts or {})
+    if task is not None:
+        name, task_weights = task[0], {n: t.cpu().contiguous() for n, t in task[1].items()}
+        record["task"] = {"name": name, "weights_sha256": weights_digest(task_weights)}
+        weights |= {TASK_PREFIX + n: tensor for n, tensor in task_weights.items()}
+    data = save(weights, {"format": "pt", RECORD_KEY: json.dumps(record)})
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def read_encoder_file(
+    path: str | Path, *, stage: str | None = None, untrained_seed: int | None = None
+) -> VideoEncoder:
+    """The encoder of a file in evaluation mode; `stage` replaces the one that it was exported with.
+
+    Raises UserError if the file is damaged, lies or is another's.
+    """
+    encoder = read_encoder(path, untrained_seed=untrained_seed)
+    described = read_record(path)["encoder"]
+    try:
+        return VideoEncoder.of_description(described, encoder, stage=stage).eval()
+    except UserError as error:
+        raise UserError(f"encoder file {path}: {error}") from error

@@ -4,6 +4,7 @@ Stages are called res2..res5 as in pytorchvideo. An encoder is built only up to 
 parameters without a gradient break DistributedDataParallel at its second step. Weights start random; none are fetched.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from videossl.errors import UserError
-from videossl.models import zoo
-from videossl.models.colours import check_colours, colours_of_lab
-from videossl.models.normalization import check_normalization, remove_normalization
+from videossl.models import architectures
+from videossl.models.architectures import (
+    check_colours,
+    check_normalization,
+    colours_of_lab,
+    remove_normalization,
+)
 from videossl.types import FeatureMaps
 
 STAGES = ("res2", "res3", "res4", "res5")
@@ -36,8 +42,9 @@ class EncoderSpec:
 
     `keep_time` sets every temporal stride to 1, so that each frame has its own features. `max_stride` caps the spatial
     stride (in pixels per cell) by setting later strides to 1; None keeps the published ones. `colours` are those that the
-    weights read, see `videossl.models.colours`. `frame_wise` makes every temporal kernel 1 frame deep: the architecture's 2D
-    form, whose features of a frame depend on that frame alone. `normalization` is "batch" as published, or "none".
+    weights read, see `videossl.models.architectures`. `frame_wise` makes every temporal kernel 1 frame deep: the
+    architecture's 2D form, whose features of a frame depend on that frame alone. `normalization` is "batch" as
+    published, or "none".
     """
 
     name: str
@@ -200,41 +207,41 @@ def _is_frame_wise(part: nn.Module) -> bool:
     return True
 
 
-Builder = Callable[[], zoo.Stages]
+Builder = Callable[[], architectures.Stages]
 Natural = dict[str, tuple[int, int, int]]  # channels, temporal stride, spatial stride
 
 # Channels and strides of the published architectures; test_encoder.py holds them against real shapes.
 ENCODERS: dict[str, tuple[Builder, Natural]] = {
     "tiny": (
-        zoo.tiny,
+        architectures.tiny,
         {"res2": (48, 1, 4), "res3": (64, 1, 4), "res4": (96, 1, 8), "res5": (128, 1, 16)},
     ),
     "small": (
-        zoo.small,
+        architectures.small,
         {"res2": (96, 1, 4), "res3": (128, 1, 4), "res4": (192, 1, 8), "res5": (256, 1, 16)},
     ),
     "slow_r50": (
-        zoo.slow_r50,
+        architectures.slow_r50,
         {"res2": (256, 1, 4), "res3": (512, 1, 8), "res4": (1024, 1, 16), "res5": (2048, 1, 32)},
     ),
     "x3d_s": (
-        zoo.x3d_s,
+        architectures.x3d_s,
         {"res2": (24, 1, 4), "res3": (48, 1, 8), "res4": (96, 1, 16), "res5": (192, 1, 32)},
     ),
     "csn_r101": (
-        zoo.csn_r101,
+        architectures.csn_r101,
         {"res2": (256, 1, 4), "res3": (512, 2, 8), "res4": (1024, 4, 16), "res5": (2048, 8, 32)},
     ),
     "r3d_18": (
-        zoo.r3d_18,
+        architectures.r3d_18,
         {"res2": (64, 1, 2), "res3": (128, 2, 4), "res4": (256, 4, 8), "res5": (512, 8, 16)},
     ),
     "r2plus1d_18": (
-        zoo.r2plus1d_18,
+        architectures.r2plus1d_18,
         {"res2": (64, 1, 2), "res3": (128, 2, 4), "res4": (256, 4, 8), "res5": (512, 8, 16)},
     ),
     "s3d": (
-        zoo.s3d,
+        architectures.s3d,
         {"res2": (192, 2, 4), "res3": (480, 2, 8), "res4": (832, 4, 16), "res5": (1024, 8, 32)},
     ),
 }
@@ -300,3 +307,95 @@ def count_parameters(module: nn.Module) -> int:
 def pooled(features: FeatureMaps) -> Tensor:
     """(N, C): the mean over time and space of a stage."""
     return torch.mean(features.data, dim=(2, 3, 4))
+
+
+def cut_frame_encoder(encoder: Encoder) -> Encoder:
+    """A copy that takes (N, 3, 1, H, W): every kernel and stride in time is 1; weights are sums over time."""
+    frames = copy.deepcopy(encoder)
+    for layer in frames.modules():
+        if isinstance(layer, nn.Conv3d):
+            with torch.no_grad():
+                layer.weight = nn.Parameter(layer.weight.sum(2, keepdim=True))
+            _flatten_time(layer)
+        elif isinstance(layer, nn.MaxPool3d | nn.AvgPool3d):
+            _flatten_time(layer)
+    return frames
+
+
+def _flatten_time(layer: nn.Conv3d | nn.MaxPool3d | nn.AvgPool3d) -> None:
+    for name, value in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+        if hasattr(layer, name):
+            given = getattr(layer, name)
+            _, height, width = (given,) * 3 if isinstance(given, int) else given
+            setattr(layer, name, (value, height, width))
+    if isinstance(layer, nn.Conv3d):  # what torch keeps beside the padding, for other padding modes
+        height, width = int(layer.padding[1]), int(layer.padding[2])
+        layer._reversed_padding_repeated_twice = [width, width, height, height, 0, 0]
+
+
+Kernel = tuple[int, int, int]
+
+
+def without_temporal_stride(encoder: Encoder, *, dilate: bool) -> Encoder:
+    """A copy of the encoder whose stages have temporal stride 1; itself where they have already."""
+    if all(info.temporal_stride == 1 for info in encoder.stages.values()):
+        return encoder
+    dense = copy.deepcopy(encoder)
+    rate = 1  # strides taken out so far
+    for part in (dense.stem, *dense.blocks.values()):
+        layers = [
+            (parent, name, layer)
+            for parent in part.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, nn.Conv3d | nn.MaxPool3d)
+        ]
+        # The strided layers of a part are the parallel branches of one downsampling, and come first in it.
+        step = max((_as_triple(layer.stride)[0] for _, _, layer in layers), default=1)
+        for parent, name, layer in layers:
+            is_strided = _as_triple(layer.stride)[0] > 1
+            own_rate = rate if is_strided or step == 1 else rate * step
+            setattr(parent, name, _in_time(layer, own_rate if dilate else 1))
+        rate *= step
+    dense.stages = {
+        name: StageInfo(info.channels, 1, info.spatial_stride)
+        for name, info in dense.stages.items()
+    }
+    return dense
+
+
+def _in_time(layer: nn.Conv3d | nn.MaxPool3d, rate: int) -> nn.Module:
+    """The layer with temporal stride 1 and its temporal kernel spread by `rate`."""
+    kernel, stride, padding, dilation = (
+        _as_triple(value)
+        for value in (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    )
+    layer.stride = (1, *stride[1:])
+    if kernel[0] == 1:
+        return layer
+    layer.dilation = (rate, *dilation[1:])
+    if isinstance(layer, nn.Conv3d):
+        layer.padding = (padding[0] * rate, *padding[1:])
+        return layer
+    before, reach = padding[0] * rate, (kernel[0] - 1) * rate
+    return _PooledInTime(layer, before, reach - before)
+
+
+class _PooledInTime(nn.Module):
+    """A max pool that gives as many frames as it gets: frames before the first and after the last are missing, not zero.
+
+    An unpadded pool looks ahead only. The pool's own padding may not reach as far as a spread kernel.
+    """
+
+    def __init__(self, pool: nn.MaxPool3d, before: int, after: int) -> None:
+        super().__init__()
+        self.pool, self.missing = pool, (before, after)
+        pool.padding = (0, *_as_triple(pool.padding)[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, T, H, W) to T frames."""
+        lowest = torch.finfo(x.dtype).min
+        return self.pool(functional.pad(x, (0, 0, 0, 0, *self.missing), value=lowest))
+
+
+def _as_triple(value: Any) -> Kernel:
+    return (value, value, value) if isinstance(value, int) else (value[0], value[1], value[2])

@@ -34,7 +34,8 @@ def allow_import(is_allowed: bool) -> None:
 
 def available() -> list[str]:
     """The names of all tasks of videossl, sorted."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in NOT_TASKS)
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if name not in NOT_TASKS and not name.startswith("_"))
 
 
 def check_known(name: str) -> None:

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videossl.clip_views import change
-from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import LateFusion, mlp, pool_grid
+from videossl.pretext._views import change, require_opencv, stabilize
 from videossl.pretext.settings import ArrowOfTimeConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
-from videossl.stabilization import require_opencv, stabilize
 from videossl.types import (
     Answers,
     ClipBatch,

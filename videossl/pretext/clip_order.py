@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from videossl.clip_views import show_apart, thumbnails
-from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import TupleHead, pool_grid
+from videossl.pretext._views import show_apart, thumbnails
 from videossl.pretext.settings import ClipOrderConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom

@@ -21,19 +21,8 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from videossl.clip_views import cut_frames
 from videossl.color import picture
-from videossl.colour_cells import (
-    CellTruth,
-    cell_answers,
-    cell_tallies,
-    classify,
-    copied_loss,
-    fit_classes,
-    one_hot,
-    some_samples,
-)
-from videossl.drawing import (
+from videossl.io.pictures import (
     NUM_DRAWN,
     Strip,
     as_array,
@@ -42,9 +31,19 @@ from videossl.drawing import (
     from_array,
     mark_cell,
 )
-from videossl.models.attention_copy import attention_copy
-from videossl.models.attention_map import attention_map, attention_statistics
+from videossl.models.attention import attention_copy, attention_map, attention_statistics
 from videossl.models.encoder import StageInfo
+from videossl.pretext._views import (
+    CellTruth,
+    cell_answers,
+    cell_tallies,
+    classify,
+    copied_loss,
+    cut_frames,
+    fit_classes,
+    one_hot,
+    some_samples,
+)
 from videossl.pretext.settings import ColorizationConfig
 from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videossl.clip_views import mean_pictures
 from videossl.distributed import gather_rows
-from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses import metric
-from videossl.losses.in_batch import (
+from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.models.encoder import StageInfo, pooled
+from videossl.models.heads import KeyQueue, follow, mlp, slow_copy
+from videossl.pretext import _losses
+from videossl.pretext._losses import (
     candidates,
     chance_of,
     finds_own,
@@ -33,9 +34,7 @@ from videossl.losses.in_batch import (
     own_place,
     similarities,
 )
-from videossl.models.encoder import StageInfo, pooled
-from videossl.models.heads import mlp
-from videossl.models.momentum import KeyQueue, follow, slow_copy
+from videossl.pretext._views import mean_pictures
 from videossl.pretext.settings import ContrastiveConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
@@ -168,17 +167,17 @@ class Task(PretextTask):
             rows, videos = gather_rows(raw), gather_rows(targets["videos"])
             same = videos[:, None] == videos
             pairs = ((rows[::2], rows[1::2]), (rows[1::2], rows[::2]))
-            return torch.stack([metric.n_pair(a, b, excluded=same) for a, b in pairs]).mean()
+            return torch.stack([_losses.n_pair(a, b, excluded=same) for a, b in pairs]).mean()
         _, keys, *_ = questions[0]
         everyone = keys[len(targets["videos"]) :]
         labels = gather_rows(targets["videos"]).repeat_interleave(2)
         if self.config.loss == "contrastive":
-            return metric.contrastive(everyone, labels)
+            return _losses.contrastive(everyone, labels)
         if self.config.loss == "triplet":
-            return metric.triplet(everyone, labels)
+            return _losses.triplet(everyone, labels)
         if self.config.loss == "lifted_structured":
-            return metric.lifted_structured(everyone, labels)
-        return metric.soft_nearest_neighbour(everyone, labels, temperature=self.config.temperature)
+            return _losses.lifted_structured(everyone, labels)
+        return _losses.soft_nearest_neighbour(everyone, labels, temperature=self.config.temperature)
 
     @torch.no_grad()
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
@@ -212,4 +211,4 @@ def _noise_contrastive(question: "_Question", temperature: float) -> Tensor:
     ratios = similarities(own, keys[len(own) :]) / temperature
     noise = ratios.masked_fill(excluded[:, len(own) :], -torch.inf)
     data = (own * keys[: len(own)]).sum(1) / temperature
-    return metric.noise_contrastive(data, noise)
+    return _losses.noise_contrastive(data, noise)

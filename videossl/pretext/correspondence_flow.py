@@ -20,22 +20,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from videossl.clip_views import cut_frames
 from videossl.color import picture
-from videossl.colour_cells import (
+from videossl.io.pictures import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
+from videossl.models.attention import attention_copy, attention_statistics
+from videossl.models.encoder import StageInfo
+from videossl.pretext._views import (
     CellTruth,
     cell_answers,
     cell_tallies,
     classify,
     copied_loss,
+    cut_frames,
     fit_classes,
     one_hot,
     some_samples,
 )
-from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
-from videossl.models.attention_copy import attention_copy
-from videossl.models.attention_map import attention_statistics
-from videossl.models.encoder import StageInfo
 from videossl.pretext.settings import CorrespondenceFlowConfig
 from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom

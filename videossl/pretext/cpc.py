@@ -23,15 +23,10 @@ from torch import Tensor, nn
 
 from videossl.color import picture
 from videossl.distributed import gather_rows
-from videossl.drawing import (
-    NUM_DRAWN,
-    Strip,
-    as_array,
-    contact_sheet,
-    from_array,
-    mark_cell,
-)
-from videossl.losses.in_batch import (
+from videossl.io.pictures import NUM_DRAWN, Strip, as_array, contact_sheet, from_array, mark_cell
+from videossl.models.architectures import ConvGRU
+from videossl.models.encoder import StageInfo
+from videossl.pretext._losses import (
     candidates,
     chance_of,
     finds_own,
@@ -40,8 +35,6 @@ from videossl.losses.in_batch import (
     own_place,
     similarities,
 )
-from videossl.models.conv_gru import ConvGRU
-from videossl.models.encoder import StageInfo
 from videossl.pretext.settings import CpcConfig
 from videossl.pretext.task import PretextTask, check_whole_cells
 from videossl.rng import RowRandom

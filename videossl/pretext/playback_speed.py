@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videossl.clip_views import change, reorder_frames, warp_frames
-from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp
+from videossl.pretext._views import change, reorder_frames, warp_frames
 from videossl.pretext.settings import PlaybackSpeedConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom

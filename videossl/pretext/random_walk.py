@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from videossl.clip_views import mean_pictures
 from videossl.color import picture
-from videossl.drawing import (
+from videossl.io.pictures import (
     NUM_DRAWN,
     Strip,
     as_array,
@@ -35,6 +34,7 @@ from videossl.drawing import (
     mark_cell,
 )
 from videossl.models.encoder import StageInfo, pooled
+from videossl.pretext._views import mean_pictures
 from videossl.pretext.settings import RandomWalkConfig
 from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from videossl.clip_views import split_channels, without_green_magenta
 from videossl.color import picture
-from videossl.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
+from videossl.io.pictures import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
+from videossl.pretext._views import split_channels, without_green_magenta
 from videossl.pretext.settings import RelativePositionConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videossl.clip_views import mean_pictures, reorder_frames
 from videossl.distributed import gather_rows
-from videossl.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
-from videossl.losses.in_batch import (
+from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.models.encoder import StageInfo, pooled
+from videossl.pretext._losses import (
     candidates,
     chance_of,
     finds_own,
@@ -34,7 +34,7 @@ from videossl.losses.in_batch import (
     own_place,
     similarities,
 )
-from videossl.models.encoder import StageInfo, pooled
+from videossl.pretext._views import mean_pictures, reorder_frames
 from videossl.pretext.settings import SimcseConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom

@@ -7,21 +7,74 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    top_k_accuracy_score,
+)
 from torch import Tensor
 
-from videossl.data.table import Manifest
-from videossl.embedding.cache import cached_features
-from videossl.embedding.clip_reader import ClipReader
-from videossl.embedding.digests import state_digest
-from videossl.embedding.features import Form, VideoFeatures
+from videossl.data.manifest import Manifest
 from videossl.export.video_encoder import VideoEncoder
-from videossl.probe.attentive import attentive_probe
-from videossl.probe.examples import Examples, examples_of
-from videossl.probe.few_shot import NUM_SEEDS, SHOTS, few_shot
-from videossl.probe.judgement import chance_of_classes, judge_classes
-from videossl.probe.linear import Chosen, join, linear_probe
-from videossl.probe.neighbours import RECALLS, chance_of_hit, hits, similarities, votes
-from videossl.probe.split import LabelledSplit
+from videossl.probe.classifiers import (
+    NUM_SEEDS,
+    RECALLS,
+    SHOTS,
+    Chosen,
+    attentive_probe,
+    chance_of_hit,
+    few_shot,
+    hits,
+    join,
+    linear_probe,
+    similarities,
+    votes,
+)
+from videossl.probe.embedding import ClipReader, Form, VideoFeatures
+from videossl.probe.feature_store import cached_features, state_digest
+from videossl.probe.fine_tuning import Classifier, Recipe, train_with_labels
+from videossl.probe.labelled_split import Examples, LabelledSplit, examples_of
+from videossl.stats import Interval, bootstrap_over_videos
+
+TOP_K = 5
+
+
+def judge_classes(probabilities: Tensor, test: Examples, *, num_classes: int) -> dict[str, Any]:
+    """Top-1 with its interval over source groups, balanced accuracy, top-5 of more than five classes, confusion.
+
+    `probabilities` (V, L). `confusion[i][j]` counts videos of class i answered j.
+    """
+    truth, answers = test.labels.numpy(), probabilities.argmax(1).numpy()
+    every = np.arange(num_classes)
+    interval = bootstrap_over_videos(answers == truth, np.ones(len(truth)), np.asarray(test.groups))
+    judged: dict[str, Any] = {
+        "top1": [float(accuracy_score(truth, answers)), interval.low, interval.high],
+        "balanced_accuracy": float(balanced_accuracy_score(truth, answers)),
+        "num_videos": len(truth),
+        "confusion": confusion_matrix(truth, answers, labels=every).tolist(),
+    }
+    if num_classes > TOP_K:
+        judged["top5"] = float(
+            top_k_accuracy_score(truth, probabilities.numpy(), k=TOP_K, labels=every)
+        )
+    return judged
+
+
+def difference(first: Tensor, second: Tensor, groups: Sequence[str] | np.ndarray) -> Interval:
+    """How much better the first is on the same videos, with the paired interval over source groups; both (V,)."""
+    return bootstrap_over_videos(
+        (first.double() - second.double()).numpy(), np.ones(len(first)), np.asarray(groups)
+    )
+
+
+def chance_of_classes(fitted: Tensor, test: Tensor, num_classes: int) -> dict[str, float]:
+    """What always answering the class that is most frequent in the fitted part scores on the test part."""
+    most_frequent = int(torch.bincount(fitted, minlength=num_classes).argmax())
+    return {
+        "top1": float((test == most_frequent).double().mean()),
+        "balanced_accuracy": 1 / num_classes,
+    }
 
 
 @dataclass(frozen=True)
@@ -204,3 +257,76 @@ _FROZEN: dict[str, Callable[[Parts, Setting], Judged]] = {
     "retrieval": _retrieval,
     "fewshot": _few_shot,
 }
+
+
+UNTRAINED, SUPERVISED = "untrained", "supervised from scratch"
+FINETUNED = "fine-tuned"
+
+LoadUntrained = Callable[[int], VideoEncoder]  # of a seed
+
+
+def frozen_rows(
+    protocol: str,
+    name: str,
+    encoder: VideoEncoder,
+    untrained: LoadUntrained,
+    setting: Setting,
+    *,
+    untrained_seeds: int,
+    recipe: Recipe | None,
+) -> dict[str, Judged]:
+    """{row: Judged} of a protocol that learns from frozen features, first of `encoder`, called `name`.
+
+    Without a recipe there is no supervised row.
+
+    The supervised row is what the labels of the train and validation parts give when the whole network learns from them: its
+    own answers, or for retrieval its features. Under few-shot it has seen all labels, and is named so.
+    """
+    rows = {name: judge_frozen(protocol, encoder, setting, why=name)}
+    for seed in range(untrained_seeds):
+        fresh = f"{UNTRAINED}, seed {seed}"
+        rows[fresh] = judge_frozen(protocol, untrained(seed), setting, why=fresh)
+    if recipe is None:
+        return rows
+    model = _train(untrained(recipe.seed), setting, recipe, why=SUPERVISED)
+    if protocol == "retrieval":
+        rows[SUPERVISED] = judge_frozen(protocol, model.encoder, setting, why=SUPERVISED)
+    else:
+        learned = f"{SUPERVISED}, all labels" if protocol == "fewshot" else SUPERVISED
+        rows[learned] = _answers_of(model, setting, why=SUPERVISED)
+    return rows
+
+
+def finetuned_rows(
+    encoder: VideoEncoder, untrained: LoadUntrained, setting: Setting, recipe: Recipe
+) -> dict[str, Judged]:
+    """{row: Judged} of the whole network trained with labels, from the checkpoint and, by the same recipe, from scratch."""
+    starts = {FINETUNED: encoder, SUPERVISED: untrained(recipe.seed)}
+    return {
+        name: _answers_of(_train(start, setting, recipe, why=name), setting, why=name)
+        for name, start in starts.items()
+    }
+
+
+def _train(encoder: VideoEncoder, setting: Setting, recipe: Recipe, *, why: str) -> Classifier:
+    return train_with_labels(
+        encoder,
+        setting.manifest,
+        setting.split,
+        recipe=recipe,
+        device=setting.device,
+        cache=setting.cache,
+        why=why,
+    )
+
+
+def _answers_of(model: Classifier, setting: Setting, *, why: str) -> Judged:
+    """The network's own answers about the test part: the softmax of a video's clips, averaged."""
+    split = setting.split
+    features = features_of(model.encoder, setting, split.test.tolist(), why=why)
+    test = examples_of(split.test, split, features, "test")
+    with torch.no_grad():
+        probabilities = model.classify.cpu()(test.features).softmax(-1).mean(1)
+    return judge_probabilities(
+        probabilities, test, torch.from_numpy(split.label[split.fitted]), setting
+    )
