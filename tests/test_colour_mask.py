@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from videossl.errors import UserError
 from videossl.io.index_masks import (
@@ -220,3 +220,61 @@ def test_a_tree_may_begin_with_colours_but_is_not_scored_by_them(tmp_path: Path)
         UserError, match="ant: the masks are RGB images; only grey and palette PNGs with hard edges"
     ):
         read_tree(tmp_path, split="val", need_masks=True)
+
+
+def two_discs(scale: int = 1) -> Image.Image:
+    """Red and lime on black; edges are smoothed by a scale above 1."""
+    image = Image.new("RGB", (160 * scale, 120 * scale))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse([20 * scale, 20 * scale, 70 * scale, 70 * scale], fill="red")
+    draw.ellipse([80 * scale, 40 * scale, 140 * scale, 100 * scale], fill="lime")
+    return image.resize((160, 120), Image.Resampling.LANCZOS) if scale > 1 else image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.gif"])
+@pytest.mark.parametrize("scale", [1, 4])
+def test_colours_of_a_drawing_program_are_objects_wherever_its_palette_has_them(
+    tmp_path: Path, name: str, scale: int
+) -> None:
+    image = two_discs(scale)
+    image.save(tmp_path / "rgb.png")
+    expected = read_first_mask(tmp_path / "rgb.png")
+    assert expected[45, 45] == 1
+    assert expected[70, 110] == 2
+    indexed = image.quantize(4 if scale == 1 else 64)
+    for shift in range(3):  # the same picture, whichever place of its palette a colour has
+        places = np.roll(np.arange(256), shift).astype(np.uint8)
+        moved = Image.fromarray(places[np.asarray(indexed)], "P")
+        table = np.zeros((256, 3), np.uint8)
+        given = np.array(indexed.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        table[places[: len(given)]] = given
+        moved.putpalette(table.tobytes())
+        moved.save(tmp_path / name)
+        found = read_first_mask(tmp_path / name)
+        # A smoothed edge may fall a pixel elsewhere, and where black has place 0 the others' places may be ids.
+        assert ((found == 0) == (expected == 0)).mean() > 0.98
+        assert len(np.unique(found)) == 3
+        assert len({found[45, 45], found[70, 110], found[0, 0]}) == 3
+
+
+def test_ids_in_a_palette_of_another_tool_stay_ids(tmp_path: Path) -> None:
+    ids = np.zeros((40, 50), np.uint8)
+    ids[5:20, 5:20], ids[22:38, 30:48] = 5, 9
+    table = np.zeros((256, 3), np.uint8)
+    table[[5, 9]] = [[0, 90, 181], [220, 50, 32]]
+    image = Image.fromarray(ids, "P")
+    image.putpalette(table.tobytes())
+    image.save(tmp_path / "ids.png")
+    np.testing.assert_array_equal(read_first_mask(tmp_path / "ids.png"), ids)
+
+
+def test_white_beside_grey_is_an_object_and_void_beside_ids(tmp_path: Path) -> None:
+    values = np.zeros((40, 50), np.uint8)
+    values[5:20, 5:20], values[22:38, 30:48] = 128, 255
+    Image.fromarray(values).save(tmp_path / "greys.png")
+    greys = read_first_mask(tmp_path / "greys.png")
+    assert (greys == np.select([values == 128, values == 255], [1, 2])).all()
+    values[values == 128] = 3
+    Image.fromarray(values).save(tmp_path / "ids.png")
+    ids = read_first_mask(tmp_path / "ids.png")
+    assert (ids == np.where(values == 3, 3, 0)).all()

@@ -12,7 +12,14 @@ from PIL import Image
 from videossl.catalog.sequence_overlap import find_footage, read_piece
 from videossl.errors import UserError
 from videossl.io.index_masks import read_mask, write_mask
-from videossl.io.pictures import UNREADABLE, opened_picture, picture_size, pictures_of
+from videossl.io.pictures import (
+    UNREADABLE,
+    in_frame_order,
+    opened_picture,
+    picture_size,
+    pictures_of,
+    rgb_of,
+)
 from videossl.probe.detection import VocImages
 from videossl.tracking.davis import read_tree
 from videossl.tracking.features import StoredFeatures
@@ -289,3 +296,22 @@ def test_bombs_and_cut_headers_of_png_are_damage(kind: str, tmp_path: Path) -> N
     except UNREADABLE:
         refused += 1
     assert refused
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_sixteen_bits_are_shown_by_their_upper_eight(mode: str) -> None:
+    values = np.arange(0, 2**16, 257).reshape(16, 16)
+    kinds = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}
+    image = Image.frombytes(mode, (16, 16), values.astype(kinds[mode]).tobytes())
+    shown = np.asarray(rgb_of(image))
+    np.testing.assert_array_equal(shown, np.repeat(values[..., None] >> 8, 3, axis=2))
+
+
+def test_frames_before_zero_come_first(tmp_path: Path) -> None:
+    names = ["-10", "-2", "-1", "0", "1", "10"]
+    assert [
+        path.stem for path in in_frame_order(tmp_path / f"{n}.png" for n in sorted(names))
+    ] == names
+    hyphens = ["clip-1", "clip-2", "clip-10"]
+    paths = in_frame_order(tmp_path / f"{name}.png" for name in reversed(hyphens))
+    assert [path.stem for path in paths] == hyphens

@@ -272,7 +272,7 @@ class FirstMask(NamedTuple):
 
 def open_first_mask(path: Path) -> FirstMask:
     """`read_first_mask` with the form of the masks and their kind."""
-    given, mode = _values(path, allow_lossy=True)
+    given, mode = _values(path, is_first=True)
     values = given
     if mode not in ("1", "P"):  # the values of a palette are ids, whatever they look like
         values, colours = without_smoothing(given, is_lossy=mode in _LOSSY)
@@ -299,7 +299,9 @@ def form_of(path: Path) -> Form:
 
 def _first_ids(path: Path, values: IndexMask, mode: str) -> IndexMask:
     if mode in _INDEX_MODES:
-        ids = _ids(values, _form(values, mode))
+        ids = _painted_greys(path, values) if mode == "L" else None
+        if ids is None:
+            ids = _ids(values, _form(values, mode))
         if mode == "L" and (count := len(object_ids(ids))) > MAX_COLOURS:
             raise UserError(
                 f"{path}: has {count} grey values, and each would be an object (at most {MAX_COLOURS}); edges are "
@@ -313,6 +315,17 @@ def _first_ids(path: Path, values: IndexMask, mode: str) -> IndexMask:
     legend = ", ".join(f"{colour} = {number}" for colour, number in number_of.items())
     _say_once(f"{path}: colours read as object ids: {legend or 'none'} (0 = background)")
     return ids
+
+
+def _painted_greys(path: Path, values: IndexMask) -> IndexMask | None:
+    """Ids 1, 2, ... where white is an object beside lighter and darker greys, and not void beside ids; else None."""
+    greys = np.unique(values[values > 0])
+    is_painted = len(greys) > 1 and greys[-1] == VOID and greys[0] > MAX_COLOURS
+    if not is_painted or len(greys) > MAX_COLOURS:
+        return None
+    legend = ", ".join(f"{grey} = {number}" for number, grey in enumerate(greys, start=1))
+    _say_once(f"{path}: greys read as object ids: {legend} (0 = background)")
+    return (np.searchsorted(greys, values) + 1).astype(np.uint8) * (values > 0)
 
 
 @cache
@@ -333,11 +346,14 @@ def _form(values: IndexMask, mode: str) -> Form:
     return "2016" if is_binary else "2017"
 
 
-def _values(path: Path, *, allow_lossy: bool = False) -> tuple[IndexMask, str]:
-    """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4); of a lossy file with its format."""
+def _values(path: Path, *, is_first: bool = False) -> tuple[IndexMask, str]:
+    """Grey or palette values (H, W) with their mode, anything else as RGBA (H, W, 4); of a lossy file with its format.
+
+    A first mask may be lossy, and its palette may be one of colours and not of ids.
+    """
     try:
         with opened_picture(path) as image:
-            if image.format in _LOSSY and not allow_lossy:
+            if image.format in _LOSSY and not is_first:
                 raise _not_exact(path, image.format)
             if image.format in _LOSSY:
                 return np.asarray(image.convert("RGBA")), str(image.format)
@@ -347,12 +363,35 @@ def _values(path: Path, *, allow_lossy: bool = False) -> tuple[IndexMask, str]:
                 )
             if image.mode in _COLOUR_MODES:
                 return np.asarray(image.convert("RGBA")), image.mode
+            if image.mode == "P" and is_first and not _holds_ids(image):
+                return np.asarray(image.convert("RGBA")), "RGBA"
             values = np.asarray(image)
             return (values * np.uint8(255) if image.mode == "1" else values), image.mode
     except FileNotFoundError:
         raise UserError(f"{path}: no such mask") from None
     except UNREADABLE as error:
         raise UserError(f"{path}: damaged mask ({error})") from None
+
+
+def _holds_ids(image: Image.Image) -> bool:
+    """Whether the numbers of a palette image are object ids, and not the places where a drawing program put its colours.
+
+    They are ids in the palette of DAVIS and in one of greys, and in any other of which number 0 is black or transparent,
+    unless edges are smoothed.
+    """
+    used = np.unique(np.asarray(image))
+    table = np.zeros((256, 3), np.uint8)
+    given = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+    table[: len(given)] = given
+    if (table[used] == PALETTE[used]).all() or (table[used] == used[:, None]).all():
+        return True
+    if table[0].any() and image.info.get("transparency") != 0:
+        return False
+    void_colours = (PALETTE[VOID].tolist(), [0, 0, 0], [255, 255, 255])
+    if VOID in used and table[VOID].tolist() not in void_colours:
+        return False
+    pixels = np.asarray(image.convert("RGBA"))
+    return without_smoothing(pixels)[0] is pixels
 
 
 def _not_exact(path: Path, kind: str | None) -> UserError:

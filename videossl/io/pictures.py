@@ -42,6 +42,16 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 _EXIF_OF_PNG = (b"eXIf", b"Raw profile type exif")
 
 
+def rgb_of(image: Image.Image) -> Image.Image:
+    """An opened picture as 8-bit RGB; of 16 bits the upper eight are kept, where Pillow would make all of it white."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":  # 16 bits in 32, as Pillow opens some PNG and TIFF
+        values = np.asarray(image).clip(0, 2**16 - 1)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
 def is_picture(path: Path) -> bool:
     """Whether a file is called like a picture, and is none that a system left behind."""
     return path.suffix.lower() in PICTURE_ENDINGS and not is_system_leftover(path.name)
@@ -271,5 +281,9 @@ def pictures_of(folder: Path) -> list[Path]:
 
 def _frame_key(path: Path) -> tuple[list[tuple[str, int]], str]:
     """Texts and numbers of the name in turn, then the name itself: 007 and 7 are two names."""
+    if re.fullmatch(
+        r"-[0-9]+", path.stem
+    ):  # before 0: nothing else is there for the hyphen to part
+        return [("", int(path.stem)), ("", -1)], path.name
     parts = re.findall(r"([^0-9]*)([0-9]*)", path.stem)
     return [(text, int(number or -1)) for text, number in parts], path.name

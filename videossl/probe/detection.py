@@ -32,6 +32,7 @@ from videossl.io.pictures import (
     contact_sheet,
     is_picture,
     opened_picture,
+    rgb_of,
     write_png,
 )
 from videossl.io.progress import track
@@ -149,7 +150,7 @@ class VocImages(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         path = self._jpeg(self.names[index])
         try:
             with opened_picture(path) as image:
-                pixels = np.asarray(image.convert("RGB"))
+                pixels = np.asarray(rgb_of(image))
         except UNREADABLE as error:
             raise UserError(f"{path} cannot be read: {error}") from error
         labels = [self.classes.index(label) + 1 for label in annotation.labels]

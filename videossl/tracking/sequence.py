@@ -18,7 +18,7 @@ from videossl.decode.index import VideoInfo, read_index
 from videossl.decode.reader import VideoReader
 from videossl.errors import UserError
 from videossl.io.index_masks import IndexMask, object_ids, read_first_mask
-from videossl.io.pictures import UNREADABLE, opened_picture
+from videossl.io.pictures import UNREADABLE, opened_picture, rgb_of
 from videossl.tracking.davis import DavisSequence
 
 
@@ -47,7 +47,7 @@ class ImageFrames:
         frames = []
         for index in indices:
             with _opened(self.paths[index]) as image:
-                frames.append(resize_rgb(image.convert("RGB"), size))
+                frames.append(resize_rgb(rgb_of(image), size))
         return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
