@@ -12,7 +12,7 @@ from videossl.__main__ import main
 from videossl.config import Config
 from videossl.data.transforms import transform_clips
 from videossl.engine.adaptation import adapt, restore_tracker, stretches_of
-from videossl.engine.build import build_augmentation, build_model
+from videossl.engine.build import build_model
 from videossl.engine.checkpoint import save_checkpoint
 from videossl.errors import UserError
 from videossl.io.index_masks import write_mask
@@ -96,7 +96,7 @@ def loss_on_video(tracker, encoder) -> float:
         start = torch.randint(0, FRAMES - 1, (4,), generator=torch.Generator().manual_seed(seed))
         index = start[:, None] + torch.arange(spec.num_frames)
         squares = frames()[index][:, None, ..., 12 : 12 + H]
-        clips = transform_clips(squares, spec.crop_size, build_augmentation(tracker.config), rng)
+        clips = transform_clips(squares, spec.crop_size, tracker.config.augment, rng)
         batch = ClipBatch({spec: clips}, {spec: index[:, None].double()}, torch.zeros(4).long())
         views = tracker.task.make_views(batch, rng)
         with torch.no_grad():

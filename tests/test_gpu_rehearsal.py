@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from videossl.config import FOLDER, Config, load_config
+from videossl.config import FOLDER, Augmentation, Config, load_config
 from videossl.data.dataset import RawClips
 from videossl.data.loader import to_clip_batch
-from videossl.data.transforms import Augmentation
 from videossl.engine.build import build_model
 from videossl.engine.multitask import MultiTask
 from videossl.rng import RowRandom, row_random

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from videossl.config import SamplingRules
 from videossl.data.sampling import (
-    SamplingRules,
     VideoTimes,
     draw_clip_times,
     plan_clip_times,

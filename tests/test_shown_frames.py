@@ -21,9 +21,10 @@ from odd_streams import (
 )
 
 from videossl.__main__ import main
+from videossl.config import SamplingRules
 from videossl.data.entry import sound_entry
 from videossl.data.manifest import read_manifest
-from videossl.data.sampling import SamplingRules, usable_shots
+from videossl.data.sampling import usable_shots
 from videossl.decode.backends import READERS, open_video
 from videossl.decode.index import VideoIndex, read_index
 from videossl.decode.source import VideoSource

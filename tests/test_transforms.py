@@ -1,7 +1,8 @@
 import torch
 
 from videossl.color import encoder_input
-from videossl.data.transforms import Augmentation, transform_clips
+from videossl.config import Augmentation
+from videossl.data.transforms import transform_clips
 from videossl.rng import row_random
 
 CPU = torch.device("cpu")

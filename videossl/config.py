@@ -54,7 +54,9 @@ class DecodeSection(Section):
     )
 
 
-class SamplingSection(Section):
+class SamplingRules(Section):
+    """Which parts of a video no clip is taken from, because codecs and editors leave their marks there."""
+
     skip_ends: bool = Field(True, description="never the first frame, nor the last second or tenth")
     avoid_key_frames: bool = Field(True, description="no clip starts on a key frame")
     avoid_cuts: bool = Field(True, description="no window holds a cut (known after `scan --deep`)")
@@ -70,7 +72,7 @@ class DataSection(Section):
     num_workers: int = Field(
         2, ge=0, description="decoding processes (threads with decode.device=cuda) per rank"
     )
-    sampling: SamplingSection = SamplingSection()
+    sampling: SamplingRules = SamplingRules()
     cut_bars: bool = Field(True, description="leave out black bars (known after `scan --deep`)")
     holdout_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of source groups never trained on"
@@ -88,12 +90,21 @@ class DataSection(Section):
     )
 
 
-class AugmentSection(Section):
-    border: float = Field(0.04, ge=0, lt=0.4)
-    min_scale: float = Field(0.6, gt=0, le=1)
+class Augmentation(Section):
+    """How strongly clips are varied in training. Shares are of the frame's side, jitters are half ranges."""
+
+    border: float = Field(
+        0.04,
+        ge=0,
+        lt=0.4,
+        description="cut on every side, always: letterboxes, overlays and codec padding live there",
+    )
+    min_scale: float = Field(0.6, gt=0, le=1, description="smallest side of the crop")
     flip: bool = True
-    clip_shift: float = Field(0.05, ge=0, lt=0.5)
-    brightness: float = Field(8.0, ge=0)
+    clip_shift: float = Field(
+        0.05, ge=0, lt=0.5, description="of each clip of a video, independently"
+    )
+    brightness: float = Field(8.0, ge=0, description="in units of L")
     contrast: float = Field(0.2, ge=0, lt=1)
     saturation: float = Field(0.2, ge=0, lt=1)
     hue_degrees: float = Field(8.0, ge=0, le=180)
@@ -180,7 +191,7 @@ class Config(Section):
     encoder: EncoderSection = EncoderSection()
     decode: DecodeSection = DecodeSection()
     data: DataSection = DataSection()
-    augment: AugmentSection = AugmentSection()
+    augment: Augmentation = Augmentation()
     tasks: dict[str, dict[str, Any]] = Field(
         min_length=1, description="task name: its own settings"
     )

@@ -17,8 +17,9 @@ from videossl.audit.classifier import Cheater
 from videossl.audit.findings import Cheat, measure
 from videossl.audit.probes import PROBES, Probe
 from videossl.color import encoder_input
+from videossl.config import SamplingRules
 from videossl.data import synthetic
-from videossl.data.sampling import SamplingRules, VideoTimes, draw_clip_times, usable_shots
+from videossl.data.sampling import VideoTimes, draw_clip_times, usable_shots
 from videossl.data.synthetic import FRAMES_PER_SECOND, Frames, render_reversible, reversible_frames
 from videossl.decode.backends import open_video
 from videossl.decode.index import read_index

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from videossl.config import Config
+from videossl.config import Augmentation, Config
 from videossl.data.dataset import ClipDataset
 from videossl.data.loader import StepPositions, frame_batches, to_clip_batch
 from videossl.data.manifest import read_manifest
-from videossl.data.sampling import SamplingRules
-from videossl.data.transforms import Augmentation
 from videossl.distributed import World, gather_objects
 from videossl.engine.evaluation import Evaluation, Measured, Poll
 from videossl.engine.multitask import MultiTask
@@ -63,7 +61,7 @@ class OnlineKnn:
             seed=config.seed,
             short_side=config.data.short_side,
             rows=np.flatnonzero(labels != ""),
-            rules=SamplingRules(**config.data.sampling.model_dump()),
+            rules=config.data.sampling,
             backend=config.decode.backend,
             shuffle=False,
         )

@@ -15,15 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from videossl.config import SamplingRules
 from videossl.data.entry import VideoEntry
 from videossl.data.manifest import Manifest
-from videossl.data.sampling import (
-    Permutation,
-    SamplingRules,
-    VideoTimes,
-    plan_clip_times,
-    usable_shots,
-)
+from videossl.data.sampling import Permutation, VideoTimes, plan_clip_times, usable_shots
 from videossl.decode.backends import Backend, open_video, resolve_backend
 from videossl.decode.index import VideoIndex
 from videossl.decode.reader import VideoReader, indices_shown_at

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videossl.config import Augmentation
 from videossl.data.dataset import MAX_ATTEMPTS, ClipDataset, Failure, RawClips, collate
-from videossl.data.transforms import Augmentation, transform_clips
+from videossl.data.transforms import transform_clips
 from videossl.errors import UserError, VideoDecodeError
 from videossl.rng import RowRandom
 from videossl.types import ClipBatch, ClipSpec

@@ -12,21 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videossl.config import SamplingRules
 from videossl.decode.index import usable_seconds
 from videossl.rng import fold
 from videossl.types import ClipSpec
 
 NUM_CANDIDATES = 16  # places drawn for a window, of which one is kept; chosen
-
-
-@dataclass(frozen=True)
-class SamplingRules:
-    """What the codec and the editor mark, and whether it is kept out."""
-
-    skip_ends: bool = True  # the first frame, and the last second or tenth
-    avoid_key_frames: bool = True  # no clip starts on a frame that is coded by itself
-    avoid_cuts: bool = True  # no window holds a cut (known after a deep scan)
-    weight_motion: bool = True  # windows where more moves are likelier
 
 
 @dataclass(frozen=True)

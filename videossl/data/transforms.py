@@ -5,28 +5,14 @@ for a small shift of each clip. In evaluation the crop is the centre and nothing
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
 from videossl.color import normalize_lab, rgb_to_lab
+from videossl.config import Augmentation
 from videossl.rng import RowRandom
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How strongly clips are varied in training. Shares are of the frame's side, jitters are half ranges."""
-
-    border: float = 0.04  # cut on every side, always: bars, overlays and codec padding live there
-    min_scale: float = 0.6  # smallest side of the crop
-    flip: bool = True
-    clip_shift: float = 0.05  # of each clip of a video, independently
-    brightness: float = 8.0  # L units
-    contrast: float = 0.2
-    saturation: float = 0.2
-    hue_degrees: float = 8.0
 
 
 def transform_clips(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from videossl.config import Config, validate
 from videossl.data.transforms import transform_clips
-from videossl.engine.build import build_augmentation, task_configs
+from videossl.engine.build import task_configs
 from videossl.engine.checkpoint import encoder_of_state, load_newest_or_named, weights_below
 from videossl.errors import UserError
 from videossl.models.encoder import Encoder
@@ -156,7 +156,7 @@ def _clips(
         y, x = int(row_at * (height - side + 1)), int(column_at * (width - side + 1))
         squares.append(frames[index][..., y : y + side, x : x + side])
         seconds.append(index.double() / frames_per_second)
-    augmentation = build_augmentation(tracker.config)
+    augmentation = tracker.config.augment
     clips = transform_clips(torch.stack(squares).to(rng.device), spec.crop_size, augmentation, rng)
     ids = torch.zeros(len(clips), dtype=torch.int64, device=rng.device)
     return ClipBatch({spec: clips}, {spec: torch.stack(seconds)}, ids)

@@ -22,8 +22,6 @@ from videossl.data.dataset import ClipDataset
 from videossl.data.loader import StepPositions, frame_batches
 from videossl.data.manifest import Manifest, read_manifest
 from videossl.data.manifest_path import given_manifest
-from videossl.data.sampling import SamplingRules
-from videossl.data.transforms import Augmentation
 from videossl.distributed import World
 from videossl.engine.checkpoint import restore_encoder
 from videossl.engine.multitask import MultiTask
@@ -354,7 +352,7 @@ def clip_dataset(
         seed=config.seed,
         short_side=config.data.short_side,
         rows=rows,
-        rules=SamplingRules(**config.data.sampling.model_dump()),
+        rules=config.data.sampling,
         cut_bars=config.data.cut_bars,
         backend=config.decode.backend,
         device=device,
@@ -397,11 +395,6 @@ def build_datasets(
     if not len(split.heldout):
         return train, None, split
     return train, dataset(split.heldout, shuffle=False, device=device), split
-
-
-def build_augmentation(config: Config) -> Augmentation:
-    """The augment section as the transforms want it."""
-    return Augmentation(**config.augment.model_dump())
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:

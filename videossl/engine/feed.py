@@ -14,7 +14,6 @@ from videossl.config import Config
 from videossl.data.dataset import ClipDataset, Failure, RawClips
 from videossl.data.loader import Batches, DecodeStatus, StepPositions, frame_batches, to_clip_batch
 from videossl.distributed import World
-from videossl.engine.build import build_augmentation
 from videossl.errors import UserError
 from videossl.rng import RowRandom, row_random
 from videossl.types import ClipBatch
@@ -113,7 +112,7 @@ class Feed:
         self.quarantine, self.status = quarantine, DecodeStatus()
         self.device, self.is_main = world.device, world.is_main
         self._config, self._world = config, world
-        self._augmentation = build_augmentation(config)
+        self._augmentation = config.augment
         self._videos_per_rank = config.data.videos_per_step // world.size
         self._stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
 

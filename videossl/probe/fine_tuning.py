@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from videossl.config import Augmentation, SamplingRules
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.data.loader import StepPositions, frame_batches, to_clip_batch
 from videossl.data.manifest import Manifest
-from videossl.data.sampling import SamplingRules
-from videossl.data.transforms import Augmentation
 from videossl.engine.build import build_optimizer, lr_at
 from videossl.engine.checkpoint import load_newest, save_checkpoint
 from videossl.errors import UserError
