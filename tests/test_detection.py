@@ -1,4 +1,4 @@
-"""The transfer to detection: VOC folders as written, frames as a still video, boxes found."""
+"""The transfer to detection: folders in the layout of VOC, frames as a still video, boxes found."""
 
 import json
 import shutil

@@ -349,7 +349,7 @@ def test_plain_lines_are_aligned_and_the_verdict_names_what_stops():
     assert lines[0].index("fine") == lines[1].index("not fine") == lines[2].index("mend it") - 6
     assert verdict(rows) == "Not ready to scan, train and track: longer."
     assert verdict(rows[:1]) == "Ready to scan, train and track."
-    assert verdict([rows[0], rows[2]]).endswith("Not in order, but not needed for it: b.")
+    assert verdict([rows[0], rows[2]]).endswith("Optional parts that do not work here: b.")
 
 
 @pytest.fixture

@@ -223,7 +223,7 @@ def test_twenty_kills_at_random_steps_change_nothing(config_file, video_folder, 
 
 @pytest.mark.slow
 def test_thirty_ends_at_any_moment_change_nothing(config_file, video_folder, runs, tmp_path):
-    """Of one process, and of torchrun with its two: start-up, steps, saves and evaluations, in one run that goes on."""
+    """One process and torchrun with two are ended in start-up, steps, saves and evaluations of a run that goes on."""
     chooser, ends = random.Random(0), []
     for size in (1, 2):
         out = tmp_path / str(size)

@@ -130,7 +130,7 @@ def test_noise_contrastive_is_the_logistic_loss_of_telling_data_from_noise(batch
 
 
 def test_noise_contrastive_is_least_at_the_true_ratio():
-    """Of two outcomes, the log-ratio it settles on is that of their frequencies."""
+    """The log-ratio that it settles on for two outcomes is that of their frequencies."""
     torch.manual_seed(0)
     data_share, noise_share = torch.tensor([0.8, 0.2]), torch.tensor([0.5, 0.5])
     data = torch.multinomial(data_share, 20_000, replacement=True)

@@ -43,7 +43,7 @@ def golden_generator() -> ModuleType:
 
 
 def j_and_f(pred: NDArray[np.bool_], gt: NDArray[np.bool_]) -> tuple[float, float]:
-    """Of whole frames."""
+    """J and F of whole frames."""
     return region_and_contour(pred, gt, radius=tolerance_pixels(*gt.shape))
 
 

@@ -46,7 +46,7 @@ def rows(count: int, step: int = 0, rank: int = 0, world_size: int = 1):
 
 
 def batch_of(task: Task, clips: torch.Tensor) -> ClipBatch:
-    """Of clips (B, 3, T, H, W)."""
+    """A batch of the clips (B, 3, T, H, W)."""
     spec = task.clip_spec
     times = torch.zeros(len(clips), 1, spec.num_frames).double()
     return ClipBatch({spec: clips[:, None]}, {spec: times}, torch.arange(len(clips)))

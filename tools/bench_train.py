@@ -120,7 +120,7 @@ def gflops(trainer: Trainer) -> float:
 
 
 def flops(path: str, manifest: str, encoder: str) -> None:
-    """Of one training step, per video, shared and separate; nothing is trained."""
+    """Floating-point operations of one training step, per video, shared and separate; nothing is trained."""
     counts = {}
     for task in [None, *load_config(path, ["out=unused"]).tasks]:
         with trainer_of(path, manifest, f"encoder.name={encoder}", task=task) as trainer:

@@ -140,7 +140,7 @@ class Views:
 
     @property
     def names(self) -> list[str]:
-        """Of all views that the encoder itself sees."""
+        """The names of all views that the encoder itself sees."""
         return [*self.inputs, *self.reversals]
 
     def clips(self, name: str) -> Tensor:

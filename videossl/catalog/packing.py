@@ -441,7 +441,7 @@ def _summary(folder: Path, num_shards: int) -> PackSummary:
 
 
 def _digest(manifest: Manifest, rows: np.ndarray) -> str:
-    """Of all that decides what the shards hold."""
+    """A digest of all that decides what the shards hold."""
     digest = hashlib.sha256()
     for row in rows:
         e = manifest[int(row)]

@@ -339,7 +339,7 @@ class Overlap:
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Of each video that shows footage, that which it shows nearest."""
+        """For each video that shows a sequence, the one that it shows most closely."""
         reasons: dict[str, str] = {}
         for one in self.shared:
             reasons.setdefault(one.path, one.reason)

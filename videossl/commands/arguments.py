@@ -52,7 +52,7 @@ def parse(arguments: Sequence[str], commands: Mapping[str, str]) -> argparse.Nam
         namespace.overrides += [word for word in others if not word.startswith("-")]
         others = [word for word in others if word.startswith("-")]
     if others:
-        text = f"what is {others[0]!r} for? It follows no option, and other such words stand apart from it"
+        text = f"{others[0]!r} belongs to no option, and this command takes no further words there"
         subparsers_of(parser)[namespace.command].error(text)
     return namespace
 

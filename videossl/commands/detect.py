@@ -1,4 +1,4 @@
-"""`videossl detect`: the encoder's frames under Faster R-CNN on a VOC folder, pretrained against random."""
+"""`videossl detect`: Faster R-CNN on features of single frames, from a pretrained encoder and from random weights."""
 
 import argparse
 import shlex

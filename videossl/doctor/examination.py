@@ -174,7 +174,7 @@ def verdict(rows: Sequence[Row]) -> str:
     others = [row.what for row in rows if row.state != "ok" and not row.stops]
     if stopping:
         return f"Not ready to scan, train and track: {', '.join(stopping)}."
-    note = f" Not in order, but not needed for it: {', '.join(others)}." if others else ""
+    note = f" Optional parts that do not work here: {', '.join(others)}." if others else ""
     return f"Ready to scan, train and track.{note}"
 
 

@@ -299,7 +299,7 @@ def _gpu(index: int) -> Row:
 
 
 def _driver_version() -> str:
-    """Of the NVIDIA driver, with the CUDA that it is good for; "" without one."""
+    """The version of the NVIDIA driver, with the CUDA that it is good for; "" without one."""
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

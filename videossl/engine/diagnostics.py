@@ -22,7 +22,7 @@ from videossl.models.encoder import Encoder
 
 @dataclass(frozen=True)
 class Health:
-    """Of one batch of features of the deepest stage, averaged over time and space, on one rank.
+    """How much the features of the deepest stage vary over one batch, averaged over time and space, on one rank.
 
     `spread`: the standard deviation over rows, root mean square over channels, relative to the features' own root mean
     square; 0 is complete collapse. `effective_rank`: the exponential of the entropy of the singular values of the centred
@@ -47,7 +47,7 @@ class Health:
 
 
 def measure_health(pooled: Tensor, is_dead: Tensor) -> Health:
-    """Of (N, C) pooled features and (C,) whether a channel is dead."""
+    """The health of (N, C) pooled features, of which (C,) says whether a channel is dead."""
     rows = pooled.double().cpu()
     centred = rows - rows.mean(0)
     scale = rows.square().mean().sqrt()
@@ -74,7 +74,7 @@ class FeatureProbe:
         self._is_armed = True
 
     def read(self) -> Health | None:
-        """Of the pass with the most rows since `arm`; None if there was none."""
+        """The health of the pass with the most rows since `arm`; None if there was none."""
         taken, self._taken, self._is_armed = self._taken, [], False
         return measure_health(*max(taken, key=lambda t: len(t[0]))) if taken else None
 

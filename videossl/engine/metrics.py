@@ -309,7 +309,7 @@ TRAINING_FACTOR = 3  # the backward pass costs twice the forward one
 
 
 def flops_per_video(model: MultiTask, data: ClipDataset, device: torch.device) -> int:
-    """Of one training step, per video: counted on an empty batch of one, which leaves no trace in the model."""
+    """Floating-point operations of a training step, per video: counted on an empty batch, which leaves no trace in the model."""
     clips = {
         spec: torch.zeros(
             1, spec.num_clips, 3, spec.num_frames, spec.crop_size, spec.crop_size, device=device
@@ -400,7 +400,7 @@ class Interval:
 
     @property
     def seconds(self) -> float:
-        """Of training, without pauses."""
+        """Seconds of training, without pauses."""
         return self._seconds + time.perf_counter() - self._since
 
     @contextmanager

@@ -221,7 +221,7 @@ class MultiTask(nn.Module):
 
 
 def _key(name: str) -> str:
-    """Of a task among modules: those of torch may hold no dots."""
+    """The name of a task among the modules, which may hold no dots."""
     return name.replace(".", "/")
 
 
@@ -234,7 +234,7 @@ class TaskGradients:
         self._gram: Tensor | None = None
 
     def measure(self, terms: Mapping[str, Tensor]) -> None:
-        """Of each task's term of the loss, before the backward pass, whose graph stays; collective, read nothing."""
+        """Takes the gradient of each task's loss before the backward pass, whose graph stays; all ranks call it."""
         rows = []
         for term in terms.values():
             gradients = torch.autograd.grad(

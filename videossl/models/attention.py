@@ -325,7 +325,7 @@ def attention_map(
 def attention_statistics(
     query: Tensor, keys: Tensor, *, temperature: float, radius: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Of each query cell the entropy of its weights, in nats, and their mean distance to its own place, in cells.
+    """For each query cell the entropy of its weights, in nats, and their mean distance to its own place, in cells.
 
     `query` (N, D, h, w), `keys` (N, M, D, h, w) as in `attention_copy`, with the square window; both results (N, h, w).
     """

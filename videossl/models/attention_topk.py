@@ -260,14 +260,14 @@ def _whole_similarities(
 
 
 def _of_whole(similarities: Tensor, values: Tensor, top_k: int, renormalize: bool) -> _Found:
-    """Of frames that are seen whole."""
+    """The best cells where frames are seen whole."""
     kept, frames, places = _largest(similarities, similarities.amax(0), None, top_k)
     total = None if renormalize else similarities.logsumexp((0, 3))[..., None]
     return _Found(kept, values.flatten(0, 1)[frames * values.shape[1] + places], total)
 
 
 def _of_strip(block: _Block, work: _Work, top_k: int, renormalize: bool) -> _Found:
-    """Of a strip: each tile's patch is a run of the strip that begins where the tile above ends."""
+    """The best cells within a strip: each tile's patch is a run of the strip that begins where the tile above ends."""
     assert block.keys is not None
     assert block.values is not None
     assert block.penalty is not None

@@ -154,7 +154,7 @@ class Task(PretextTask):
         return -torch.cdist(shown, self._keys(shown, targets)[0])
 
     def _next(self, rows: Tensor) -> Tensor:
-        """Of each patch the next variant of its video, the first after the last."""
+        """For each patch the next variant of its video; after the last comes the first."""
         return rows.unflatten(0, (-1, self.config.num_variants)).roll(-1, 1).flatten(0, 1)
 
     @torch.no_grad()

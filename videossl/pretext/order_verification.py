@@ -212,6 +212,6 @@ def _clip_spec(config: OrderVerificationConfig) -> ClipSpec:
 
 
 def _recalls(right: Tensor, keep: Tensor) -> list[Tensor]:
-    """Of the tuples in order, and of those that are not."""
+    """The recall of the tuples in order, and of those that are not."""
     split = len(IN_ORDER)
     return [tally(right[:, :split], keep[:, :split]), tally(right[:, split:], keep[:, split:])]

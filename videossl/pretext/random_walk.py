@@ -1,4 +1,4 @@
-"""Contrastive random walk: does a walk along alike patches to a later frame and back come home? Jabri et al., NeurIPS 2020.
+"""Contrastive random walk: does a walk to similar patches of later frames and back end where it began? Jabri et al., 2020.
 
 Jabri, Owens, Efros, "Space-Time Correspondence as a Contrastive Random Walk" (CRW), arXiv:2006.14613, code ajabri/videowalk.
 Nodes are overlapping patches of each frame, each encoded by itself, so that no padding tells where it lies. Cosines of nodes
@@ -42,7 +42,7 @@ from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult
 
 EPSILON = 1e-20  # added to probabilities before the logarithm, as in the code
 # Mean colours a side of a patch that the rule without a network compares. Of 1, 2, 4 and 8 it does best with 2, on rendered
-# clips and on real ones (32 of mixed content, as configs/random_walk.yaml cuts them: .29, .30, .25, .22 come home).
+# clips and on real ones (32 of mixed content, as configs/random_walk.yaml cuts them: .29, .30, .25, .22 return).
 COLOUR_SIDE = 2
 
 
@@ -181,7 +181,7 @@ class Task(PretextTask):
         return walk(nodes, targets["kept"], temperature=self.config.temperature)
 
     def _labels(self, home: Tensor) -> Tensor:
-        """(B, N): each walk should come home to where it began."""
+        """(B, N): each walk should end where it began."""
         return torch.arange(len(self.corners), device=home.device).expand(len(home), -1)
 
     @torch.no_grad()

@@ -46,7 +46,7 @@ AHEAD = 2  # videos decoded per worker before they are asked for; chosen
 
 @dataclass(frozen=True)
 class VideoClips:
-    """Of one row of the manifest: `frames` (K, T, 3, H, W) uint8 RGB, or None and the reason in one line."""
+    """The clips of one row of the manifest: `frames` (K, T, 3, H, W) uint8 RGB, or None and the reason in one line."""
 
     row: int
     frames: Tensor | None
@@ -148,7 +148,7 @@ TOKEN_GRID = (4, 4, 4)  # at most: time, height, width; means over equal parts o
 
 @dataclass(frozen=True)
 class VideoFeatures:
-    """Of one row of the manifest: (K, C) of its clips, (K, P, C) tokens, or None and the reason."""
+    """The features of one row of the manifest: (K, C) of its clips, (K, P, C) tokens, or None and the reason."""
 
     row: int
     clips: Tensor | None

@@ -39,7 +39,7 @@ class Picture:
 
 
 class Environment(BaseModel):
-    """Of env.json, what the page's first table shows; the rest stands below it as it is."""
+    """What the page's first table shows of env.json; the rest stands below it as it is."""
 
     model_config = ConfigDict(strict=True, extra="allow", frozen=True)
 
@@ -51,7 +51,7 @@ class Environment(BaseModel):
 
 
 class _Sections(BaseModel):
-    """Of a config, what the page looks into."""
+    """The part of a config that the page looks into."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 

@@ -54,7 +54,7 @@ class ProbeRow(Record):
 
 
 class Probe(Record):
-    """Of `videossl probe`."""
+    """A result of `videossl probe`."""
 
     protocol: str
     chance: dict[str, float]
@@ -70,7 +70,7 @@ class DetectionRow(Record):
 
 
 class Detection(Record):
-    """Of `videossl detect`."""
+    """A result of `videossl detect`."""
 
     rows: dict[str, DetectionRow]
 
@@ -92,7 +92,7 @@ class PretextTask(Record):
 
 
 class Pretext(Record):
-    """Of `videossl pretext-eval`."""
+    """A result of `videossl pretext-eval`."""
 
     tasks: dict[str, PretextTask]
 
@@ -104,7 +104,7 @@ class TrackingRow(Record):
 
 
 class Tracking(Record):
-    """Of `videossl track` and `score`."""
+    """A result of `videossl track` or `score`."""
 
     features: str | None = None  # given in place of a checkpoint
     main_row: str | None = None  # what the encoder under test is called

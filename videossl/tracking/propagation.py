@@ -39,7 +39,10 @@ def greatest_expected_j(shares: Tensor, *, power: float = 1.0) -> Tensor:
 
 
 def _threshold(probability: Tensor) -> Tensor:
-    """Of one object: a scalar, the lowest that counts where the object is nowhere, which nothing is above then."""
+    """The threshold whose mask of one object has the greatest expected J, a scalar.
+
+    For an object that is nowhere it is the lowest that counts, which no pixel exceeds.
+    """
     # The last level that a pixel is above.
     level = (probability * LEVELS).ceil().long().sub(1).clamp_min(0).flatten()
     counts = torch.bincount(level, minlength=LEVELS).double()
@@ -74,7 +77,7 @@ def refine(
 def _linear_functions(
     guide: Tensor, values: Tensor, radius: int, epsilon: float
 ) -> tuple[Tensor, Tensor]:
-    """Of each pixel the mean slope (V, 3, H, W) and offset (V, H, W) of the windows around it."""
+    """For each pixel the mean slope (V, 3, H, W) and offset (V, H, W) of the windows around it."""
     mean = _window_mean(guide, radius)
     spread = _window_mean(guide[:, None] * guide, radius) - mean[:, None] * mean  # (3, 3, H, W)
     matrix = spread.permute(2, 3, 0, 1) + epsilon * torch.eye(3, device=guide.device)

@@ -241,7 +241,7 @@ class Pace:
     propagate_seconds: float
 
     def seconds(self, num_frames: int, num_workers: int) -> float:
-        """Of a row of so many frames, side by side on so many processes."""
+        """How long a row of so many frames takes, side by side on so many processes."""
         return num_frames * (self.encode_seconds + self.propagate_seconds) / num_workers
 
 

@@ -72,7 +72,7 @@ class TaskFailure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of the task submitted under `key`: its value, unless it failed."""
+    """What became of the task submitted under `key`: its value, unless it failed."""
 
     key: Any
     value: Any = None

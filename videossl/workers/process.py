@@ -151,7 +151,7 @@ class Job:
 
 
 class Answer(NamedTuple):
-    """Of a task, or of the worker itself (serial 0). `payload` is the pickle of the value or of the exception."""
+    """The outcome of a task, or of the worker itself (serial 0). `payload` is the pickled value or exception."""
 
     serial: int
     kind: Literal["value", "error", "memory", "start", "log"]
