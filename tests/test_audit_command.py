@@ -6,12 +6,11 @@ import math
 import pytest
 
 from videossl.__main__ import main
-from videossl.audit import transcode
-from videossl.audit.battery import Audit, Unknown
-from videossl.audit.findings import TaskAudit
-from videossl.audit.report import audit_record, audit_text
+from videossl.audit import codec_traces
+from videossl.audit.battery import NoBaselines
+from videossl.audit.codec_traces import VARIANTS
+from videossl.audit.findings import Audit, TaskAudit, audit_record, audit_text
 from videossl.audit.subject import audited_config
-from videossl.audit.transcode import VARIANTS
 from videossl.config import Config, validate
 from videossl.errors import UserError
 from videossl.stats import Interval
@@ -39,9 +38,9 @@ def test_the_command_writes_what_it_prints(tmp_path, config_file, video_folder, 
     assert (out / "audit.md").read_text().strip() in printed
     record = json.loads((out / "audit.json").read_text())
     (task,) = record["tasks"].values()
-    assert {cheat["probe"] for cheat in task["cheats"]} >= {"P2", "P3", "P4", "P6"}
-    judged = [cheat for cheat in task["cheats"] if cheat["probe"] != "P6"]
-    assert all(cheat["verdict"] == "too few videos" for cheat in judged)
+    assert {found["probe"] for found in task["cheats"]} >= {"P2", "P3", "P4", "P6"}
+    judged = [found for found in task["cheats"] if found["probe"] != "P6"]
+    assert all(found["verdict"] == "too few videos" for found in judged)
     assert task["best_cheap_cheat"]["accuracy"][0] == max(
         c["accuracy"][0]
         for c in task["cheats"]
@@ -90,10 +89,10 @@ def test_without_held_out_videos_it_fails(tmp_path, config_file, video_folder, c
     arguments = ["--config", str(config_file), "--manifest", str(video_folder)]
     out = ["-o", str(tmp_path / "a"), "data.holdout_fraction=0"]
     assert main(["audit", *arguments, *out]) == 2
-    assert "data.holdout_fraction is 0: cheats are judged" in capsys.readouterr().err
+    assert "data.holdout_fraction is 0: shortcut baselines are judged" in capsys.readouterr().err
 
 
-def test_a_run_is_set_beside_the_cheats(tmp_path, config_file, video_folder):
+def test_a_run_is_set_beside_the_baselines(tmp_path, config_file, video_folder):
     """With files coded anew, heads on a random encoder, and the picture."""
     run, out = tmp_path / "run", tmp_path / "audit"
     settings = [
@@ -111,9 +110,9 @@ def test_a_run_is_set_beside_the_cheats(tmp_path, config_file, video_folder):
     estimate, low, high = task["model"]["accuracy"]
     assert low <= estimate <= high
     assert task["model"]["is_above_chance"] == (low > task["chance"])
-    names = {cheat["name"] for cheat in task["cheats"]}
+    names = {found["name"] for found in task["cheats"]}
     assert "trained head on a frozen random encoder" in names
-    assert "the task's own rule: thumbnails" in names
+    assert "the task's own baseline: thumbnails" in names
     swapped = {check["name"] for check in task["checks"] if check["probe"] == "P7"}
     assert len(swapped) == 2 * len(VARIANTS)  # of the probe and of the model
     assert (out / "audit.png").stat().st_size > 10_000
@@ -123,7 +122,7 @@ def test_a_run_is_set_beside_the_cheats(tmp_path, config_file, video_folder):
 def test_where_nothing_can_be_coded_anew_it_says_so(
     tmp_path, config_file, video_folder, monkeypatch
 ):
-    monkeypatch.setattr(transcode, "MAX_SECONDS", 0.01)
+    monkeypatch.setattr(codec_traces, "MAX_SECONDS", 0.01)
     arguments = ["--config", str(config_file), "--manifest", str(video_folder)]
     arguments += ["--train-clips", "1", "--heldout-clips", "1", *QUICK[:-1]]
     assert main(["audit", *arguments, "-o", str(tmp_path / "audit")]) == 0
@@ -177,10 +176,10 @@ def test_a_checkpoint_is_judged_on_its_own_split_alone(tmp_path, override, expec
 
 
 def test_what_no_probe_knows_does_not_read_as_clean():
-    task = TaskAudit("cpc", math.nan, [], Unknown().checks(), model=Interval(0.5, 0.4, 0.6))
+    task = TaskAudit("cpc", math.nan, [], NoBaselines().checks(), model=Interval(0.5, 0.4, 0.6))
     text = audit_text(Audit([], [], [task]))
     assert "Not looked at:\n\n- cpc: not audited: no probe knows" in text
-    assert "No leak was found in what was looked at. No cheat was tried." in text
+    assert "No leak was found in what was looked at. No shortcut baseline was tried." in text
     assert "above chance" not in text
     assert "its chance is not known" in text
     record = audit_record(Audit([], [], [task]), {})

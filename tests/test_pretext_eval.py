@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from videossl.__main__ import main
-from videossl.audit.heldout_answers import load_run, unseen_videos
+from videossl.audit.pretext_accuracy import load_run, unseen_videos
 from videossl.data.synthetic import render_video
 from videossl.engine.build import clip_dataset
 from videossl.errors import UserError

@@ -20,7 +20,7 @@ COMMANDS = {
     "detect": "train Faster R-CNN on an encoder's frames: pretrained against random",
     "embed": "compute one feature for each video of a manifest",
     "export": "write an encoder for others: safetensors, torch.export or ONNX, with a model card",
-    "audit": "try to cheat on each pretext task before believing its accuracy",
+    "audit": "set shortcut baselines beside each pretext task, and look for leaks",
     "track": "propagate first-frame masks with an encoder and score J and F",
     "track-points": "propagate points and joints with an encoder: BADJA, JHMDB, TAP-Vid",
     "score": "score mask PNGs of any method: J, F, mean, recall, decay",

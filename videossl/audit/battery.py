@@ -1,28 +1,33 @@
-"""The battery: every cheat on every task of a config, before any accuracy is believed."""
+"""The battery of an audit: every shortcut baseline and check on every task of a config, before an accuracy is believed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 import numpy as np
 
-from videossl.audit.asked import Asked
-from videossl.audit.colours import Colours, copies_colours
-from videossl.audit.control import control_rows
-from videossl.audit.decoded import DecodedClips
-from videossl.audit.findings import Cheat, Check, TaskAudit, Verdict
-from videossl.audit.heldout_answers import HeldOutAnswers, collect_answers
-from videossl.audit.hidden import hidden_colour_check, hides_colours
-from videossl.audit.instances import Instances, pairs_clips
-from videossl.audit.judgement import judge
-from videossl.audit.planned import placement_checks, placements
-from videossl.audit.random_encoder import with_trained_heads
-from videossl.audit.split import split_checks
+from videossl.audit.codec_traces import (
+    MAX_SECONDS,
+    control_baselines,
+    not_run,
+    recoding_check,
+    transcoded,
+)
+from videossl.audit.findings import Audit, TaskAudit
+from videossl.audit.input_checks import (
+    DecodedClips,
+    hidden_color_check,
+    hides_colors,
+    placement_checks,
+    placements,
+    split_checks,
+)
+from videossl.audit.match_baselines import ColorBaselines, PairBaselines, copies_colors, pairs_clips
+from videossl.audit.pretext_accuracy import HeldOutAnswers, accuracy_of, collect_answers
+from videossl.audit.question_baselines import RAMP, QuestionBaselines
+from videossl.audit.shortcut_baselines import Check, Judged, ShortcutBaseline, Verdict
 from videossl.audit.subject import Seen, Side, Subject
-from videossl.audit.swap import Judged, not_run, swap_check
-from videossl.audit.transcode import MAX_SECONDS, transcoded
 from videossl.data.dataset import ClipDataset
 from videossl.engine.multitask import MultiTask
 from videossl.io.progress import track
@@ -31,174 +36,135 @@ from videossl.stats import Interval
 from videossl.types import Answers
 
 PLANNED_CLIPS = 1000  # of which only the places in their files are looked at
-SIDES: tuple[Side, ...] = ("train", "heldout")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is looked at: clips of each training and each held-out video, and the control set's videos."""
+    """Says how much an audit looks at."""
 
     out: Path
-    train_clips: int = 4
+    train_clips: int = 4  # of each video
     heldout_clips: int = 8
-    control_videos: int = 80  # of the reversible set; 0: none
+    control_videos: int = 80  # 0: no control set
     head_steps: int = 100  # of training heads on a random encoder; 0: none
     swap_files: bool = True  # code the held-out files anew
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What was found on the control set, on the split, and on each task."""
-
-    control: Sequence[Cheat]
-    checks: Sequence[Check]
-    tasks: Sequence[TaskAudit]
-
-    @property
-    def leaks(self) -> list[str]:
-        """Everything that is not as it should be, in words."""
-        control = [
-            f"control set: {c.probe} {c.name}"
-            for c in self.control
-            if c.verdict == "leaks" and not c.is_demonstration
-        ]
-        general = control + [c.says for c in self.checks if c.is_clean is False]
-        return general + [f"{task.task}: {leak}" for task in self.tasks for leak in task.leaks]
-
-    @property
-    def unknown(self) -> list[str]:
-        """What could not be looked at, in words: of it neither leaks nor their absence are known."""
-        general = [c.says for c in self.checks if c.is_clean is None]
-        return general + [
-            f"{task.task}: {check.says}"
-            for task in self.tasks
-            for check in task.checks
-            if check.is_clean is None
-        ]
-
-
-class Examiner(Protocol):
-    """Gathers what one task shows, batch by batch, and tries cheats on it."""
-
-    def look(self, seen: Seen) -> None: ...
-
-    def chance(self) -> float: ...
-
-    def cheats(self) -> list[Cheat]: ...
-
-    def checks(self) -> list[Check]: ...
-
-
-class Unknown:
-    """For a task of which no probe knows what it asks."""
+class NoBaselines:
+    """Stands in where no baseline understands a task, so that the result says that nothing was tried."""
 
     def look(self, seen: Seen) -> None:
-        """Takes nothing."""
+        """Takes nothing from the batch."""
 
     def chance(self) -> float:
-        """Not known."""
+        """Returns nan, as the chance is not known."""
         return float("nan")
 
-    def cheats(self) -> list[Cheat]:
-        """None."""
+    def baselines(self) -> list[ShortcutBaseline]:
+        """Returns no baseline."""
         return []
 
     def checks(self) -> list[Check]:
-        """That nothing could be tried."""
+        """Says that nothing could be tried."""
         says = "not audited: no probe knows what the task asks (PretextTask.questions)"
-        return [Check("P2", "cheats", None, says)]
+        return [Check("P2", "shortcut baselines", None, says)]
 
 
-def examiner(task: PretextTask, seen: Seen, subject: Subject) -> Examiner:
-    """The one that understands the views of a task."""
+Baselines = QuestionBaselines | ColorBaselines | PairBaselines | NoBaselines
+
+
+def baselines_for(task: PretextTask, seen: Seen, subject: Subject) -> Baselines:
+    """The baselines that understand the views of a task."""
     if task.questions(seen.views) is not None:
-        return Asked(
+        return QuestionBaselines(
             task.questions,
             batch_size=subject.config.data.videos_per_step,
             seed=subject.config.seed,
             asks_of_time=task.clip_spec.num_clips * task.clip_spec.num_frames > 1,
         )
-    if copies_colours(seen.views):
-        return Colours(subject.config.seed)
+    if copies_colors(seen.views):
+        return ColorBaselines(subject.config.seed)
     if pairs_clips(seen.views):
-        return Instances(subject.config.seed)
-    return Unknown()
+        return PairBaselines(subject.config.seed)
+    return NoBaselines()
 
 
 def run_battery(subject: Subject, options: Options) -> Audit:
-    """All probes on all tasks."""
-    split = split_checks(
-        subject.train.manifest, np.asarray(subject.train.rows), np.asarray(subject.heldout.rows)
-    )
-    control = (
-        control_rows(
+    """Runs all probes on all tasks of a config, and the model of a checkpoint beside them."""
+    train, heldout = (np.asarray(data.rows) for data in (subject.train, subject.heldout))
+    split = split_checks(subject.train.manifest, train, heldout)
+    control = []
+    if options.control_videos:
+        control = control_baselines(
             options.out / "control", num_videos=options.control_videos, seed=subject.config.seed
         )
-        if options.control_videos
-        else []
-    )
     placed = placements(subject.train, PLANNED_CLIPS)
     looked = look_at_clips(subject, options)
-    model = (
-        ask_model(subject, subject.model, subject.heldout, options) if subject.is_trained else None
-    )
-    swaps = swap_files(subject, looked.examiners, model, options) if options.swap_files else {}
-    heads = train_heads(subject, options) if options.head_steps else None
+    model = _ask(subject, subject.model, subject.heldout, options) if subject.is_trained else None
+    swaps = swap_files(subject, looked.baselines, model, options) if options.swap_files else {}
+    heads = None
+    if options.head_steps:
+        random = subject.heads_on_random_encoder(options.head_steps)
+        heads = _ask(subject, random, subject.heldout, options)
     tasks = []
-    for name, task in track(list(subject.model.named_tasks()), description="fitting cheats"):
-        found, spec = looked.examiners[name], task.clip_spec
-        cheats, chance = found.cheats(), found.chance()
-        # What rules are set beside the model's answers is asked with the model's candidates.
+    for name, task in track(list(subject.model.named_tasks()), description="fitting baselines"):
+        found, spec = looked.baselines[name], task.clip_spec
+        baselines, chance = found.baselines(), found.chance()
+        # The task's own baselines choose among the candidates that a model is asked about.
         asked = model or heads
         if asked is not None:
             chance = asked.means[name]["chance"] if np.isnan(chance) else chance
-            cheats += rival_findings(asked, name, chance)
+            baselines += _own_baselines(asked, name, chance)
         if heads is not None:
-            cheats.append(head_finding(heads, name, chance))
+            title = "trained head on a frozen random encoder"
+            scored = _accuracy(heads, name, 0)
+            baselines.append(_to_beat("P9", title, scored, chance, heads, name))
         checks = [*found.checks(), *looked.hidden.get(name, []), *swaps.get(name, [])]
         checks += [*placement_checks(placed[spec]), *looked.decoded.checks(spec)]
-        accuracy = accuracies(model, subject.config.seed).get(name) if model else None
-        tasks.append(TaskAudit(name, chance, cheats, checks, accuracy))
+        accuracy = _accuracy(model, name, subject.config.seed) if model else None
+        tasks.append(TaskAudit(name, chance, baselines, checks, accuracy))
     return Audit(control, split, tasks)
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What the clips of both sides have shown."""
+    """Holds what the clips of both sides have shown, by task."""
 
-    examiners: dict[str, Examiner]
+    baselines: dict[str, Baselines]
     hidden: dict[str, list[Check]]  # of tasks that hide colours
     decoded: DecodedClips
 
 
 def look_at_clips(subject: Subject, options: Options) -> Looked:
-    """Shows every examiner the clips of both sides in all forms; each video is decoded once for all."""
+    """Shows the clips of both sides in all forms to every task's baselines; each video is decoded once for all."""
     looked = Looked({}, {}, DecodedClips(subject.config.augment.border))
     tasks = dict(subject.model.named_tasks())
-    for side, clips in zip(SIDES, (options.train_clips, options.heldout_clips), strict=True):
-        count = num_batches(subject, side, clips)
-        for index, raw in enumerate(subject.batches(side, count, why=f"looking at {side} clips")):
+    sides: list[tuple[Side, ClipDataset, int]] = [
+        ("train", subject.train, options.train_clips),
+        ("heldout", subject.heldout, options.heldout_clips),
+    ]
+    for side, data, clips in sides:
+        count = _num_batches(subject, data, clips)
+        for index, raw in enumerate(subject.batches(data, count, why=f"looking at {side} clips")):
             looked.decoded.look(raw)
             for form, batch in subject.forms(side, raw, index):
                 for name, seen in subject.seen(side, batch, form, index).items():
-                    if name not in looked.examiners:
-                        looked.examiners[name] = examiner(tasks[name], seen, subject)
-                        if hides_colours(seen.views):
-                            check = hidden_colour_check(subject, tasks[name], batch)
+                    if name not in looked.baselines:
+                        looked.baselines[name] = baselines_for(tasks[name], seen, subject)
+                        if hides_colors(seen.views):
+                            check = hidden_color_check(subject, tasks[name], batch)
                             looked.hidden[name] = [check]
-                    looked.examiners[name].look(seen)
+                    looked.baselines[name].look(seen)
     return looked
 
 
-def num_batches(subject: Subject, side: Side, clips_per_video: int) -> int:
-    """Batches that show each video of a side so often."""
-    return -(-clips_per_video * len(subject.data(side)) // subject.config.data.videos_per_step)
+def _num_batches(subject: Subject, data: ClipDataset, clips_per_video: int) -> int:
+    """The number of batches that show each video so often."""
+    return -(-clips_per_video * len(data) // subject.config.data.videos_per_step)
 
 
-def ask_model(
-    subject: Subject, model: MultiTask, data: ClipDataset, options: Options
-) -> HeldOutAnswers:
-    """What a model answers on the same clips that cheats are judged on."""
+def _ask(subject: Subject, model: MultiTask, data: ClipDataset, options: Options) -> HeldOutAnswers:
+    """The answers of a model on the same clips that baselines are judged on."""
     return collect_answers(
         subject.config,
         model,
@@ -209,85 +175,69 @@ def ask_model(
     )
 
 
-def accuracies(collected: HeldOutAnswers, seed: int) -> dict[str, Interval]:
-    """By task; without an interval where a task gives nothing but tallies."""
-    found = {
-        name: Interval(means["accuracy"], np.nan, np.nan) for name, means in collected.means.items()
-    }
-    for name, answers in collected.answers.items():
-        found[name] = Interval(*judge(answers, seed=seed)["accuracy"])
-    return found
+def _accuracy(asked: HeldOutAnswers, name: str, seed: int) -> Interval:
+    """One task's accuracy; without an interval where the task gives nothing but tallies."""
+    if name in asked.answers:
+        return accuracy_of(asked.answers[name], seed=seed)
+    return Interval(asked.means[name]["accuracy"], np.nan, np.nan)
 
 
 def swap_files(
     subject: Subject,
-    examiners: dict[str, Examiner],
+    baselines: Mapping[str, Baselines],
     model: HeldOutAnswers | None,
     options: Options,
 ) -> dict[str, list[Check]]:
-    """P7, of each task: what the probe of quality and the model lose on held-out files coded anew."""
-    found: dict[str, list[Check]] = {name: [] for name in examiners}
-    count = num_batches(subject, "heldout", options.heldout_clips)
+    """P7 of each task: what the probe of quality and the model lose on held-out files coded anew."""
+    found: dict[str, list[Check]] = {name: [] for name in baselines}
+    if model is None and not any(isinstance(b, QuestionBaselines) for b in baselines.values()):
+        return found
+    count = _num_batches(subject, subject.heldout, options.heldout_clips)
     with TemporaryDirectory(dir=options.out) as folder:
         datasets, rows = transcoded(subject.heldout, Path(folder))
         if not rows:
             nothing = not_run(f"every held-out video is longer than {MAX_SECONDS:g} s")
-            return {name: [nothing] for name in examiners}
+            return {name: [nothing] for name in baselines}
         for variant, data in datasets.items():
-            for index, raw in enumerate(subject.batches_of(data, count, why=variant)):
+            for index, raw in enumerate(subject.batches(data, count, why=variant)):
                 batch = subject.feed.clips(raw, None)
                 for name, seen in subject.seen("heldout", batch, variant, index).items():
-                    examiners[name].look(seen)
-            for name, one in examiners.items():
-                if isinstance(one, Asked) and (check := one.swap_check(variant, rows)):
+                    baselines[name].look(seen)
+            for name, one in baselines.items():
+                if isinstance(one, QuestionBaselines) and (both := one.before_and_after(variant)):
+                    who, seed = f"the probe of {RAMP.name}", subject.config.seed
+                    check = recoding_check(who, variant, *both, coded=rows, seed=seed)
                     found[name].append(check)
             if model is None:
                 continue
-            others = ask_model(subject, subject.model, data, options)
+            others = _ask(subject, subject.model, data, options)
             for name, answers in model.answers.items():
-                before, after = judged(answers), judged(others.answers[name])
-                found[name].append(
-                    swap_check("the run's model", variant, before, after, coded=rows)
-                )
+                both = _judged(answers), _judged(others.answers[name])
+                found[name].append(recoding_check("the run's model", variant, *both, coded=rows))
     return found
 
 
-def judged(answers: Answers) -> Judged:
-    """Which answers are right."""
+def _judged(answers: Answers) -> Judged:
     right = (answers.scores.argmax(1) == answers.labels).numpy()
     weights = None if answers.weights is None else answers.weights.numpy()
     return Judged(right, weights, answers.videos.numpy())
 
 
-def train_heads(subject: Subject, options: Options) -> HeldOutAnswers:
-    """What heads answer that have been trained on a frozen random encoder."""
-    model = with_trained_heads(subject, options.head_steps)
-    return ask_model(subject, model, subject.heldout, options)
-
-
-def head_finding(heads: HeldOutAnswers, name: str, chance: float) -> Cheat:
-    """P9: a baseline, however far it gets."""
-    interval = accuracies(heads, 0)[name]
-    title = "trained head on a frozen random encoder"
-    return _baseline("P9", title, interval, chance, heads, name)
-
-
-def rival_findings(asked: HeldOutAnswers, name: str, chance: float) -> list[Cheat]:
-    """What the rules score that the task itself sets beside its answers."""
+def _own_baselines(asked: HeldOutAnswers, name: str, chance: float) -> list[ShortcutBaseline]:
+    """The accuracies of the baselines without a network that the task itself sets beside its answers."""
     if name not in asked.answers:
         return []
-    rivals = judge(asked.answers[name])["rivals"]
-    return [
-        _baseline(
-            "P4", f"the task's own rule: {rule}", Interval(*judged["accuracy"]), chance, asked, name
-        )
-        for rule, judged in rivals.items()
-    ]
+    answers, found = asked.answers[name], []
+    for own, said in answers.rivals.items():
+        title, accuracy = f"the task's own baseline: {own}", accuracy_of(answers, said)
+        found.append(_to_beat("P4", title, accuracy, chance, asked, name))
+    return found
 
 
-def _baseline(
-    probe: str, title: str, interval: Interval, chance: float, heads: HeldOutAnswers, name: str
-) -> Cheat:
-    count = len(heads.answers[name].labels) if name in heads.answers else 0
-    verdict: Verdict = "baseline to beat" if interval.low > chance else "at chance"
-    return Cheat(probe, title, interval, chance, verdict, count, heads.num_videos)
+def _to_beat(
+    probe: str, title: str, accuracy: Interval, chance: float, asked: HeldOutAnswers, name: str
+) -> ShortcutBaseline:
+    """A score for the model to beat, however far it gets."""
+    count = len(asked.answers[name].labels) if name in asked.answers else 0
+    verdict: Verdict = "baseline to beat" if accuracy.low > chance else "at chance"
+    return ShortcutBaseline(probe, title, accuracy, chance, verdict, count, asked.num_videos)

@@ -1,6 +1,7 @@
-"""What is audited: a config's tasks on its two sets of videos, and clips in the forms that a cheat may hide in."""
+"""Provides what is audited: a config's tasks on both sides of its split, and clips in all forms that may hide a shortcut."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from videossl.config import Config, load_config, validate, with_overrides
 from videossl.data.dataset import ClipDataset, RawClips
 from videossl.distributed import World
-from videossl.engine.build import build_datasets, build_model, place
+from videossl.engine.build import autocast, build_datasets, build_model, build_optimizer, place
 from videossl.engine.feed import Feed, Quarantine
 from videossl.engine.multitask import MultiTask
 from videossl.engine.trainer import PREPARATION_VIDEOS
@@ -22,13 +23,14 @@ from videossl.io.progress import track
 from videossl.rng import fold, generator
 from videossl.types import ClipBatch, Views
 
-# evaluation, training, static, flicker; or a way in which files were coded anew, shown as in evaluation
+# "evaluation", "training", one of STILL_FORMS, or a way in which files were coded anew, shown as in evaluation.
 Form = str
-FORMS: tuple[Form, ...] = ("evaluation", "training", "static", "flicker")
+STILL_FORMS = ("static", "flicker")
 Side = Literal["train", "heldout"]
-FLICKER = (
-    0.5  # of normalised L, 12 L units: enough that tasks which leave out what does not change ask
-)
+# Of normalised L, 12 L units: enough that tasks which leave out what does not change ask.
+FLICKER = 0.5
+# Batches whose statistics normalise a random encoder's features before its heads are trained.
+CALIBRATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Seen:
 
 
 class Subject:
-    """The config's model, datasets and feed, as a run of it would have them; `is_trained` with a checkpoint's state.
-    `run` is the folder of that, whose held-out videos are judged on.
+    """The model, datasets and feed of a config, as a run of it would have them; with the weights of `state`, if given.
 
-    Raises UserError for a config without held-out videos and for a checkpoint of other tasks.
+    `run` is the folder of that checkpoint's run, whose held-out videos are judged on. Raises UserError for a config without
+    held-out videos and for a checkpoint of other tasks.
     """
 
     def __init__(
@@ -63,32 +65,62 @@ class Subject:
         self.train, heldout, _ = build_datasets(config, self.model, world, run=run, may_change=True)
         if heldout is None:
             raise UserError(
-                "data.holdout_fraction is 0: cheats are judged on held-out videos; set it above 0"
+                "data.holdout_fraction is 0: shortcut baselines are judged on held-out videos; set it above 0"
             )
         self.heldout = heldout
-        quarantine = Quarantine(
-            Path(config.out), rank=0, max_bad_fraction=config.data.max_bad_fraction
-        )
-        self.feed = Feed(config, world, quarantine)
+        bad = config.data.max_bad_fraction
+        self.feed = Feed(config, world, Quarantine(Path(config.out), rank=0, max_bad_fraction=bad))
         place(self.model, config, world)
         self.is_trained = state is not None
         if state is not None:
             _load(self.model, state)
-            return
-        batch = self.feed.first_videos(self.train, PREPARATION_VIDEOS)
-        for _, task in self.model.named_tasks():
-            task.prepare(batch, config.seed)
+        else:
+            self._prepare(self.model)
 
-    def data(self, side: Side) -> ClipDataset:
-        """The dataset of one side of the split."""
-        return self.train if side == "train" else self.heldout
+    def heads_on_random_encoder(self, num_steps: int) -> MultiTask:
+        """P9: a fresh model, its encoder frozen, whose heads have been trained for `num_steps` batches as a run would.
 
-    def batches(self, side: Side, count: int, *, why: str) -> Iterator[RawClips]:
-        """The first `count` decoded batches, with progress."""
-        return self.batches_of(self.data(side), count, why=why)
+        What such heads reach is not the merit of the encoder.
+        """
+        config, feed = self.config, self.feed
+        torch.manual_seed(fold(config.seed, "audit random encoder"))
+        model = build_model(config)
+        place(model, config, self.world)
+        self._prepare(model)
+        model.encoder.requires_grad_(False)
+        section = config.optim
+        optimizer = build_optimizer(
+            model, lr=section.lr, weight_decay=section.weight_decay, betas=section.betas
+        )
+        never = torch.zeros((), dtype=torch.bool, device=feed.device)
+        raws = self.batches(
+            self.train, num_steps + CALIBRATION_BATCHES, why="heads on a random encoder"
+        )
+        for step, raw in enumerate(raws):
+            rng = feed.rows("audit heads", step, len(raw.video_ids))
+            model.train()
+            # Its statistics are taken from clips: features of untrained weights are badly scaled otherwise.
+            model.encoder.train(step < CALIBRATION_BATCHES)
+            with autocast(config, feed.device):
+                loss, _ = model(model.make_views(feed.clips(raw, rng), rng))
+            if step < CALIBRATION_BATCHES:
+                continue
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            model.after_step(never)
+        return model.eval()
 
-    def batches_of(self, data: ClipDataset, count: int, *, why: str) -> Iterator[RawClips]:
-        """The same of any dataset of the same specs."""
+    @functools.cached_property
+    def _first_videos(self) -> ClipBatch:
+        return self.feed.first_videos(self.train, PREPARATION_VIDEOS)
+
+    def _prepare(self, model: MultiTask) -> None:
+        for _, task in model.named_tasks():
+            task.prepare(self._first_videos, self.config.seed)
+
+    def batches(self, data: ClipDataset, count: int, *, why: str) -> Iterator[RawClips]:
+        """The first `count` decoded batches of a dataset with the tasks' specs; shows progress."""
         batches = self.feed.batches(data, 0, count)
         with contextlib.closing(batches):
             for raw in track(batches, description=why, total=count):
@@ -107,7 +139,7 @@ class Subject:
         yield "training", self.feed.clips(raw, rng)
         still = {spec: _stilled(clip) for spec, clip in batch.clips.items()}
         yield "static", replace(batch, clips=still)
-        # Another one on each side: a cheater would know again what it has learned.
+        # Each side flickers in its own way: a classifier would know again what it has learned.
         random = generator(self.config.seed, "audit flicker", side, index)
         flickering = {spec: _flickering(clip, random) for spec, clip in still.items()}
         yield "flicker", replace(batch, clips=flickering)
@@ -116,14 +148,12 @@ class Subject:
         """Each task's views of a batch in a form."""
         self.model.train(form == "training")
         # Files coded anew are asked the same questions as those they were made of.
-        asked = form if form in FORMS else "evaluation"
+        asked = form if form in ("training", *STILL_FORMS) else "evaluation"
         rng = self.feed.rows(f"audit views {side} {asked}", index, len(batch))
         videos = batch.video_ids.numpy().copy()
         positions = np.arange(len(videos)) + index * len(videos)
-        return {
-            name: Seen(side, form, views, videos, positions)
-            for name, views in self.model.make_views(batch, rng).items()
-        }
+        views = self.model.make_views(batch, rng)
+        return {name: Seen(side, form, v, videos, positions) for name, v in views.items()}
 
 
 def audited_config(
@@ -139,22 +169,20 @@ def audited_config(
     Raises UserError where neither is given, and where a checkpoint would be judged on another split than its run's.
     """
     own = [f"out={out}", *([f"data.manifest={manifest}"] if manifest is not None else [])]
-    if state is None:
-        if path is None:
-            raise UserError(
-                "give --config FILE, or --checkpoint RUN to audit a run by its own config"
-            )
-        return load_config(path, [*overrides, *own])
+    if path is None and state is None:
+        raise UserError("give --config FILE, or --checkpoint RUN to audit a run by its own config")
     if path is not None:
         config = load_config(path, [*overrides, *own])
     else:
+        assert state is not None
         config = validate(Config, with_overrides(state["config"], [*overrides, *own]))
-    _require_split_of(validate(Config, state["config"]), config)
+    if state is not None:
+        _require_split_of(validate(Config, state["config"]), config)
     return config
 
 
 def _require_split_of(trained: Config, config: Config) -> None:
-    """Held-out videos of another split are videos that the checkpoint has trained on."""
+    """Raises UserError for another split than the run's, on which a checkpoint may have trained on held-out videos."""
     for key, own, given in (
         ("seed", trained.seed, config.seed),
         ("data.holdout_fraction", trained.data.holdout_fraction, config.data.holdout_fraction),

@@ -1,4 +1,4 @@
-"""`videossl audit --config C --manifest M -o DIR`: try to cheat on each pretext task before believing its accuracy."""
+"""`videossl audit --config C --manifest M -o DIR`: shortcut baselines for each pretext task, and checks for leaks."""
 
 import argparse
 from pathlib import Path
@@ -20,26 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="a name such as real_small, or a file of your own")
     parser.add_argument("--manifest", type=Path, help="written by `videossl scan`")
     parser.add_argument(
-        "--checkpoint", metavar="RUN", help="a run, whose model is set beside the cheats"
+        "--checkpoint", metavar="RUN", help="a run, whose model is set beside the baselines"
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
-        "--train-clips", type=int, default=4, help="that cheats learn from, of each video (4)"
+        "--train-clips",
+        type=int,
+        default=4,
+        help="clips of each training video that the baselines learn from (4)",
     )
     parser.add_argument(
-        "--heldout-clips", type=int, default=8, help="that cheats are judged on, of each video (8)"
+        "--heldout-clips",
+        type=int,
+        default=8,
+        help="clips of each held-out video that they are judged on (8)",
     )
     parser.add_argument(
         "--control-videos",
         type=int,
         default=80,
-        help="rendered without an arrow of time, to try the probes on (80; 0: none)",
+        help="videos to render without an arrow of time, on which no probe may find one (80; 0: none)",
     )
     parser.add_argument(
         "--head-steps",
         type=int,
         default=100,
-        help="of training the tasks' heads on a frozen random encoder (100; 0: not at all)",
+        help="steps of training the tasks' heads on a frozen random encoder (100; 0: none)",
     )
     parser.add_argument(
         "--no-swap", action="store_true", help="do not code held-out files anew to test on them"
@@ -54,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for numbers with which nothing could be judged, and for a file where a folder must be."""
-    from videossl.audit.findings import MIN_VIDEOS
+    from videossl.audit.shortcut_baselines import MIN_VIDEOS
     from videossl.errors import UserError
 
     for name, least in (("train_clips", 1), ("heldout_clips", 1), ("head_steps", 0)):
@@ -80,8 +86,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from videossl.audit.battery import Options, run_battery
-    from videossl.audit.chart import draw_audit
-    from videossl.audit.report import audit_record, audit_text
+    from videossl.audit.findings import audit_record, audit_text, draw_audit
     from videossl.audit.subject import Subject, audited_config
     from videossl.distributed import World, choose_device
     from videossl.engine.checkpoint import load_checkpoint

@@ -61,13 +61,15 @@ def check(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Asks, judges, writes, prints."""
-    from videossl.audit.evaluation_report import draw_task, format_table, write_pictures
-    from videossl.audit.heldout_answers import (
+    from videossl.audit.pretext_accuracy import (
         collect_answers,
+        draw_task,
+        format_table,
+        judge,
         load_run,
         unseen_videos,
+        write_pictures,
     )
-    from videossl.audit.judgement import judge
     from videossl.distributed import choose_device
     from videossl.engine.build import clip_dataset
     from videossl.io.input_files import file_digest

@@ -293,9 +293,3 @@ def reversible_frames(seed: int, *, num_frames: int = 48, size: int = 112) -> Fr
     """The raw frames of the video of that seed."""
     scene = ReversibleScene(seed, size=size)
     return scene.frames(scene.paths(num_frames))
-
-
-def render_reversible(path: Path, *, seed: int, num_frames: int = 48, size: int = 112) -> None:
-    """Writes those frames by the encoder that writes all our videos."""
-    frames = reversible_frames(seed, num_frames=num_frames, size=size)
-    write_video(path, frames, frames_per_second=FRAMES_PER_SECOND)

@@ -309,7 +309,7 @@ TRAINING_FACTOR = 3  # the backward pass costs twice the forward one
 
 
 def flops_per_video(model: MultiTask, data: ClipDataset, device: torch.device) -> int:
-    """Floating-point operations of a training step, per video: counted on an empty batch, which leaves no trace in the model."""
+    """Floating-point operations of a training step, per video, counted on a batch of zeros; the model stays as it was."""
     clips = {
         spec: torch.zeros(
             1, spec.num_clips, 3, spec.num_frames, spec.crop_size, spec.crop_size, device=device

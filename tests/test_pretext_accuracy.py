@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from videossl.audit.judgement import auc, judge
+from videossl.audit.pretext_accuracy import auc, judge
 from videossl.types import Answers
 
 
