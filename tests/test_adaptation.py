@@ -27,7 +27,7 @@ COLORIZATION = {
     "num_references": 1,
     "seconds_between_frames": 1 / 24,
     "crop_size": 32,
-    "frame_shift": 4,
+    "frame_jitter": 4,
     "radius": 4,
     "weight": 20,
 }

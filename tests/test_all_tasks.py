@@ -10,10 +10,10 @@ from videossl.rng import RowRandom, row_random
 from videossl.types import ClipBatch
 
 SETTINGS: dict[str, dict[str, object]] = {
-    "colorization": {"frame_shift": 4},
+    "colorization": {"frame_jitter": 4},
     "cpc": {"num_blocks": 3, "num_predicted": 1, "block_frames": 2},
     "playback_speed": {"num_frames": 3},
-    "random_walk": {"patch_size": 16, "grid": 3, "frame_shift": 4},
+    "random_walk": {"patch_size": 16, "grid": 3, "frame_jitter": 4},
     "relative_position": {"gap": 4, "jitter": 2},
 }
 NUM_VIDEOS = 2

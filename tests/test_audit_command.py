@@ -23,7 +23,7 @@ def config_file(tmp_path, video_folder):
     path = tmp_path / "config.yaml"
     path.write_text(
         "out: unused\n"
-        "data: {short_side: 48, videos_per_step: 4, num_workers: 0, holdout_fraction: 0.3}\n"
+        "data: {short_side: 48, videos_per_step: 4, num_workers: 0, val_fraction: 0.3}\n"
         "tasks: {order_verification: "
         "{crop_size: 32, num_frames: 1, window_seconds: 1.2, min_gap_seconds: 0.1, min_difference: 0.0}}\n"
     )
@@ -87,9 +87,9 @@ def test_a_file_as_output_fails(tmp_path, capsys):
 
 def test_without_held_out_videos_it_fails(tmp_path, config_file, video_folder, capsys):
     arguments = ["--config", str(config_file), "--manifest", str(video_folder)]
-    out = ["-o", str(tmp_path / "a"), "data.holdout_fraction=0"]
+    out = ["-o", str(tmp_path / "a"), "data.val_fraction=0"]
     assert main(["audit", *arguments, *out]) == 2
-    assert "data.holdout_fraction is 0: shortcut baselines are judged" in capsys.readouterr().err
+    assert "data.val_fraction is 0: shortcut baselines are judged" in capsys.readouterr().err
 
 
 def test_a_run_is_set_beside_the_baselines(tmp_path, config_file, video_folder):
@@ -153,8 +153,8 @@ def test_a_checkpoint_of_other_tasks_fails(tmp_path, config_file, video_folder, 
     [
         ("seed=7", "seed is 7, but the checkpoint's run had 0 .* set seed=0"),
         (
-            "data.holdout_fraction=0.5",
-            "data.holdout_fraction is 0.5, .* set data.holdout_fraction=0.3",
+            "data.val_fraction=0.5",
+            "data.val_fraction is 0.5, .* set data.val_fraction=0.3",
         ),
         ("data.manifest=other.parquet", "trained on own.parquet, of which other.parquet may hold"),
     ],
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_other_tasks_fails(tmp_path, config_file, video_folder, 
 def test_a_checkpoint_is_judged_on_its_own_split_alone(tmp_path, override, expected):
     values = {
         "out": "run",
-        "data": {"manifest": "own.parquet", "holdout_fraction": 0.3},
+        "data": {"manifest": "own.parquet", "val_fraction": 0.3},
         "tasks": {"arrow_of_time": {}},
     }
     state = {"config": validate(Config, values).model_dump(mode="json")}
@@ -170,7 +170,7 @@ def test_a_checkpoint_is_judged_on_its_own_split_alone(tmp_path, override, expec
     def config_of(overrides: list[str]) -> Config:
         return audited_config(None, overrides, state=state, manifest=None, out=tmp_path)
 
-    assert config_of([]).data.holdout_fraction == 0.3
+    assert config_of([]).data.val_fraction == 0.3
     with pytest.raises(UserError, match=expected):
         config_of([override])
 

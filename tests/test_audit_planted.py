@@ -76,7 +76,7 @@ def audited(
     values = {
         "out": str(out),
         "data": {"manifest": str(manifest), "short_side": SIZE, "num_workers": 0}
-        | {"videos_per_step": 8, "holdout_fraction": 0.5}
+        | {"videos_per_step": 8, "val_fraction": 0.5}
         | data,
         "tasks": {"arrow_of_time": task},
     }
@@ -156,11 +156,11 @@ def test_padded_ends_are_named(videos, tmp_path, monkeypatch):
 
 def test_black_bars_are_named_unless_they_are_cut(tmp_path):
     manifest = render(tmp_path, 12, bars=12)
-    _, task = audited(manifest, tmp_path / "with", cut_bars=False, clips=1)
+    _, task = audited(manifest, tmp_path / "with", crop_letterbox=False, clips=1)
     (share,) = [c.numbers["share"] for c in task.checks if c.name == "black bars"]
     assert share > 0.5
     assert f"black bars are inside the crop ({share:.0%} of" in said(task)
-    _, task = audited(manifest, tmp_path / "cut", cut_bars=True, clips=1)
+    _, task = audited(manifest, tmp_path / "cut", crop_letterbox=True, clips=1)
     assert "black bars" not in said(task)
 
 
@@ -254,7 +254,7 @@ def test_brightness_that_rises_in_every_video_is_named_though_nine_are_held_out(
     manifest = tmp_path / "m.parquet"
     groups = ["--group-regex", r"^(\d+)"]
     assert main(["scan", str(tmp_path / "v"), "-o", str(manifest), "--workers", "1", *groups]) == 0
-    audit, task = audited(manifest, tmp_path / "out", holdout_fraction=0.3)
+    audit, task = audited(manifest, tmp_path / "out", val_fraction=0.3)
     assert task.num_videos == 9
     assert task.least_found is None
     assert verdicts(task, "P2")["mean, spread, sharpness of each frame"] == "leaks"

@@ -14,7 +14,7 @@ from videossl.types import ClipBatch, FeatureMaps, tally_value
 
 def build(**settings) -> Task:
     torch.manual_seed(0)
-    config = ClipOrderConfig(crop_size=32, num_frames=2, **{"crop_shift": 0, **settings})
+    config = ClipOrderConfig(crop_size=32, num_frames=2, **{"clip_jitter": 0, **settings})
     return Task(config, Encoder(EncoderSpec("tiny")).stages)
 
 

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def build(encoder_name: str = "tiny", **settings) -> tuple[Encoder, Task]:
     torch.manual_seed(0)
-    config = validate(Config, {"crop_size": 32, "frame_shift": 4, "num_classes": 4, **settings})
+    config = validate(Config, {"crop_size": 32, "frame_jitter": 4, "num_classes": 4, **settings})
     encoder = Encoder(EncoderSpec(encoder_name, deepest_stage=config.stage))
     return encoder, Task(config, encoder.stages)
 
@@ -71,7 +71,7 @@ def test_no_hidden_colour_reaches_the_features(encoder_name, hide):
 def test_perfect_features_copy_the_right_colour_of_a_moving_pattern():
     """References shifted by whole cells: with features that name the pattern's places, the copy is exact."""
     _, task = build(
-        stage="res2", num_references=1, frame_shift=0, temperature=0.01, predict="classes"
+        stage="res2", num_references=1, frame_jitter=0, temperature=0.01, predict="classes"
     )
     cells = 8
     torch.manual_seed(1)
@@ -97,7 +97,7 @@ def test_perfect_features_copy_the_right_colour_of_a_moving_pattern():
 
 
 def test_each_frame_is_cut_at_its_own_offset_and_centred_in_evaluation():
-    _, task = build(num_references=2, frame_shift=4)
+    _, task = build(num_references=2, frame_jitter=4)
     side = task.clip_spec.crop_size
     ramp = torch.arange(side, dtype=torch.float32)
     place = ramp[:, None] * side + ramp[None]  # every pixel names its place

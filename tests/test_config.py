@@ -1,6 +1,16 @@
+import copy
+
 import pytest
 
-from videossl.config import Config, load_config, read_yaml, validate, with_overrides
+from videossl.config import (
+    FOLDER,
+    Config,
+    load_config,
+    read_yaml,
+    saved_config,
+    validate,
+    with_overrides,
+)
 from videossl.engine.build import task_configs
 from videossl.errors import UserError
 
@@ -76,3 +86,32 @@ def test_missing_and_malformed_files_fail(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="must hold sections"):
         load_config(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.holdout_fraction=0.1", "data.val_fraction"),
+        ("tasks.arrow_of_time.hidden=8", "tasks.arrow_of_time.hidden_dim"),
+    ],
+)
+def test_a_former_name_is_refused_and_the_new_one_told(old, new):
+    path = FOLDER / "demo.yaml"
+    with pytest.raises(UserError, match=f"it is called {new}"):
+        task_configs(load_config(path, ["out=x", old]).tasks)
+
+
+def test_the_config_of_a_run_begun_under_former_names_is_read():
+    settings = ["train.best_metric=val/colorization/loss", "tasks.cpc.embed_dim=8"]
+    config = load_config(FOLDER / "demo.yaml", ["out=x", *settings])
+    now = config.model_dump(mode="json")
+    then = copy.deepcopy(now)
+    then["data"]["holdout_fraction"] = then["data"].pop("val_fraction")
+    then["train"]["evaluate_every"] = then["train"].pop("eval_every")
+    then["train"]["best_metric"] = "heldout/colorization/loss"
+    for task in then["tasks"].values():
+        for new, old in (("hidden_dim", "hidden"), ("embed_dim", "embedding")):
+            if new in task:
+                task[old] = task.pop(new)
+    assert then != now
+    assert saved_config(then) == now

@@ -23,7 +23,7 @@ NUM_VIDEOS = 4
 def build(**settings) -> MultiTask:
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec("tiny"))
-    config = ContrastiveConfig(crop_size=32, num_frames=2, hidden=16, embedding=8, **settings)
+    config = ContrastiveConfig(crop_size=32, num_frames=2, hidden_dim=16, embed_dim=8, **settings)
     return MultiTask(
         encoder, {"contrastive": Task(config, encoder.stages)}, {"contrastive": 1.0}
     ).eval()
@@ -96,7 +96,13 @@ def half(rank: int, folder: str, settings: dict) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"mode": "moco", "queue": 16}, {"loss": "triplet"}, {"loss": "nce"}, {"loss": "n_pair"}],
+    [
+        {},
+        {"mode": "moco", "queue_size": 16},
+        {"loss": "triplet"},
+        {"loss": "nce"},
+        {"loss": "n_pair"},
+    ],
     ids=str,
 )
 def test_two_ranks_ask_the_question_of_one(settings, tmp_path):
@@ -167,7 +173,7 @@ def test_the_bound_on_information_is_log_n_less_the_loss():
 
 
 def test_answers_are_the_tallies_row_by_row():
-    for settings in ({}, {"mode": "moco", "queue": 6}):
+    for settings in ({}, {"mode": "moco", "queue_size": 6}):
         model = build(**settings)
         task = model.tasks["contrastive"]
         if settings:
@@ -201,7 +207,7 @@ def test_the_queue_keeps_the_newest_keys_and_skips_what_did_not_count():
 
 
 def test_the_slow_copy_follows_and_its_keys_come_in_after_the_step():
-    model = build(mode="moco", queue=6, momentum=0.75).train()
+    model = build(mode="moco", queue_size=6, momentum=0.75).train()
     task = model.tasks["contrastive"]
     before = [p.clone() for p in (*model.slow_encoder.parameters(), *task.slow_head.parameters())]
     loss, _ = judge(model)
@@ -226,7 +232,7 @@ def test_the_slow_copy_follows_and_its_keys_come_in_after_the_step():
 
 
 def test_keys_of_the_same_video_are_no_negatives():
-    model = build(mode="moco", queue=4)
+    model = build(mode="moco", queue_size=4)
     task = model.tasks["contrastive"]
     views = model.make_views(batch(model, 0, 4, [0, 1, 2, 3]), None)["contrastive"]
     features = {
@@ -247,7 +253,7 @@ def test_keys_of_the_same_video_are_no_negatives():
 
 
 def test_keys_of_another_manifest_are_keys_of_nobody():
-    model = build(mode="moco", queue=4)
+    model = build(mode="moco", queue_size=4)
     task = model.tasks["contrastive"]
     task.queue.videos[:] = torch.tensor([0, 1, 2, 3])
     keys = task.queue.keys.clone()

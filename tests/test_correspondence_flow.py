@@ -16,7 +16,7 @@ def build(**settings) -> tuple[MultiTask, Task]:
     torch.manual_seed(0)
     encoder = Encoder(EncoderSpec("tiny", deepest_stage="res3"))
     config = CorrespondenceFlowConfig(
-        **{"crop_size": 32, "frame_shift": 4, "num_classes": 5, "radius": 3, **settings}
+        **{"crop_size": 32, "frame_jitter": 4, "num_classes": 5, "radius": 3, **settings}
     )
     task = Task(config, encoder.stages)
     return MultiTask(encoder, {"correspondence_flow": task}, {"correspondence_flow": 1.0}), task
@@ -36,7 +36,7 @@ def rows(count: int):
 
 
 def test_one_or_two_channels_are_hidden_in_all_frames_and_the_rest_is_scaled_up():
-    _, task = build(frame_shift=0)
+    _, task = build(frame_jitter=0)
     task.train()
     batch = batch_of(task, 400)
     clips = batch.clips[task.clip_spec][:, 0]
@@ -72,7 +72,7 @@ def test_hidden_channels_do_not_reach_the_features():
 
 
 def test_the_loss_equals_the_three_copies_by_hand():
-    _, task = build(radius=None, frame_shift=0, sampling_from=0.0, sampling_to=0.0)
+    _, task = build(radius=None, frame_jitter=0, sampling_from=0.0, sampling_to=0.0)
     task.eval()
     batch = batch_of(task, 2)
     task.prepare(batch, 0)

@@ -27,7 +27,7 @@ def build(**settings) -> Task:
         "num_blocks": 4,
         "num_predicted": 2,
         "block_frames": 2,
-        "embedding": 8,
+        "embed_dim": 8,
     }
     return Task(CpcConfig(**{**small, **settings}), Encoder(EncoderSpec("tiny")).stages)
 

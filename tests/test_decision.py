@@ -89,15 +89,15 @@ def test_a_protocol_decides_by_it(refined):
     settings = {"refine_radius": "2"} if refined else {"refine_radius": "none"}
     settings |= {"top_k": "none", "radius": "none", "distance_sigma": "none"}
     areas = {}
-    for rule in ("share", "expected_j"):
-        protocol = preset("videossl", {**settings, "decide_by": rule, "decide_power": "1"})
+    for rule in ("share", "expected_iou"):
+        protocol = preset("videossl", {**settings, "decision": rule, "decision_power": "1"})
         found = propagate(features, mask, protocol, object_ids=[1], frame_at=lambda _: frame)
         areas[rule] = int((list(found)[1] == 1).sum())
     # Every cell copies the same share, that of the first mask's area (144 of 768): nothing wins, everything is expected.
     assert areas["share"] == 0
-    assert areas["expected_j"] > 0
+    assert areas["expected_iou"] > 0
 
 
 def test_a_power_that_is_none_is_refused():
-    with pytest.raises(ValueError, match=r"decide_power must be > 0 and finite, got 0\.0"):
-        preset("videossl", {"decide_power": "0"})
+    with pytest.raises(ValueError, match=r"decision_power must be > 0 and finite, got 0\.0"):
+        preset("videossl", {"decision_power": "0"})

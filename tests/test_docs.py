@@ -55,16 +55,16 @@ ELSEWHERE = {
 }
 # Fewer steps, smaller pictures: appended to a command that a guide shows.
 SHORT_TRAINING = (
-    *("train.steps=2", "train.log_every=1", "train.save_every=2", "train.evaluate_every=2"),
-    *("train.evaluate_batches=1", "data.videos_per_step=2", "data.num_workers=0"),
-    *("data.short_side=48", "data.holdout_fraction=0.3", "monitor.knn.every=2"),
+    *("train.steps=2", "train.log_every=1", "train.save_every=2", "train.eval_every=2"),
+    *("train.eval_batches=1", "data.videos_per_step=2", "data.num_workers=0"),
+    *("data.short_side=48", "data.val_fraction=0.3", "monitor.knn.every=2"),
     *("monitor.tracking.every=2", "monitor.tracking.max_frames=3"),
 )
 SMALL_TASKS = (
     "tasks.order_verification.crop_size=32",
     "tasks.arrow_of_time.crop_size=32",
     "tasks.colorization.crop_size=48",
-    "tasks.colorization.frame_shift=4",
+    "tasks.colorization.frame_jitter=4",
 )
 SHORT = {
     "scan": "--workers 1",

@@ -20,7 +20,7 @@ NUM_VIDEOS = 4
 
 def build(**settings) -> Task:
     torch.manual_seed(0)
-    settings = {"crop_size": 32, "num_classes": 10, "hidden": 16, "embedding": 8, **settings}
+    settings = {"crop_size": 32, "num_classes": 10, "hidden_dim": 16, "embed_dim": 8, **settings}
     return Task(ExemplarConfig(**settings), Encoder(EncoderSpec("tiny")).stages)
 
 

@@ -25,8 +25,8 @@ def run(tmp_path_factory, video_folder):
     config.write_text(
         """
 tasks: {arrow_of_time: {stage: res4, num_frames: 4, crop_size: 32}}
-data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0.3}
-train: {steps: 3, evaluate_batches: 1, log_every: 1}
+data: {short_side: 48, videos_per_step: 2, num_workers: 0, val_fraction: 0.3}
+train: {steps: 3, eval_batches: 1, log_every: 1}
 monitor: {pictures: false}
 """
     )
@@ -86,7 +86,7 @@ def test_a_card_says_what_is_known_and_from_where(run, tmp_path, video_folder):
     assert "10 videos that decode, of 10 sources, 0.00694 hours" in body  # 10 of 2.5 s
     assert "Tasks: arrow\\_of\\_time. 3 of 3 steps, seed 0." in body
     record = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    measured = [r["heldout"]["arrow_of_time"] for r in record if "heldout" in r][-1]
+    measured = [r["val"]["arrow_of_time"] for r in record if "val" in r][-1]
     assert f"{measured['loss']:.4g}" in body
     assert "metrics.jsonl, 20" in body
     limits = body.split("## Limits")[1]
@@ -146,7 +146,7 @@ def test_results_are_taken_as_they_stand(run, tmp_path):
     assert "carries no digest" in body
     assert "`videossl probe`" not in body.split("## Limits")[1]
     assert [m["kind"] for m in read_record(file)["facts"]["measured"]] == [
-        "heldout",
+        "val",
         "probe",
         "track",
     ]

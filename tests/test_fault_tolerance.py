@@ -27,13 +27,13 @@ from videossl.models.encoder_sources import checkpoints
 
 CONFIG = """
 encoder: {name: tiny}
-data: {short_side: 48, videos_per_step: 4, num_workers: 1, holdout_fraction: 0.3}
+data: {short_side: 48, videos_per_step: 4, num_workers: 1, val_fraction: 0.3}
 tasks:
   order_verification:
     {crop_size: 32, num_frames: 2, window_seconds: 1.0, min_gap_seconds: 0.1, dropout: 0.0}
-  colorization: {crop_size: 32, frame_shift: 4, hide: one, predict: values, num_references: 1, radius: 3}
+  colorization: {crop_size: 32, frame_jitter: 4, hide: one, predict: values, num_references: 1, radius: 3}
 optim: {warmup_steps: 5}
-train: {steps: 24, log_every: 5, save_every: 3, evaluate_every: 8, evaluate_batches: 2}
+train: {steps: 24, log_every: 5, save_every: 3, eval_every: 8, eval_batches: 2}
 """
 LAST = "checkpoints/step_00000024.pt"
 
@@ -68,7 +68,7 @@ def assert_same_run(out: Path, whole: Path) -> None:
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in (out, whole)
     ]
-    heldout = [[r for r in rs if "heldout" in r] for rs in records]
+    heldout = [[r for r in rs if "val" in r] for rs in records]
     assert heldout[0] == heldout[1]
 
 
@@ -270,7 +270,7 @@ def test_another_number_of_processes_goes_on_with_the_same_losses(
 
     Adam divides by the gradient's size, so rounding grows with the learning rate: at 1e-3 it is 2e-4 after six steps.
     """
-    short = ["train.steps=6", "train.log_every=1", "train.evaluate_every=99", "optim.lr=1e-5"]
+    short = ["train.steps=6", "train.log_every=1", "train.eval_every=99", "optim.lr=1e-5"]
     synced = [*short, "train.sync_batchnorm=true"]
     one = tmp_path / "one"
     assert main(arguments(config_file, video_folder, one, *synced)) == 0
@@ -337,7 +337,7 @@ def test_no_flipped_bit_goes_unnoticed(runs, tmp_path):
 
 def test_all_checkpoints_damaged_is_said(config_file, video_folder, tmp_path, capsys):
     out = tmp_path / "run"
-    overrides = ["train.steps=3", "train.evaluate_every=9"]
+    overrides = ["train.steps=3", "train.eval_every=9"]
     assert main(arguments(config_file, video_folder, out, *overrides)) == 0
     (only,) = checkpoints(out / "checkpoints")
     only.write_bytes(b"not a checkpoint")
@@ -347,10 +347,10 @@ def test_all_checkpoints_damaged_is_said(config_file, video_folder, tmp_path, ca
 
 def test_the_best_checkpoint_stays(config_file, video_folder, tmp_path):
     out = tmp_path / "run"
-    overrides = ["train.best_metric=heldout/colorization/loss", "train.keep_checkpoints=1"]
+    overrides = ["train.best_metric=val/colorization/loss", "train.keep_checkpoints=1"]
     assert main(arguments(config_file, video_folder, out, *overrides)) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    heldout = {r["step"]: r["heldout"]["colorization"]["loss"] for r in records if "heldout" in r}
+    heldout = {r["step"]: r["val"]["colorization"]["loss"] for r in records if "val" in r}
     best = load_checkpoint(out / "checkpoints/best.pt")
     assert best["step"] == min(heldout, key=heldout.get)
     assert best["best"] == -min(heldout.values())
@@ -358,13 +358,13 @@ def test_the_best_checkpoint_stays(config_file, video_folder, tmp_path):
 
 
 def test_an_unknown_best_metric_is_named(config_file, video_folder, tmp_path, capsys):
-    run = arguments(config_file, video_folder, tmp_path / "run", "train.evaluate_every=1")
+    run = arguments(config_file, video_folder, tmp_path / "run", "train.eval_every=1")
     assert main([*run, "train.best_metric=colour"]) == 2
     error = capsys.readouterr().err
-    assert "train.best_metric 'colour' is not measured: it must begin with one of heldout/" in error
+    assert "train.best_metric 'colour' is not measured: it must begin with one of val/" in error
     assert not (tmp_path / "run").exists()
-    assert main([*run, "train.best_metric=heldout/colour"]) == 2
-    assert "is not measured; allowed: heldout/colorization/loss, " in capsys.readouterr().err
+    assert main([*run, "train.best_metric=val/colour"]) == 2
+    assert "is not measured; allowed: val/colorization/loss, " in capsys.readouterr().err
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(config_file, video_folder, tmp_path):

@@ -118,7 +118,7 @@ def test_stored_features_track_as_those_of_the_function(
     else:
         for index, frame in enumerate(features.numpy()):
             np.save(folder / "them" / f"{index:03d}.npy", frame.astype(np.float64))
-    row = Row("stored", replace(PROTOCOL, decide_at="frame"), load_features(str(folder)))
+    row = Row("stored", replace(PROTOCOL, decision_at="frame"), load_features(str(folder)))
     record = track_row(row, [footage()], tmp_path / "out")
     assert record["features"] == {"stored": str(folder)}
     function_row = Row("function", row.protocol, make)

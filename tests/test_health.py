@@ -13,7 +13,7 @@ ALIVE = torch.zeros(64, dtype=torch.bool)
 
 def tasks(accuracy: float, answers: int = 1000) -> dict:
     return {
-        "arrow_of_time": {"accuracy": accuracy, "answers": answers, "chance": 0.5, "cheat": 0.6}
+        "arrow_of_time": {"accuracy": accuracy, "num_samples": answers, "chance": 0.5, "cheat": 0.6}
     }
 
 

@@ -33,12 +33,12 @@ WAITING_OPERATORS = (
 WINDOW = "crop_size: 32, num_frames: 3, window_seconds: 1.0, min_gap_seconds: 0.1"
 TASKS = """
 encoder: {name: tiny}
-data: {short_side: 48, videos_per_step: 4, num_workers: 0, holdout_fraction: 0.3}
+data: {short_side: 48, videos_per_step: 4, num_workers: 0, val_fraction: 0.3}
 train: {steps: 8, log_every: 8, accumulate: 2}
 tasks:
   ORDER
   arrow_of_time: {crop_size: 32, num_frames: 4}
-  colorization: {crop_size: 32, frame_shift: 4, num_references: 1, radius: 3, HIDE}
+  colorization: {crop_size: 32, frame_jitter: 4, num_references: 1, radius: 3, HIDE}
 """
 
 
@@ -80,11 +80,11 @@ def counted_waits(monkeypatch):
     [
         (f"order_verification: {{{WINDOW}}}", "hide: one, predict: values"),
         (f"clip_order: {{{WINDOW}, split_channels: true}}", "hide: both, predict: classes"),
-        (f"odd_one_out: {{{WINDOW}, crop_shift: 4}}", "hide: one, predict: classes"),
+        (f"odd_one_out: {{{WINDOW}, clip_jitter: 4}}", "hide: one, predict: classes"),
         ("playback_speed: {crop_size: 32, num_frames: 3, frame_gaps: [1, 2]}", "hide: both"),
         ("relative_position: {crop_size: 16, gap: 4, jitter: 2}", "hide: both"),
         ("exemplar: {crop_size: 16}", "hide: both"),
-        ("random_walk: {crop_size: 32, patch_size: 16, grid: 3, frame_shift: 4}", "hide: both"),
+        ("random_walk: {crop_size: 32, patch_size: 16, grid: 3, frame_jitter: 4}", "hide: both"),
         ("image_colorization: {crop_size: 32}", "hide: both"),
         ("cpc: {crop_size: 32, num_blocks: 3, num_predicted: 2, block_frames: 2}", "hide: both"),
         (f"simcse: {{{WINDOW}}}", "hide: both"),

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 H, W, FRAMES = 48, 64, 3
 CONFIG = """
 tasks: {arrow_of_time: {crop_size: 32, num_frames: 4, min_motion: 0}}
-data: {short_side: 48, videos_per_step: 4, num_workers: 0, holdout_fraction: 0.4}
-train: {steps: 1, log_every: 1, evaluate_batches: 1, threads_per_process: 1}
+data: {short_side: 48, videos_per_step: 4, num_workers: 0, val_fraction: 0.4}
+train: {steps: 1, log_every: 1, eval_batches: 1, threads_per_process: 1}
 """
 
 

@@ -41,7 +41,7 @@ def linear_rgb_of(lab: np.ndarray) -> np.ndarray:
 
 def build(**settings) -> Task:
     torch.manual_seed(0)
-    config = ImageColorizationConfig(**{"crop_size": 32, "hidden": 16, **settings})
+    config = ImageColorizationConfig(**{"crop_size": 32, "hidden_dim": 16, **settings})
     return Task(config, Encoder(EncoderSpec("tiny", deepest_stage="res4")).stages)
 
 

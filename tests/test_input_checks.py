@@ -24,7 +24,7 @@ from videossl.types import ClipBatch, Views
 
 CPU = torch.device("cpu")
 COLOURS = {"stage": "res3", "num_references": 2, "seconds_between_frames": 0.1}
-COLOURS |= {"crop_size": 32, "frame_shift": 0, "num_classes": 4}
+COLOURS |= {"crop_size": 32, "frame_jitter": 0, "num_classes": 4}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def subject(video_folder, tmp_path_factory) -> Subject:
         "out": str(tmp_path_factory.mktemp("audit")),
         "encoder": {"name": "r3d_18"},
         "data": {"manifest": str(video_folder), "short_side": 48, "num_workers": 0}
-        | {"videos_per_step": 4, "holdout_fraction": 0.3},
+        | {"videos_per_step": 4, "val_fraction": 0.3},
         "tasks": {"colorization": COLOURS},
     }
     return Subject(validate(Config, values), World(0, 1, 0, CPU))

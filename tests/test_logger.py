@@ -28,10 +28,10 @@ def test_tensorboard_reads_curves_and_pictures(tmp_path):
     with RunLogger(tmp_path, is_main=True, first_step=0, total_steps=9) as logger:
         for step in (1, 2):
             logger.write(step, "line", {"tasks": {"a": {"loss": step / 2}}, "lr": 0.1}, "train/")
-        logger.draw(2, "heldout", {"colours": picture})
+        logger.draw(2, "val", {"colours": picture})
     events = read(tmp_path)
     assert [(e.step, e.value) for e in events.Scalars("train/tasks/a/loss")] == [(1, 0.5), (2, 1.0)]
-    (image,) = events.Images("heldout/colours")
+    (image,) = events.Images("val/colours")
     assert (image.step, image.width, image.height) == (2, 30, 20)
     from torchvision.io import decode_png
 

@@ -22,7 +22,7 @@ CONFIG = {
         "arrow_of_time": {"crop_size": 32, "num_frames": 4, "dropout": 0.0, "min_motion": 0.0},
         "colorization": {
             "crop_size": 32,
-            "frame_shift": 0,
+            "frame_jitter": 0,
             "num_references": 3,
             "weight": 2.0,
             "num_classes": 4,

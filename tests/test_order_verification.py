@@ -153,7 +153,7 @@ def test_questions_show_the_tuples_of_their_labels():
 
 
 def test_each_sub_clip_is_cut_and_coloured_on_its_own():
-    task = build(crop_size=32, crop_shift=8, num_frames=2, split_channels=True)
+    task = build(crop_size=32, clip_jitter=8, num_frames=2, split_channels=True)
     ramp = torch.linspace(-1, 1, 48)
     clips = torch.zeros(6, 5, 3, 2, 48, 48)
     clips[:, :, 0] = ramp[None, :] + ramp[:, None]

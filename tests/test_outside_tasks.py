@@ -18,8 +18,8 @@ SHOWN_TASK = (Path(__file__).parents[1] / "docs/add_a_task.md").read_text()
 SHOWN_TASK = SHOWN_TASK.split("```python\n")[1].split("```")[0]
 CONFIG = """
 tasks: {{{name}: {{crop_size: 32}}, arrow_of_time: {{crop_size: 32, num_frames: 4, min_motion: 0}}}}
-data: {{short_side: 48, videos_per_step: 4, num_workers: {workers}, holdout_fraction: 0.4}}
-train: {{steps: 2, log_every: 1, evaluate_batches: 1, task_weights: learned, threads_per_process: 1}}
+data: {{short_side: 48, videos_per_step: 4, num_workers: {workers}, val_fraction: 0.4}}
+train: {{steps: 2, log_every: 1, eval_batches: 1, task_weights: learned, threads_per_process: 1}}
 """
 
 

@@ -18,15 +18,15 @@ SMALL = {"crop_size": 32}
 VARIANTS = {
     "order_verification": [
         {"num_frames": 2},
-        {"num_frames": 1, "tau_max_seconds": 2.0, "crop_shift": 4, "split_channels": True},
+        {"num_frames": 1, "tau_max_seconds": 2.0, "clip_jitter": 4, "split_channels": True},
         {"positive_share": 0.25},
     ],
-    "contrastive": [{}, {"mode": "moco", "queue": 8}, {"loss": "triplet"}],
+    "contrastive": [{}, {"mode": "moco", "queue_size": 8}, {"loss": "triplet"}],
     "clip_order": [
-        {"num_frames": 2, "crop_shift": 4},
+        {"num_frames": 2, "clip_jitter": 4},
         {"num_clips": 4, "num_frames": 1, "merge_reversals": True, "split_channels": True},
     ],
-    "odd_one_out": [{}, {"num_frames": 3, "crop_shift": 2}],
+    "odd_one_out": [{}, {"num_frames": 3, "clip_jitter": 2}],
     "playback_speed": [
         {"num_frames": 4},
         {"num_frames": 2, "speeds": (1, 2, 4), "frame_gaps": (1, 2)},
@@ -48,11 +48,11 @@ VARIANTS = {
         },
     ],
     "random_walk": [
-        {"patch_size": 16, "grid": 3, "frame_shift": 4},
+        {"patch_size": 16, "grid": 3, "frame_jitter": 4},
         {
             "patch_size": 16,
             "grid": 2,
-            "frame_shift": 0,
+            "frame_jitter": 0,
             "num_frames": 2,
             "patch_area": (1, 1),
             "edge_dropout": 0.6,
@@ -66,18 +66,18 @@ VARIANTS = {
         {"num_frames": 1, "mode": "supervised", "hard_negative": "none"},
     ],
     "colorization": [
-        {"frame_shift": 4},
+        {"frame_jitter": 4},
         {
-            "frame_shift": 4,
+            "frame_jitter": 4,
             "hide": "one",
             "predict": "values",
             "num_references": 1,
             "frame_gaps": (1, 2),
             "radius": 3,
         },
-        {"frame_shift": 4, "hide": "one", "predict": "classes"},
-        {"frame_shift": 0, "predict": "values"},
-        {"frame_shift": 4, "stage": "res4", "similarity": "dot", "temperature": 1.0},  # stride 8
+        {"frame_jitter": 4, "hide": "one", "predict": "classes"},
+        {"frame_jitter": 0, "predict": "values"},
+        {"frame_jitter": 4, "stage": "res4", "similarity": "dot", "temperature": 1.0},  # stride 8
     ],
 }
 CASES = [(name, variant) for name in available() for variant in VARIANTS.get(name, [{}])]
@@ -174,7 +174,7 @@ def test_a_fourth_task_is_one_file_and_one_config(tmp_path, monkeypatch, video_f
     config = tmp_path / "toy.yaml"
     config.write_text(
         "tasks: {brightness: {weight: 2.0, crop_size: 32}, arrow_of_time: {crop_size: 32, num_frames: 4}}\n"
-        "data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0}\n"
+        "data: {short_side: 48, videos_per_step: 2, num_workers: 0, val_fraction: 0}\n"
         "train: {steps: 2, log_every: 1}\n"
     )
     out = tmp_path / "run"

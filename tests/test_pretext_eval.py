@@ -15,12 +15,12 @@ from videossl.engine.build import clip_dataset
 from videossl.errors import UserError
 
 TASKS = """
-data: {short_side: 48, videos_per_step: 4, num_workers: 0, holdout_fraction: 0.4}
-train: {steps: 2, log_every: 1, evaluate_batches: 1, threads_per_process: 1}
+data: {short_side: 48, videos_per_step: 4, num_workers: 0, val_fraction: 0.4}
+train: {steps: 2, log_every: 1, eval_batches: 1, threads_per_process: 1}
 tasks:
   order_verification: {crop_size: 32, num_frames: 2, window_seconds: 1.0, min_gap_seconds: 0.1, min_difference: 0}
   arrow_of_time: {crop_size: 32, num_frames: 4, min_motion: 0}
-  colorization: {crop_size: 32, frame_shift: 4, num_references: 1, num_classes: 4, radius: 3}
+  colorization: {crop_size: 32, frame_jitter: 4, num_references: 1, num_classes: 4, radius: 3}
   contrastive: {crop_size: 32, num_frames: 2, window_seconds: 1.0}
 """
 

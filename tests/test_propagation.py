@@ -115,7 +115,7 @@ def test_a_still_video_keeps_the_mask_exactly(name: str) -> None:
         short_side=None,
         long_side_multiple=None,
         temperature=0.001,
-        label_up="nearest",
+        label_upsample="nearest",
     )
     frames = noise_frames(1).repeat(7, 1, 1, 1)
     for mask in run(frames, block_mask(), protocol):
@@ -148,7 +148,9 @@ def test_every_preset_follows_a_moving_texture(name: str) -> None:
 
 
 def test_void_in_the_first_mask_is_background() -> None:
-    protocol = replace(CARRIED["videossl"], short_side=None, label_up="nearest", temperature=0.001)
+    protocol = replace(
+        CARRIED["videossl"], short_side=None, label_upsample="nearest", temperature=0.001
+    )
     mask = block_mask()
     mask[0:8] = 255
     last = run(noise_frames(1).repeat(3, 1, 1, 1), mask, protocol)[-1]
@@ -156,7 +158,9 @@ def test_void_in_the_first_mask_is_background() -> None:
 
 
 def test_an_object_that_appears_later_is_taken_as_given_and_carried_on() -> None:
-    protocol = replace(CARRIED["videossl"], short_side=None, label_up="nearest", temperature=0.001)
+    protocol = replace(
+        CARRIED["videossl"], short_side=None, label_upsample="nearest", temperature=0.001
+    )
     first, late = block_mask(), np.zeros((48, 64), np.uint8)
     late[0:8, 40:60] = 2
     source, extractor = ArrayFrames(noise_frames(1).repeat(6, 1, 1, 1)), LabPatches()
@@ -211,7 +215,9 @@ def test_starts_share_the_features_they_keep() -> None:
 
 
 def test_hard_labels_stay_whole() -> None:
-    protocol = replace(CARRIED["videossl"], short_side=None, hard_labels=True, label_up="nearest")
+    protocol = replace(
+        CARRIED["videossl"], short_side=None, hard_labels=True, label_upsample="nearest"
+    )
     for mask in run(noise_frames(4), block_mask(), protocol)[1:]:
         cells = mask.reshape(12, 4, 16, 4)
         assert (cells == cells[:, :1, :, :1]).all()

@@ -13,9 +13,9 @@ from videossl.errors import UserError
 
 CONFIG = """
 encoder: {name: tiny}
-data: {short_side: 48, videos_per_step: 4, num_workers: 2, holdout_fraction: 0.3, timeout_seconds: 1}
+data: {short_side: 48, videos_per_step: 4, num_workers: 2, val_fraction: 0.3, timeout_seconds: 1}
 tasks: {arrow_of_time: {crop_size: 32, num_frames: 4}}
-train: {steps: 8, log_every: 1, save_every: 4, evaluate_every: 8, evaluate_batches: 2}
+train: {steps: 8, log_every: 1, save_every: 4, eval_every: 8, eval_batches: 2}
 """
 
 

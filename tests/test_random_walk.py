@@ -24,7 +24,7 @@ from videossl.rng import row_random
 from videossl.types import ClipBatch, FeatureMaps, tally_value
 
 CPU = torch.device("cpu")
-SMALL = {"crop_size": 32, "patch_size": 16, "grid": 3, "frame_shift": 4}
+SMALL = {"crop_size": 32, "patch_size": 16, "grid": 3, "frame_jitter": 4}
 
 
 def build(**settings) -> Task:
@@ -229,7 +229,7 @@ def test_patches_show_random_squares_of_themselves():
 
 def test_a_node_knows_nothing_but_its_patch():
     """What lies outside of a patch, and where it lies, does not reach it: else cells could be told instead of matched."""
-    task = build(patch_area=(1.0, 1.0), frame_shift=0, num_frames=2)
+    task = build(patch_area=(1.0, 1.0), frame_jitter=0, num_frames=2)
     model = model_of(task).eval()
     tile = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     clips = tile.repeat(1, 2, 4, 4)[None].clone()  # every patch shows the same four tiles
@@ -313,7 +313,7 @@ def scenes(seeds, task: Task) -> torch.Tensor:
 
 
 def test_training_learns_to_come_home_on_scenes_it_never_saw():
-    task = build(crop_size=72, patch_size=32, grid=3, frame_shift=4, num_frames=3)
+    task = build(crop_size=72, patch_size=32, grid=3, frame_jitter=4, num_frames=3)
     model = model_of(task)
     held = batch_of(task, scenes(range(100, 112), task))
 

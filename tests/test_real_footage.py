@@ -16,8 +16,8 @@ VIDEOS = (  # small ones, of four sources
 CONFIG = """
 encoder: {name: tiny}
 tasks: {arrow_of_time: {crop_size: 32, num_frames: 4, min_motion: 0}}
-data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0.25}
-train: {steps: 2, log_every: 1, evaluate_batches: 1, threads_per_process: 1}
+data: {short_side: 48, videos_per_step: 2, num_workers: 0, val_fraction: 0.25}
+train: {steps: 2, log_every: 1, eval_batches: 1, threads_per_process: 1}
 monitor: {pictures: false}
 """
 

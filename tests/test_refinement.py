@@ -98,7 +98,7 @@ def test_a_protocol_that_refines_needs_the_frames():
     [
         ({"refine_radius": "0"}, "refine_radius must be >= 1 or none"),
         ({"refine_radius": "4", "refine_epsilon": "0"}, "refine_epsilon > 0"),
-        ({"refine_radius": "4", "min_max": "true"}, "needs min_max false"),
+        ({"refine_radius": "4", "norm_mask": "true"}, "needs norm_mask false"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(overrides, message):

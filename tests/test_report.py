@@ -39,9 +39,9 @@ def make_run(out: Path, *, lr: float) -> Path:
     with RunLogger(out, is_main=True, first_step=0, total_steps=40) as logger:
         for step in (10, 20, 30):
             logger.write(step, "line", {"tasks": task(step / 100), "lr": lr}, "train/")
-        logger.write(20, "line", {"heldout": task(0.625)}, "heldout/")
-        logger.draw(20, "heldout/order", {"older": picture})
-        logger.draw(30, "heldout/order", {"older": picture + 255})
+        logger.write(20, "line", {"val": task(0.625)}, "val/")
+        logger.draw(20, "val/order", {"older": picture})
+        logger.draw(30, "val/order", {"older": picture + 255})
     return out
 
 
@@ -71,7 +71,7 @@ def test_a_run_is_read_as_it_was_written(run):
     assert record.last_step == 30
     assert [line["step"] for line in record.metrics] == [10, 20, 30, 20]
     (picture,) = record.pictures
-    assert (picture.tag, picture.step) == ("heldout/order/older", 30)
+    assert (picture.tag, picture.step) == ("val/order/older", 30)
     assert picture.png.startswith(b"\x89PNG")
     assert record.training_seconds is not None
 
@@ -80,7 +80,7 @@ def test_events_are_read_up_to_where_a_kill_cut_them(run):
     (path,) = (run / "tb").iterdir()
     path.write_bytes(path.read_bytes()[:-20])
     (picture,) = read_run(run).pictures
-    assert (picture.tag, picture.step) == ("heldout/order/older", 20)  # that of step 30 is cut
+    assert (picture.tag, picture.step) == ("val/order/older", 20)  # that of step 30 is cut
 
 
 def test_the_page_holds_what_the_runs_wrote(run, tmp_path):

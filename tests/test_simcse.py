@@ -26,7 +26,7 @@ MODES = [
 
 def build(**settings) -> Task:
     torch.manual_seed(0)
-    small = {"crop_size": 32, "num_frames": 4, "hidden": 16, "embedding": 8}
+    small = {"crop_size": 32, "num_frames": 4, "hidden_dim": 16, "embed_dim": 8}
     return Task(SimcseConfig(**{**small, **settings}), Encoder(EncoderSpec("tiny")).stages)
 
 
@@ -112,7 +112,7 @@ def test_loss_and_answers_equal_a_slow_loop(settings, videos, training):
 
 
 def test_masks_are_of_each_pass_alone_and_stay_in_evaluation():
-    task = build(hidden=400).eval()
+    task = build(hidden_dim=400).eval()
     views = views_of(task, random_clips(task, 6), list(range(6)))
     masks = views.targets["masks"]
     assert 0.88 < masks.float().mean() < 0.92

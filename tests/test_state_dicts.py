@@ -353,7 +353,7 @@ def test_what_does_not_fit_fails_in_one_line(exported, kinetics, tmp_path, capsy
 
 CONFIG = """
 tasks: {arrow_of_time: {stage: res3, num_frames: 4, crop_size: 32}}
-data: {short_side: 48, videos_per_step: 2, num_workers: 0, holdout_fraction: 0}
+data: {short_side: 48, videos_per_step: 2, num_workers: 0, val_fraction: 0}
 train: {steps: 1, log_every: 1}
 monitor: {pictures: false, gradients_every: 0}
 device: cpu
@@ -388,7 +388,7 @@ def test_a_slow_copy_begins_with_the_same_weights(checkpoint):
     from videossl.config import Config
     from videossl.engine.build import begin_with, build_model
 
-    task = {"mode": "moco", "queue": 8, "momentum": 0.99, "stage": "res3"}
+    task = {"mode": "moco", "queue_size": 8, "momentum": 0.99, "stage": "res3"}
     config = Config(out="x", tasks={"contrastive": task})
     model = build_model(config)
     assert model.slow_encoder is not None

@@ -18,7 +18,7 @@ def frames_in(p: Protocol) -> str:
 
 def frames_read(p: Protocol) -> str:
     if p.memory_offsets:
-        kept, offsets = (", ".join(map(str, n)) for n in (p.kept_frames, p.memory_offsets))
+        kept, offsets = (", ".join(map(str, n)) for n in (p.anchor_frames, p.memory_offsets))
         return f"{{{kept}}} + t - {{{offsets}}}"
     first = "first + " if p.keep_first else ""
     copies = "" if p.first_copies == "once" else f", first {p.first_copies}"
@@ -48,10 +48,10 @@ def test_the_docs_state_the_preset(name: str) -> None:
         window(p),
         "all" if p.top_k is None else f"{p.top_k}{of_each}",
         f"{p.temperature:.3g}",
-        p.label_down + (f", hard at {p.hard_at}" if p.hard_labels else ""),
-        (f"min-max at {p.min_max_at}, " if p.min_max else "")
-        + (f"expected J of shares^{p.decide_power:g}, " if p.decide_by == "expected_j" else "")
-        + f"at {p.decide_at}"
+        p.label_downsample + (f", hard at {p.hard_at}" if p.hard_labels else ""),
+        (f"min-max at {p.norm_mask_at}, " if p.norm_mask else "")
+        + (f"expected J of shares^{p.decision_power:g}, " if p.decision == "expected_iou" else "")
+        + f"at {p.decision_at}"
         + (f", guided filter {p.refine_radius}" if p.refine_radius else ""),
     ]
     assert f"| {' | '.join(cells)} |" in DOCS.read_text().splitlines()

@@ -25,12 +25,12 @@ from videossl.errors import UserError
 
 CONFIG = """
 encoder: {name: tiny}
-data: {short_side: 48, videos_per_step: 4, num_workers: 1, holdout_fraction: 0.3}
+data: {short_side: 48, videos_per_step: 4, num_workers: 1, val_fraction: 0.3}
 tasks:
   order_verification: {crop_size: 32, num_frames: 2, window_seconds: 1.0, min_gap_seconds: 0.1}
   arrow_of_time: {crop_size: 32, num_frames: 4}
-  colorization: {crop_size: 32, frame_shift: 4, hide: one, predict: values, num_references: 1, radius: 3}
-train: {steps: 8, log_every: 1, save_every: 2, evaluate_every: 4, evaluate_batches: 2, keep_checkpoints: 9}
+  colorization: {crop_size: 32, frame_jitter: 4, hide: one, predict: values, num_references: 1, radius: 3}
+train: {steps: 8, log_every: 1, save_every: 2, eval_every: 4, eval_batches: 2, keep_checkpoints: 9}
 """
 
 
@@ -99,10 +99,10 @@ def test_the_folder_holds_what_a_user_looks_for(whole_run):
     assert {"config.yaml", "env.json", "train.log", "metrics.jsonl", "tb", "checkpoints"} <= names
     records = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     step = next(r for r in records if "tasks" in r)
-    assert {"lr", "clips_per_second", "data_wait_share"} <= step.keys()
+    assert {"lr", "clips_per_second", "data_time_fraction"} <= step.keys()
     for metrics in step["tasks"].values():
         assert {"loss", "accuracy", "chance"} <= metrics.keys()
-    heldout = [r for r in records if "heldout" in r]
+    heldout = [r for r in records if "val" in r]
     assert [r["step"] for r in heldout] == [4, 8]
     line = (whole_run / "train.log").read_text()
     assert "arrow_of_time loss" in line
@@ -176,7 +176,7 @@ def test_a_run_older_than_a_setting_goes_on_with_its_default(
     [
         ("data.manifest=nowhere.parquet", "nowhere.parquet"),
         ("data.manifest=null", "data.manifest is not set; run `videossl scan"),
-        ("data.holdout_fraction=0.01", "holds out no whole source group"),
+        ("data.val_fraction=0.01", "holds out no whole source group"),
         (
             "tasks.order_verification.window_seconds=0.1",
             r"tasks.order_verification: window_seconds 0.1 cannot hold",
@@ -242,7 +242,7 @@ def test_torchrun_trains_with_two_processes(config_file, video_folder, tmp_path)
         "-m",
         "videossl",
     ]
-    overrides = ["train.steps=2", "train.evaluate_every=2"]
+    overrides = ["train.steps=2", "train.eval_every=2"]
     done = subprocess.run(
         command + arguments(config_file, video_folder, tmp_path / "r", *overrides),
         capture_output=True,
@@ -259,7 +259,7 @@ def test_accumulated_batches_make_one_step(config_file, video_folder, tmp_path):
         "train.steps=2",
         "train.accumulate=2",
         "data.videos_per_step=2",
-        "train.evaluate_every=9",
+        "train.eval_every=9",
     ]
     assert main(arguments(config_file, video_folder, tmp_path / "r", *overrides)) == 0
     assert [step for step, _ in losses(tmp_path / "r")] == [1, 2]
@@ -328,10 +328,10 @@ def test_too_many_broken_videos_stop_the_run(config_file, video_folder, tmp_path
         path.write_bytes(data if index % 2 else b"no video any more")
         broken.append(type(entry)(**{**entry.__dict__, "path": str(path)}))
     write_manifest(broken, tmp_path / "m.parquet")
-    overrides = ["data.max_bad_fraction=0.9", "data.holdout_fraction=0", "train.steps=3"]
+    overrides = ["data.max_bad_fraction=0.9", "data.val_fraction=0", "train.steps=3"]
     assert main(arguments(config_file, tmp_path / "m.parquet", tmp_path / "kept", *overrides)) == 0
     assert "bad" in (tmp_path / "kept/train.log").read_text()
-    overrides = ["data.max_bad_fraction=0.1", "data.holdout_fraction=0", "train.steps=100"]
+    overrides = ["data.max_bad_fraction=0.1", "data.val_fraction=0", "train.steps=100"]
     assert (
         main(arguments(config_file, tmp_path / "m.parquet", tmp_path / "stopped", *overrides)) == 2
     )

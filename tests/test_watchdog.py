@@ -19,7 +19,7 @@ def failed_run(kind: str, video_folder: Path, tmp_path: Path) -> list[str]:
     """What the run says, without torchrun's own words."""
     (tmp_path / "c.yaml").write_text(CONFIG)
     script = str(Path(__file__).with_name("stalled_run.py"))
-    overrides = ["train.watchdog_seconds=6", "data.timeout_seconds=500", "train.evaluate_every=99"]
+    overrides = ["train.watchdog_seconds=6", "data.timeout_seconds=500", "train.eval_every=99"]
     run = arguments(tmp_path / "c.yaml", video_folder, tmp_path / "run", *overrides)
     started = time.monotonic()
     done = subprocess.run(

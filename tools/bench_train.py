@@ -222,7 +222,7 @@ def processes(path: str, manifest: str, steps: int) -> None:
             command += [f"--nproc_per_node={count}", "-m", "videossl", "train", "--config", path]
             command += [f"data.manifest={manifest}", f"out={folder}/run", f"train.steps={steps}"]
             command += [f"train.log_every={steps // 3}", "train.threads_per_process=1"]
-            command += ["train.evaluate_batches=1", "monitor.gradients_every=0"]
+            command += ["train.eval_batches=1", "monitor.gradients_every=0"]
             subprocess.run(command, check=True, capture_output=True)
             lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
         logged = [record for record in map(json.loads, lines) if "clips_per_second" in record]

@@ -21,10 +21,10 @@ from tempfile import TemporaryDirectory
 
 CONFIG = """
 encoder: {name: tiny}
-data: {short_side: 48, videos_per_step: 4, num_workers: 2, holdout_fraction: 0.3}
+data: {short_side: 48, videos_per_step: 4, num_workers: 2, val_fraction: 0.3}
 tasks: {arrow_of_time: {crop_size: 32}}
 optim: {warmup_steps: 5}
-train: {steps: 60, log_every: 5, save_every: 10, evaluate_every: 10, evaluate_batches: 2, threads_per_process: 1}
+train: {steps: 60, log_every: 5, save_every: 10, eval_every: 10, eval_batches: 2, threads_per_process: 1}
 """
 VIDEOSSL = [sys.executable, "-m", "videossl"]
 TOO_LATE = "too late"

@@ -25,13 +25,13 @@ from interrupt_commands import left_of, start
 
 CONFIG = """
 encoder: {name: tiny}
-data: {short_side: 48, videos_per_step: 4, num_workers: 1, holdout_fraction: 0.3}
+data: {short_side: 48, videos_per_step: 4, num_workers: 1, val_fraction: 0.3}
 tasks:
   arrow_of_time: {crop_size: 32, num_frames: 4}
   order_verification: {crop_size: 32, num_frames: 2, window_seconds: 1.0, min_gap_seconds: 0.1}
-  colorization: {crop_size: 32, frame_shift: 4, hide: one, predict: values, num_references: 1, radius: 3}
+  colorization: {crop_size: 32, frame_jitter: 4, hide: one, predict: values, num_references: 1, radius: 3}
 optim: {warmup_steps: 5}
-train: {steps: 24, log_every: 2, save_every: 3, evaluate_every: 8, evaluate_batches: 2, threads_per_process: 1}
+train: {steps: 24, log_every: 2, save_every: 3, eval_every: 8, eval_batches: 2, threads_per_process: 1}
 """
 LEAVE_SECONDS = 20.0
 RUN = [
@@ -82,7 +82,7 @@ def outcome(out: Path) -> dict[str, Any]:
     }
     for line in (out / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
-        for name in ("tasks", "heldout"):
+        for name in ("tasks", "val"):
             if name in record:
                 said[f"{name} {record['step']}"] = record[name]
     return said

@@ -73,8 +73,10 @@ class DataSection(Section):
         2, ge=0, description="decoding processes (threads with decode.device=cuda) per rank"
     )
     sampling: SamplingRules = SamplingRules()
-    cut_bars: bool = Field(True, description="leave out black bars (known after `scan --deep`)")
-    holdout_fraction: float = Field(
+    crop_letterbox: bool = Field(
+        True, description="leave out black bars (known after `scan --deep`)"
+    )
+    val_fraction: float = Field(
         0.15, ge=0, lt=1, description="share of source groups never trained on"
     )
     max_bad_fraction: float = Field(
@@ -101,7 +103,7 @@ class Augmentation(Section):
     )
     min_scale: float = Field(0.6, gt=0, le=1, description="smallest side of the crop")
     flip: bool = True
-    clip_shift: float = Field(
+    clip_jitter: float = Field(
         0.05, ge=0, lt=0.5, description="of each clip of a video, independently"
     )
     brightness: float = Field(8.0, ge=0, description="in units of L")
@@ -141,13 +143,13 @@ class TrainSection(Section):
     keep_checkpoints: int = Field(2, ge=1, description="the newest ones; the best is kept beside")
     best_metric: str | None = Field(
         None,
-        description="whose best checkpoint is kept: heldout/arrow_of_time/accuracy, knn/accuracy, tracking/J&F-Mean",
+        description="whose best checkpoint is kept: val/arrow_of_time/accuracy, knn/accuracy, tracking/J&F-Mean",
     )
     non_finite: Literal["skip", "abort"] = Field(
         "skip", description="what to do with a step whose loss or gradient is not finite"
     )
-    evaluate_every: int = Field(100, ge=1)
-    evaluate_batches: int = Field(8, ge=1, description="of videos_per_step held-out clips each")
+    eval_every: int = Field(100, ge=1)
+    eval_batches: int = Field(8, ge=1, description="of videos_per_step held-out clips each")
     watchdog_seconds: float = Field(
         300,
         gt=0,
@@ -203,6 +205,20 @@ class Config(Section):
 MAX_DEPTH = 50  # of a config's sections and lists; chosen
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# Settings that had another name when runs were begun that may still go on; `*` is any task.
+RENAMED = {
+    "data.holdout_fraction": "val_fraction",
+    "data.cut_bars": "crop_letterbox",
+    "augment.clip_shift": "clip_jitter",
+    "train.evaluate_every": "eval_every",
+    "train.evaluate_batches": "eval_batches",
+    "tasks.*.frame_shift": "frame_jitter",
+    "tasks.*.crop_shift": "clip_jitter",
+    "tasks.*.hidden": "hidden_dim",
+    "tasks.*.embedding": "embed_dim",
+    "tasks.*.queue": "queue_size",
+}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -318,6 +334,31 @@ def _explain(model: type[BaseModel], error: ValidationError, path: str) -> str:
     return text + (f" (and {len(details) - 1} more)" if len(details) > 1 else "")
 
 
+def saved_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The config that an earlier run has written down, with the names that its settings have now."""
+    return {
+        section: _with_new_names(section, value) if isinstance(value, Mapping) else value
+        for section, value in values.items()
+    }
+
+
+def _with_new_names(path: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    result = {}
+    for key, value in values.items():
+        name = _new_name(f"{path}.{key}") or key
+        is_task = path == "tasks" and isinstance(value, Mapping)
+        result[name] = _with_new_names(f"{path}.{key}", value) if is_task else value
+    if path == "train" and str(result.get("best_metric")).startswith("heldout/"):
+        result["best_metric"] = str(result["best_metric"]).replace("heldout/", "val/", 1)
+    return result
+
+
+def _new_name(key: str) -> str | None:
+    section, _, name = key.rpartition(".")
+    is_of_task = section.startswith("tasks.")
+    return RENAMED.get(f"tasks.*.{name}" if is_of_task else key)
+
+
 def _hint(model: type[BaseModel], location: Sequence[str], path: str) -> str:
     """The setting that a wrong key was meant to be: of its own section, or of the same name in another one."""
     section = _section_at(model, location[:-1])
@@ -325,6 +366,8 @@ def _hint(model: type[BaseModel], location: Sequence[str], path: str) -> str:
     keys = {name: ".".join([*prefix, name]) for name in section.model_fields}
     near = difflib.get_close_matches(location[-1], keys, n=1)
     elsewhere = [key for key in _dotted(model, path) if key.rpartition(".")[2] == location[-1]]
+    if new := _new_name(".".join([*prefix, location[-1]])):
+        return f"it is called {'.'.join([*prefix, new])}"
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
     return f"did you mean {keys[near[0]]}?" if near else f"allowed: {', '.join(sorted(keys))}"

@@ -95,12 +95,12 @@ def unseen_videos(run: Run, manifest_path: Path | None) -> tuple[Manifest, np.nd
     """
     data, seed = run.config.data, run.config.seed
     own = read_manifest(Path(str(data.manifest)))
-    split = split_of_run(own, data.holdout_fraction, seed, run=run.folder, may_change=True)
+    split = split_of_run(own, data.val_fraction, seed, run=run.folder, may_change=True)
     if manifest_path is None or manifest_path == Path(str(data.manifest)):
         if not len(split.heldout):
             raise UserError(
                 f"the run held no video of {data.manifest} out: name another --manifest, or train with "
-                "data.holdout_fraction above 0"
+                "data.val_fraction above 0"
             )
         return own, split.heldout
     other = read_manifest(manifest_path)

@@ -65,7 +65,7 @@ class Subject:
         self.train, heldout, _ = build_datasets(config, self.model, world, run=run, may_change=True)
         if heldout is None:
             raise UserError(
-                "data.holdout_fraction is 0: shortcut baselines are judged on held-out videos; set it above 0"
+                "data.val_fraction is 0: shortcut baselines are judged on held-out videos; set it above 0"
             )
         self.heldout = heldout
         bad = config.data.max_bad_fraction
@@ -185,7 +185,7 @@ def _require_split_of(trained: Config, config: Config) -> None:
     """Raises UserError for another split than the run's, on which a checkpoint may have trained on held-out videos."""
     for key, own, given in (
         ("seed", trained.seed, config.seed),
-        ("data.holdout_fraction", trained.data.holdout_fraction, config.data.holdout_fraction),
+        ("data.val_fraction", trained.data.val_fraction, config.data.val_fraction),
     ):
         if own != given:
             raise UserError(

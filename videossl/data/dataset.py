@@ -78,14 +78,14 @@ class ClipDataset(Dataset[RawClips]):
         short_side: int,
         rows: np.ndarray | None = None,
         rules: SamplingRules = ALL_RULES,
-        cut_bars: bool = True,
+        crop_letterbox: bool = True,
         backend: Backend = "auto",
         device: str = "cpu",
         shuffle: bool = True,
     ) -> None:
         self.specs = tuple(sorted(set(specs)))
         self.seed, self.short_side, self.shuffle = seed, short_side, shuffle
-        self.rules, self.cut_bars = rules, cut_bars
+        self.rules, self.crop_letterbox = rules, crop_letterbox
         self.backend: Backend = backend
         # Refused here: once, and not by every worker.
         self.reader = resolve_backend(backend, device)
@@ -174,7 +174,7 @@ class ClipDataset(Dataset[RawClips]):
         inverse = again[inverse]
         with self._open(row, entry, video) as reader:
             decoded = reader.frames_at(shown)
-        box = _picture_box(entry, decoded.data.shape[-2:]) if self.cut_bars else None
+        box = _picture_box(entry, decoded.data.shape[-2:]) if self.crop_letterbox else None
         images = _square(decoded.data, self.short_side, random, box)
         frames, pts_seconds, start = {}, {}, 0
         for spec, spec_times in times.items():

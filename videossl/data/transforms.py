@@ -53,7 +53,7 @@ def _boxes(
     room = inner - size_drawn
     place = rng.uniform(1, 2) * room
     shift = rng.uniform(num_clips, 2, low=-1.0, high=1.0) * (
-        augmentation.clip_shift * side if num_clips > 1 else 0.0
+        augmentation.clip_jitter * side if num_clips > 1 else 0.0
     )
     low = torch.minimum((place + shift).clamp_min(0), room) + augmentation.border * side
     return torch.cat([low, low + size_drawn], -1)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videossl.config import Config, validate
+from videossl.config import Config, saved_config, validate
 from videossl.data.transforms import transform_clips
 from videossl.engine.build import task_configs
 from videossl.engine.checkpoint import encoder_of_state, load_newest_or_named, weights_below
@@ -170,7 +170,7 @@ def _tracker(
     config: Mapping[str, Any] | None,
 ) -> Tracker:
     try:
-        checked = validate(Config, config or {})
+        checked = validate(Config, saved_config(config or {}))
         task = load(name)(task_configs({name: checked.tasks[name]})[name], encoder.stages)
         task.load_state_dict(weights)
     except (KeyError, ValueError, RuntimeError) as error:

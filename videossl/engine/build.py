@@ -353,7 +353,7 @@ def clip_dataset(
         short_side=config.data.short_side,
         rows=rows,
         rules=config.data.sampling,
-        cut_bars=config.data.cut_bars,
+        crop_letterbox=config.data.crop_letterbox,
         backend=config.decode.backend,
         device=device,
         shuffle=shuffle,
@@ -374,11 +374,11 @@ def build_datasets(
     """
     manifest = read_manifest(given_manifest(config.data.manifest))
     split = split_of_run(
-        manifest, config.data.holdout_fraction, config.seed, run=run, may_change=may_change
+        manifest, config.data.val_fraction, config.seed, run=run, may_change=may_change
     )
-    if config.data.holdout_fraction > 0 and not len(split.heldout):
+    if config.data.val_fraction > 0 and not len(split.heldout):
         raise UserError(
-            f"data.holdout_fraction {config.data.holdout_fraction:g} holds out no whole source group of "
+            f"data.val_fraction {config.data.val_fraction:g} holds out no whole source group of "
             f"{config.data.manifest}: add videos, raise it, or set it to 0 to go without held-out metrics"
         )
     dataset = functools.partial(clip_dataset, config, model, manifest)

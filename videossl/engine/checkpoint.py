@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from videossl.config import saved_config
 from videossl.errors import StorageFull, UserError
 from videossl.io.output_files import writing
 from videossl.models.encoder import Encoder
@@ -160,6 +161,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(
             f"checkpoint {path} was not written by this version of videossl (format {FORMAT} expected)"
         )
+    if isinstance(state.get("config"), dict):
+        state["config"] = saved_config(state["config"])
     return state
 
 

@@ -113,7 +113,7 @@ class Alarms:
         for name, metrics in tasks.items():
             self._sound(
                 f"{where} {name}",
-                metrics["answers"] >= MIN_ANSWERS and metrics["accuracy"] > SUSPICIOUS_ACCURACY,
+                metrics["num_samples"] >= MIN_ANSWERS and metrics["accuracy"] > SUSPICIOUS_ACCURACY,
                 f"{name} answers {metrics['accuracy']:.3f} of the {where} questions ({describe_bars(metrics)}): "
                 "suspiciously perfect, a shortcut until shown otherwise",
             )
@@ -296,10 +296,10 @@ class Report:
             "epoch": step * videos / steps / len(self._data),
             "lr": lr,
             "clips_per_second": clips / interval.seconds,
-            "data_wait_share": interval.waited / interval.seconds,
-            "seconds_left": (config.train.steps - step) * interval.seconds / steps,
+            "data_time_fraction": interval.waited / interval.seconds,
+            "eta_seconds": (config.train.steps - step) * interval.seconds / steps,
             "memory_gib": peak_memory_gib(self._feed.device),
-            "bad_videos": self._feed.quarantine.num_failures,
+            "failed_decodes": self._feed.quarantine.num_failures,
             "skipped_steps": self._guard.count,
         }
         insight, lines = self._insight()

@@ -52,7 +52,7 @@ class Evaluation(Protocol):
 
 class Evaluations:
     """The evaluations of a run, in order. `owed` are those a stopped run has not finished, `best` is the best value of
-    `best_metric` (a path such as heldout/arrow_of_time/accuracy; less is better if it ends in loss).
+    `best_metric` (a path such as val/arrow_of_time/accuracy; less is better if it ends in loss).
 
     Raises UserError if no evaluation measures `best_metric`.
     """
@@ -116,18 +116,18 @@ ERRORS_OF_INTERVAL = 1.96  # standard errors to each side, of 95 %
 
 
 class HeldOut:
-    """An Evaluation: each task's metrics over `train.evaluate_batches` batches, and pictures of the first of them."""
+    """An Evaluation: each task's metrics over `train.eval_batches` batches, and pictures of the first of them."""
 
-    name = "heldout"
+    name = "val"
 
     def __init__(self, config: Config, feed: Feed, data: ClipDataset, alarms: Alarms) -> None:
-        self.every = config.train.evaluate_every
+        self.every = config.train.eval_every
         self._config, self._feed, self._data, self._alarms = config, feed, data, alarms
 
     def __call__(self, model: MultiTask, poll: Poll) -> Measured:
         """See Evaluation."""
         tallies, pictures = Tallies(), {}
-        batches = self._feed.batches(self._data, 0, self._config.train.evaluate_batches)
+        batches = self._feed.batches(self._data, 0, self._config.train.eval_batches)
         with contextlib.closing(batches):
             for index, raw in enumerate(batches):
                 poll(lambda raw=raw: self._data.source_names(raw.video_ids))  # type: ignore[misc]
@@ -146,7 +146,7 @@ class HeldOut:
 
     def _describe_videos(self) -> str:
         """How many are asked, and how far an accuracy of theirs is known: answers of one video are not independent."""
-        asked = self._config.train.evaluate_batches * self._config.data.videos_per_step
+        asked = self._config.train.eval_batches * self._config.data.videos_per_step
         count = min(len(self._data), asked)
         widest = ERRORS_OF_INTERVAL * math.sqrt(0.25 / count)
         return too_few(count, "held-out videos") or (

@@ -95,7 +95,7 @@ class Tallies:
             start += tallied.numel()
             values.setdefault(task, {})[name] = tally_value(summed)
             if name == "accuracy":
-                values[task]["answers"] = float(summed[1].sum())
+                values[task]["num_samples"] = float(summed[1].sum())
         return values
 
 
@@ -367,9 +367,9 @@ def step_line(
     """One interval, on one line."""
     return (
         f"step {step}/{total_steps}  epoch {values['epoch']:.2f}  {describe_tasks(tasks)}  lr {values['lr']:.2e}  "
-        f"{values['clips_per_second']:.1f} clips/s  waiting {100 * values['data_wait_share']:.0f} %  "
-        f"{values['memory_gib']:.1f} GiB  {duration(values['seconds_left'])} left"
-        + (f"  bad {values['bad_videos']}" if values["bad_videos"] else "")
+        f"{values['clips_per_second']:.1f} clips/s  waiting {100 * values['data_time_fraction']:.0f} %  "
+        f"{values['memory_gib']:.1f} GiB  {duration(values['eta_seconds'])} left"
+        + (f"  bad {values['failed_decodes']}" if values["failed_decodes"] else "")
         + (f"  skipped {values['skipped_steps']}" if values["skipped_steps"] else "")
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from videossl.config import Config, read_yaml
+from videossl.config import Config, read_yaml, saved_config
 from videossl.errors import UserError
 from videossl.io.output_files import is_lock, is_unfinished, write_json, write_text, writing
 from videossl.models.encoder_sources import checkpoints, step_of
@@ -38,8 +38,8 @@ FREE_KEYS = (
     ("train", "best_metric"),
     ("train", "non_finite"),
     ("train", "watchdog_seconds"),
-    ("train", "evaluate_every"),
-    ("train", "evaluate_batches"),
+    ("train", "eval_every"),
+    ("train", "eval_batches"),
     ("train", "threads_per_process"),
     ("monitor",),  # looks, and changes nothing
 )
@@ -72,7 +72,7 @@ def check_run_folder(config: Config) -> None:
         raise UserError(f"out={out} is a file: name a folder")
     existing = out / CONFIG_NAME
     if existing.exists():
-        _refuse_other_config(out, config, read_yaml(existing))
+        _refuse_other_config(out, config, saved_config(read_yaml(existing)))
     elif out.exists() and not all(is_unfinished(path) or is_lock(path) for path in out.iterdir()):
         raise UserError(f"out={out} is not empty and holds no run: name a new folder, or empty it")
 
@@ -86,7 +86,7 @@ def _make(out: Path, config: Config) -> None:
         _write_config(out, config)
         write_json(out / "env.json", environment())
     elif (
-        steps := _at(_with_new_settings(read_yaml(out / CONFIG_NAME)), STEPS)
+        steps := _at(_with_new_settings(saved_config(read_yaml(out / CONFIG_NAME))), STEPS)
     ) != config.train.steps:
         log.info(
             "extending a finished run from %d to %d steps: from here on the learning rate is that of a run of %d steps, "

@@ -34,7 +34,7 @@ NO_LICENCE = (
 )
 # What can be measured with this library, by the kind that facts give it.
 _KINDS = {
-    "heldout": "the pretext tasks on held-out videos (`videossl pretext-eval`)",
+    "val": "the pretext tasks on held-out videos (`videossl pretext-eval`)",
     "probe": "classification and retrieval on labelled videos (`videossl probe`)",
     "track": "mask propagation (`videossl track`)",
     "track-points": "points and joints (`videossl track-points`)",
@@ -252,7 +252,7 @@ _PLACES = (
 )
 # What a run measures, by its key in the lines of metrics.jsonl.
 _MEASURED = {
-    "heldout": "pretext tasks on videos held out from training",
+    "val": "pretext tasks on videos held out from training",
     "knn": "nearest neighbours on labelled videos, while training",
     "tracking": "mask propagation on the first frames of sequences, while training",
 }
@@ -362,7 +362,7 @@ def _measured(path: Path, step: int) -> list[dict[str, Any]]:
     for record in _json_lines(path):
         for name, what in _MEASURED.items():
             if name in record and record["step"] <= step:
-                rows = record[name] if name == "heldout" else {name: record[name]}
+                rows = record[name] if name == "val" else {name: record[name]}
                 last[name] = {"kind": name, "what": f"{what}, step {record['step']}", "rows": rows}
     origin = {"source": path.name, "date": date_of(path) if last else None}
     return [{**found, **origin} for found in last.values()]

@@ -54,9 +54,11 @@ class Task(PretextTask):
         channels = config.num_groups * stages[config.stage].channels
         self.head: nn.Module
         if config.fusion == "tcam":
-            self.head = LateFusion(channels, config.hidden, dropout=config.dropout)
+            self.head = LateFusion(channels, config.hidden_dim, dropout=config.dropout)
         else:
-            self.head = mlp(channels * config.cells**2, config.hidden, 1, dropout=config.dropout)
+            self.head = mlp(
+                channels * config.cells**2, config.hidden_dim, 1, dropout=config.dropout
+            )
         if config.stabilize:
             require_opencv()
             if config.num_frames % 2 == 0:

@@ -63,7 +63,7 @@ class Task(PretextTask):
             config.num_clips,
             config.num_frames,
             config.seconds_between_frames,
-            config.crop_size + 2 * config.crop_shift,
+            config.crop_size + 2 * config.clip_jitter,
             config.min_gap_seconds,
             config.window_seconds,
         )
@@ -85,7 +85,7 @@ class Task(PretextTask):
         self.head = TupleHead(
             config.cells**2 * stages[config.stage].channels,
             shown,
-            hidden=config.hidden,
+            hidden=config.hidden_dim,
             num_answers=self.num_answers,
             dropout=config.dropout,
         )
@@ -96,7 +96,7 @@ class Task(PretextTask):
             clips,
             rng,
             size=self.config.crop_size,
-            shift=self.config.crop_shift,
+            shift=self.config.clip_jitter,
             is_split=self.config.split_channels,
         )
         shown = thumbnails(views).unflatten(0, clips.shape[:2])

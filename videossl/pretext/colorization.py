@@ -75,10 +75,10 @@ class Task(PretextTask):
             num_clips=1,
             num_frames=config.num_references * max(config.frame_gaps) + 1,
             seconds_between_frames=config.seconds_between_frames,
-            crop_size=config.crop_size + 2 * config.frame_shift,
+            crop_size=config.crop_size + 2 * config.frame_jitter,
         )
         self.spatial_stride = info.spatial_stride
-        self.head = nn.Conv3d(info.channels, config.embedding, 1)
+        self.head = nn.Conv3d(info.channels, config.embed_dim, 1)
         # One table of classes over (a, b), or one over a and one over b: (tables, classes, hidden channels).
         tables, hidden = (1, 2) if config.hide == "both" else (2, 1)
         self.register_buffer("centroids", torch.zeros(tables, config.num_classes, hidden))
@@ -241,9 +241,9 @@ class Task(PretextTask):
 
     def _shift_frames(self, clip: Tensor, rng: RowRandom) -> Tensor:
         """Cuts `crop_size` out of each frame at an offset of its own; the centre in evaluation."""
-        size, slack = self.config.crop_size, 2 * self.config.frame_shift
+        size, slack = self.config.crop_size, 2 * self.config.frame_jitter
         num_frames = clip.shape[2]
         offsets = rng.integers(num_frames, 2, high=slack + 1)  # (B, T, 2)
         if not self.training:
-            offsets = torch.full_like(offsets, self.config.frame_shift)
+            offsets = torch.full_like(offsets, self.config.frame_jitter)
         return cut_frames(clip, offsets, size)

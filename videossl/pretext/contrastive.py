@@ -60,12 +60,12 @@ class Task(PretextTask):
             config.min_gap_seconds,
             config.window_seconds,
         )
-        self.head = mlp(stages[config.stage].channels, config.hidden, config.embedding)
+        self.head = mlp(stages[config.stage].channels, config.hidden_dim, config.embed_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []  # keys of this step's batches
         if config.mode == "moco":
             self.momentum = config.momentum
             self.slow_head = slow_copy(self.head)
-            self.queue = KeyQueue(config.queue, config.embedding, 3 * THUMBNAIL**2)
+            self.queue = KeyQueue(config.queue_size, config.embed_dim, 3 * THUMBNAIL**2)
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec].flatten(0, 1)  # (2 B, 3, T, H, W), no copy

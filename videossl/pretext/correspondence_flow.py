@@ -56,10 +56,10 @@ class Task(PretextTask):
         info = stage_keeping_time(stages, config.stage, task="correspondence_flow")
         check_whole_cells(stages, config.stage, crop_size=config.crop_size)
         self.clip_spec = ClipSpec(
-            1, NUM_FRAMES, config.seconds_between_frames, config.crop_size + 2 * config.frame_shift
+            1, NUM_FRAMES, config.seconds_between_frames, config.crop_size + 2 * config.frame_jitter
         )
         self.spatial_stride = info.spatial_stride
-        self.head = nn.Conv3d(info.channels, config.embedding, 1)
+        self.head = nn.Conv3d(info.channels, config.embed_dim, 1)
         self.register_buffer("centroids", torch.zeros(config.num_classes, 3))
         self.centroids: Tensor
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))  # trained on
@@ -75,9 +75,9 @@ class Task(PretextTask):
     @torch.no_grad()
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips, config = batch.clips[self.clip_spec][:, 0], self.config
-        offsets = rng.integers(NUM_FRAMES, 2, high=2 * config.frame_shift + 1)
+        offsets = rng.integers(NUM_FRAMES, 2, high=2 * config.frame_jitter + 1)
         if not self.training:
-            offsets = torch.full_like(offsets, config.frame_shift)
+            offsets = torch.full_like(offsets, config.frame_jitter)
         clips = cut_frames(clips, offsets, config.crop_size)
         kept = self._kept_channels(rng)  # (B, 3)
         hidden = 3 - kept.sum(1)

@@ -60,12 +60,12 @@ class Task(PretextTask):
         )
         self.spatial_stride = info.spatial_stride
         self.num_seen = config.num_blocks - config.num_predicted
-        self.project = nn.Conv2d(info.channels, config.embedding, 1)
-        self.context = ConvGRU(config.embedding, config.embedding, kernel=config.kernel)
+        self.project = nn.Conv2d(info.channels, config.embed_dim, 1)
+        self.context = ConvGRU(config.embed_dim, config.embed_dim, kernel=config.kernel)
         self.predict = nn.Sequential(
-            nn.Conv2d(config.embedding, config.embedding, 1),
+            nn.Conv2d(config.embed_dim, config.embed_dim, 1),
             nn.ReLU(inplace=True),
-            nn.Conv2d(config.embedding, config.embedding, 1),
+            nn.Conv2d(config.embed_dim, config.embed_dim, 1),
         )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:

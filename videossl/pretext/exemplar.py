@@ -60,8 +60,8 @@ class Task(PretextTask):
                 f"context {config.context:g} cannot hold a patch at its largest: it must be at least "
                 f"{(2 * self.margin + 2) / config.crop_size:.2f}, or max_scale, shift or rotation_degrees smaller"
             )
-        self.head = mlp(stages[config.stage].channels, config.hidden, config.embedding)
-        self.classes = nn.Parameter(torch.randn(config.num_classes, config.embedding))
+        self.head = mlp(stages[config.stage].channels, config.hidden_dim, config.embed_dim)
+        self.classes = nn.Parameter(torch.randn(config.num_classes, config.embed_dim))
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         config, count = self.config, self.config.num_variants

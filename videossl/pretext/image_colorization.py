@@ -59,10 +59,10 @@ class Task(PretextTask):
         self.weights: Tensor
         self.by_lightness: Tensor
         self.head = nn.Sequential(
-            nn.Conv3d(info.channels, config.hidden, 1),
-            nn.BatchNorm3d(config.hidden),
+            nn.Conv3d(info.channels, config.hidden_dim, 1),
+            nn.BatchNorm3d(config.hidden_dim),
             nn.ReLU(inplace=True),
-            nn.Conv3d(config.hidden, len(bins), 1),
+            nn.Conv3d(config.hidden_dim, len(bins), 1),
         )
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ Departures: sub-clips through a 3D-CNN instead of sums or stacks of frame differ
 scores each sub-clip beside the mean of all, so that places cannot be learned by heart, instead of one layer on all features
 side by side (section 3.4).
 Against cheats: a shuffled clip jumps, and a jump is seen without any understanding of order: beside the accuracy stands what
-the largest sum of differences between neighbouring thumbnails answers (`cheat`). `crop_shift` moves each frame's crop, in
+the largest sum of differences between neighbouring thumbnails answers (`cheat`). `clip_jitter` moves each frame's crop, in
 all clips alike, so that the jump hides among others.
 """
 
@@ -49,19 +49,19 @@ class Task(PretextTask):
             config.num_clips,
             config.num_frames,
             config.seconds_between_frames,
-            config.crop_size + 2 * config.crop_shift,
+            config.crop_size + 2 * config.clip_jitter,
             config.min_gap_seconds,
             config.window_seconds,
         )
         channels = 2 * config.cells**2 * stages[config.stage].channels  # in two parts of time
         self.standardize = torch.nn.BatchNorm1d(channels)
-        self.head = mlp(3 * channels, config.hidden, 1, dropout=config.dropout)
+        self.head = mlp(3 * channels, config.hidden_dim, 1, dropout=config.dropout)
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec].flatten(0, 1)  # (B K, 3, T, H, W)
         count, frames = self.config.num_clips, self.config.num_frames
-        if self.config.crop_shift:
-            offsets = rng.integers(count, frames, 2, high=2 * self.config.crop_shift + 1)
+        if self.config.clip_jitter:
+            offsets = rng.integers(count, frames, 2, high=2 * self.config.clip_jitter + 1)
             clips = cut_frames(clips, offsets.flatten(0, 1), self.config.crop_size)
         order = _shuffled(rng.uniform(count, frames))
         views = {"ordered": clips, "shuffled": reorder_frames(clips, order.flatten(0, 1))}

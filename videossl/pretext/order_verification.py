@@ -8,9 +8,9 @@ are not: positives and negatives share their first and last element (section 3.1
 Departures: short sub-clips through a 3D-CNN instead of single frames through AlexNet (`num_frames: 1` is the paper's); all
 tuples instead of one; pairs of features, and learned cosines of them, before the answer (`heads.TupleHead`).
 Against cheats: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn where the
-video moves (data/sampling.py); each sub-clip is cut at an offset of its own (`crop_shift`), in evaluation too, and shows, if
-asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples whose outsider looks like the
-middle are left out, as in the paper; and beside the accuracy stands what the distances of three thumbnails, cut and coloured
+video moves (data/sampling.py); each sub-clip is cut at an offset of its own (`clip_jitter`), in evaluation too, and shows,
+if asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples whose outsider looks like
+the middle are left out, as in the paper; and beside the accuracy stands what the distances of three thumbnails, cut and coloured
 alike, give away (`cheat`).
 """
 
@@ -63,7 +63,7 @@ class Task(PretextTask):
         self.head = TupleHead(
             config.cells**2 * stages[config.stage].channels,
             TUPLES,
-            hidden=config.hidden,
+            hidden=config.hidden_dim,
             num_answers=2,
             dropout=config.dropout,
         )
@@ -75,7 +75,7 @@ class Task(PretextTask):
             clips,
             rng,
             size=self.config.crop_size,
-            shift=self.config.crop_shift,
+            shift=self.config.clip_jitter,
             is_split=self.config.split_channels,
         )
         # What moved is asked of the window itself, what gives the answer away of what is shown.
@@ -184,7 +184,7 @@ class Task(PretextTask):
 
 def _clip_spec(config: OrderVerificationConfig) -> ClipSpec:
     """Five sub-clips, by the paper's taus or inside one window."""
-    size = config.crop_size + 2 * config.crop_shift
+    size = config.crop_size + 2 * config.clip_jitter
     if config.tau_max_seconds is None:
         return ClipSpec(
             5,

@@ -57,7 +57,10 @@ class Task(PretextTask):
         self.register_buffer("frame_gaps", torch.tensor(config.frame_gaps), persistent=False)
         self.frame_gaps: Tensor
         self.head = mlp(
-            stages[config.stage].channels, config.hidden, len(self.names), dropout=config.dropout
+            stages[config.stage].channels,
+            config.hidden_dim,
+            len(self.names),
+            dropout=config.dropout,
         )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:

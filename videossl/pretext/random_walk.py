@@ -106,9 +106,9 @@ class Task(PretextTask):
             num_clips=1,
             num_frames=config.num_frames,
             seconds_between_frames=config.seconds_between_frames,
-            crop_size=config.crop_size + 2 * config.frame_shift,
+            crop_size=config.crop_size + 2 * config.frame_jitter,
         )
-        self.head = nn.Linear(info.channels, config.embedding)
+        self.head = nn.Linear(info.channels, config.embed_dim)
         # Whole pixels: else how sharp a patch is would tell its cell.
         starts = torch.linspace(0, config.crop_size - config.patch_size, config.grid).round()
         self.register_buffer("corners", torch.cartesian_prod(starts, starts), persistent=False)
@@ -118,7 +118,7 @@ class Task(PretextTask):
         config, num_nodes = self.config, len(self.corners)
         clips = batch.clips[self.clip_spec][:, 0]
         num_frames = config.num_frames
-        offsets = rng.integers(num_frames, 1, 2, high=2 * config.frame_shift + 1)
+        offsets = rng.integers(num_frames, 1, 2, high=2 * config.frame_jitter + 1)
         places = offsets + self.corners  # (B, T, N, 2)
         least, most = config.patch_area
         side = (

@@ -73,7 +73,9 @@ class Task(PretextTask):
         self.starts: Tensor
         self.around: Tensor
         channels = config.grid**2 * stages[config.stage].channels
-        self.head = mlp(3 * channels, config.hidden, len(self.directions), dropout=config.dropout)
+        self.head = mlp(
+            3 * channels, config.hidden_dim, len(self.directions), dropout=config.dropout
+        )
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         config, count = self.config, len(self.starts)

@@ -59,7 +59,7 @@ class ArrowOfTimeConfig(TaskConfig):
     stabilize_margin: int = Field(
         8, ge=1, description="pixels decoded around the crop, which a camera's motion may use up"
     )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
     min_motion: float = Field(
         0.02,
@@ -77,7 +77,7 @@ class ClipOrderConfig(TaskConfig):
     )
     window_seconds: float = Field(3.0, gt=0, description="all clips lie inside")
     crop_size: int = Field(112, ge=16, description="pixels, square")
-    crop_shift: int = Field(
+    clip_jitter: int = Field(
         8, ge=0, description="each clip's crop is moved by up to this many pixels"
     )
     split_channels: bool = Field(
@@ -85,7 +85,7 @@ class ClipOrderConfig(TaskConfig):
     )
     merge_reversals: bool = Field(False, description="an order and its reverse are one answer")
     cells: int = Field(1, ge=1, description="cells per side of the grid that the head sees")
-    hidden: int = Field(512, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(512, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
@@ -103,11 +103,11 @@ class ColorizationConfig(TaskConfig):
         1 / 6, gt=0, description="the paper samples 6 frames a second"
     )
     crop_size: int = Field(256, ge=16, description="pixels, square, of what the encoder sees")
-    frame_shift: int = Field(
+    frame_jitter: int = Field(
         16, ge=0, description="each frame's crop is moved by up to this many pixels"
     )
     num_classes: int = Field(16, ge=2)
-    embedding: int = Field(64, ge=1, description="channels of the features compared")
+    embed_dim: int = Field(64, ge=1, description="channels of the features compared")
     similarity: Literal["cosine", "dot"] = Field(
         "cosine", description="of features: the papers compare raw products"
     )
@@ -133,9 +133,9 @@ class ContrastiveConfig(TaskConfig):
     min_gap_seconds: float = Field(0.3, gt=0, description="between the starts of the two clips")
     window_seconds: float = Field(2.4, gt=0, description="both clips lie inside")
     temperature: float = Field(0.1, gt=0, description="of the cosine similarity; CVRL's 0.1")
-    hidden: int = Field(512, ge=1, description="width of the projection's hidden layer")
-    embedding: int = Field(128, ge=2, description="channels compared; SimCLR's 128")
-    queue: int = Field(4096, ge=1, description="keys that are negatives, of mode moco")
+    hidden_dim: int = Field(512, ge=1, description="width of the projection's hidden layer")
+    embed_dim: int = Field(128, ge=2, description="channels compared; SimCLR's 128")
+    queue_size: int = Field(4096, ge=1, description="keys that are negatives, of mode moco")
     momentum: float = Field(0.99, ge=0, le=1, description="of the slow copy, of mode moco")
 
     @model_validator(mode="after")
@@ -151,14 +151,14 @@ class CorrespondenceFlowConfig(TaskConfig):
     )
     seconds_between_frames: float = Field(1 / 6, gt=0)
     crop_size: int = Field(256, ge=16, description="pixels, square, of what the encoder sees")
-    frame_shift: int = Field(
+    frame_jitter: int = Field(
         16, ge=0, description="each frame's crop is moved by up to this many pixels"
     )
     channel_dropout: float = Field(
         0.7, ge=0, le=1, description="probability that channels are hidden"
     )
     num_classes: int = Field(16, ge=2)
-    embedding: int = Field(64, ge=1, description="channels of the features compared")
+    embed_dim: int = Field(64, ge=1, description="channels of the features compared")
     similarity: Literal["cosine", "dot"] = Field("cosine", description="the paper's is dot")
     temperature: float = Field(0.07, gt=0, description="of the similarity; the paper's is 1")
     radius: int | None = Field(
@@ -183,7 +183,7 @@ class CpcConfig(TaskConfig):
     grey_share: float = Field(
         0.5, ge=0, le=1, description="of frames that are shown without colour"
     )
-    embedding: int = Field(256, ge=1, description="channels of context, prediction and features")
+    embed_dim: int = Field(256, ge=1, description="channels of context, prediction and features")
     kernel: int = Field(
         1, ge=1, description="cells a side that the context sees of each block; odd"
     )
@@ -219,8 +219,8 @@ class ExemplarConfig(TaskConfig):
     gamma: float = Field(2.0, ge=1, description="and its inverse: the power of L")
     hue_degrees: float = Field(36.0, ge=0, description="each way")
     temperature: float = Field(0.1, gt=0, description="of the cosine similarity")
-    hidden: int = Field(512, ge=1, description="width of the projection's hidden layer")
-    embedding: int = Field(128, ge=2, description="channels compared")
+    hidden_dim: int = Field(512, ge=1, description="width of the projection's hidden layer")
+    embed_dim: int = Field(128, ge=2, description="channels compared")
 
 
 class ImageColorizationConfig(TaskConfig):
@@ -233,7 +233,7 @@ class ImageColorizationConfig(TaskConfig):
     temperature: float = Field(
         0.38, gt=0, description="of the annealed mean in pictures and errors"
     )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(256, ge=1, description="width of the head's hidden layer")
 
 
 class OddOneOutConfig(TaskConfig):
@@ -245,11 +245,11 @@ class OddOneOutConfig(TaskConfig):
     )
     window_seconds: float = Field(2.4, gt=0, description="all sub-clips lie inside")
     crop_size: int = Field(112, ge=16, description="pixels, square")
-    crop_shift: int = Field(
+    clip_jitter: int = Field(
         0, ge=0, description="each frame's crop is moved by up to this many pixels"
     )
     cells: int = Field(2, ge=1, description="cells per side of the grid that the head sees")
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
@@ -269,7 +269,7 @@ class OrderVerificationConfig(TaskConfig):
         0.5, gt=0, description="from a to b and d to e at least, the paper's 15 frames"
     )
     crop_size: int = Field(112, ge=16, description="pixels, square")
-    crop_shift: int = Field(
+    clip_jitter: int = Field(
         0, ge=0, description="each sub-clip's crop is moved by up to this many pixels"
     )
     split_channels: bool = Field(
@@ -288,7 +288,7 @@ class OrderVerificationConfig(TaskConfig):
         ge=1,
         description="cells per side of the grid that the head sees; the paper's fc6 sees all",
     )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
@@ -308,7 +308,7 @@ class PlaybackSpeedConfig(TaskConfig):
         le=2,
         description="a shown clip is cut at 1 to so many times its size, and resized",
     )
-    hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
     min_motion: float = Field(
         0.02,
@@ -335,13 +335,13 @@ class RandomWalkConfig(TaskConfig):
     grid: int = Field(
         7, ge=2, description="patches a side, evenly spaced: 49, half over each other, in the paper"
     )
-    frame_shift: int = Field(
+    frame_jitter: int = Field(
         16, ge=0, description="each frame's grid is moved by up to this many pixels"
     )
     patch_area: tuple[float, float] = Field(
         (0.7, 0.9), description="least and most of a patch that is shown, enlarged; [1, 1]: all"
     )
-    embedding: int = Field(128, ge=1, description="channels of a node")
+    embed_dim: int = Field(128, ge=1, description="channels of a node")
     temperature: float = Field(0.05, gt=0, description="of the cosines")
     edge_dropout: float = Field(0.1, ge=0, lt=1, description="probability, in training")
 
@@ -374,7 +374,7 @@ class RelativePositionConfig(TaskConfig):
     grid: int = Field(
         2, ge=1, description="cells per side of a patch's features that the head sees"
     )
-    hidden: int = Field(512, ge=1, description="width of the head's hidden layer")
+    hidden_dim: int = Field(512, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.5, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -402,8 +402,8 @@ class SimcseConfig(TaskConfig):
     window_seconds: float = Field(2.4, gt=0, description="both clips lie inside")
     dropout: float = Field(0.1, gt=0, lt=1, description="the paper's best")
     temperature: float = Field(0.05, gt=0, description="of the cosine similarity; the paper's")
-    hidden: int = Field(512, ge=1, description="width of the layer that masks act on")
-    embedding: int = Field(128, ge=2, description="channels compared")
+    hidden_dim: int = Field(512, ge=1, description="width of the layer that masks act on")
+    embed_dim: int = Field(128, ge=2, description="channels compared")
 
     @model_validator(mode="after")
     def _has_an_order(self) -> "SimcseConfig":

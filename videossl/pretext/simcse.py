@@ -64,11 +64,11 @@ class Task(PretextTask):
         # As heads.mlp, but that its masks come from outside.
         self.body = nn.Sequential(
             nn.BatchNorm1d(channels),
-            nn.Linear(channels, config.hidden),
-            nn.BatchNorm1d(config.hidden),
+            nn.Linear(channels, config.hidden_dim),
+            nn.BatchNorm1d(config.hidden_dim),
             nn.ReLU(),
         )
-        self.project = nn.Linear(config.hidden, config.embedding)
+        self.project = nn.Linear(config.hidden_dim, config.embed_dim)
 
     def make_views(self, batch: ClipBatch, rng: RowRandom) -> Views:
         clips = batch.clips[self.clip_spec]
@@ -81,7 +81,7 @@ class Task(PretextTask):
             order = _shuffled(rng.uniform(self.config.num_frames))
             inputs["negative"] = reorder_frames(clips[:, 0], order)
         # Of the anchor, of the positive, of the hard negative.
-        masks = rng.uniform(2 + self.has_negative, self.config.hidden) >= self.config.dropout
+        masks = rng.uniform(2 + self.has_negative, self.config.hidden_dim) >= self.config.dropout
         shown = ("anchor", "positive" if self.is_supervised else "anchor")
         thumbnails = [mean_pictures(inputs[name]) for name in shown]
         targets = {

@@ -145,7 +145,7 @@ def _dataset(
         short_side=clip.resize,
         rows=rows,
         rules=RULES,
-        cut_bars=False,
+        crop_letterbox=False,
     )
     if len(data) < len(rows):
         log.info("training with labels on %d of %d videos: %s", len(data), len(rows), data.left_out)

@@ -426,14 +426,14 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[str]:
 
 def _task_curves(runs: Sequence[RunRecord], task: str, what: str) -> Iterator[Curve]:
     for index, run in enumerate(runs):
-        for part, style in (("tasks", "faint"), ("heldout", "solid")):
+        for part, style in (("tasks", "faint"), ("val", "solid")):
             points = _series(run, (part, task, what))
             label = f"{run.name}, {'training' if part == 'tasks' else 'held out'}"
             yield Curve(label, points, index, style)  # type: ignore[arg-type]
         if what != "accuracy":
             continue
         for bar, style in (("chance", "dashed"), ("cheat", "dotted")):
-            known = _series(run, ("heldout", task, bar)) or _series(run, ("tasks", task, bar))
+            known = _series(run, ("val", task, bar)) or _series(run, ("tasks", task, bar))
             level = [(step, known[-1][1]) for step in (0.0, float(run.last_step)) if known]
             yield Curve(f"{run.name}, {bar}", level, index, style)  # type: ignore[arg-type]
 

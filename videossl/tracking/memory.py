@@ -35,7 +35,7 @@ class LabelMemory:
         self._next += 1
         protocol = self._protocol
         if protocol.memory_offsets is not None:
-            kept, reach = protocol.kept_frames, max(protocol.memory_offsets, default=0)
+            kept, reach = protocol.anchor_frames, max(protocol.memory_offsets, default=0)
         else:
             kept, reach = (), protocol.context_frames
         for index in list(self._frames):
@@ -111,7 +111,7 @@ class LabelMemory:
         protocol, target = self._protocol, self._next
         if protocol.memory_offsets is not None:
             recent = {target - n for n in protocol.memory_offsets if target - n > 0}
-            return sorted(recent | {index for index in protocol.kept_frames if index < target})
+            return sorted(recent | {index for index in protocol.anchor_frames if index < target})
         oldest = target - protocol.context_frames
         if protocol.first_copies in ("once", "recent"):
             counts_again = protocol.first_copies == "recent" or not protocol.keep_first

@@ -50,8 +50,8 @@ def _threshold(probability: Tensor) -> Tensor:
     first = round(FAINT * LEVELS)
     # From a level on upwards: how many pixels a mask with that threshold has, and how many of them are the object's.
     area, inside = (values[first:].flip(0).cumsum(0).flip(0) for values in (counts, sums))
-    expected_j = inside / (area + inside[0] - inside).clamp_min(1)
-    return (first + expected_j[: LEVELS // 2 - first + 1].argmax()) / LEVELS
+    expected_iou = inside / (area + inside[0] - inside).clamp_min(1)
+    return (first + expected_iou[: LEVELS // 2 - first + 1].argmax()) / LEVELS
 
 
 def refine(
@@ -242,18 +242,18 @@ def _to_cells(
     winners: Tensor, num_labels: int, size: tuple[int, int], protocol: Protocol
 ) -> Tensor:
     """Winners of pixels (H, W) to labels of cells, (num_labels, h, w)."""
-    if protocol.label_down == "index":
+    if protocol.label_downsample == "index":
         # The mean of ids as numbers, cut: a cell is an object's where all pixels around its middle are.
         cells = functional.interpolate(
             winners[None, None].float(), size, mode="bilinear", align_corners=False
         )
         return _one_hot(cells[0, 0].long(), num_labels)
     pixels = _one_hot(winners, num_labels)[None]
-    if protocol.label_down == "bilinear":
+    if protocol.label_downsample == "bilinear":
         labels = functional.interpolate(pixels, size, mode="bilinear", align_corners=False)[0]
     else:
         modes = {"area": "area", "nearest": "nearest-exact", "corner": "nearest"}
-        labels = functional.interpolate(pixels, size, mode=modes[protocol.label_down])[0]
+        labels = functional.interpolate(pixels, size, mode=modes[protocol.label_downsample])[0]
     return _one_hot(labels.argmax(0), num_labels) if protocol.hard_labels else labels
 
 
@@ -261,7 +261,7 @@ def _settle(
     labels: Tensor, *, protocol: Protocol, decide: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Labels as copied to those that decide, and those that the memory keeps."""
-    if protocol.min_max and protocol.min_max_at == "cells":
+    if protocol.norm_mask and protocol.norm_mask_at == "cells":
         labels = _stretch(labels)
     if not protocol.hard_labels:
         return labels, labels
@@ -281,14 +281,14 @@ def _winners(
 ) -> Tensor:
     """Labels of cells to the winner of each pixel, (H, W)."""
     size = (int(frame_size[0]), int(frame_size[1]))
-    decide_size = input_size if protocol.decide_at == "input" and input_size else size
-    if protocol.label_up == "bilinear":
+    decide_size = input_size if protocol.decision_at == "input" and input_size else size
+    if protocol.label_upsample == "bilinear":
         shares = functional.interpolate(
             labels[None], decide_size, mode="bilinear", align_corners=False
         )[0]
     else:
         shares = functional.interpolate(labels[None], decide_size, mode="nearest-exact")[0]
-    if protocol.min_max and protocol.min_max_at == "pixels":
+    if protocol.norm_mask and protocol.norm_mask_at == "pixels":
         shares = _stretch(shares)
     winners = _winner(shares, protocol)
     if decide_size != size:
@@ -299,8 +299,8 @@ def _winners(
 
 
 def _winner(shares: Tensor, protocol: Protocol) -> Tensor:
-    if protocol.decide_by == "expected_j":
-        return greatest_expected_j(shares, power=protocol.decide_power)
+    if protocol.decision == "expected_iou":
+        return greatest_expected_j(shares, power=protocol.decision_power)
     return shares.argmax(0)
 
 

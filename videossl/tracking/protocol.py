@@ -17,8 +17,8 @@ class Protocol:
 
     `first_copies` says how the first frame counts besides being kept: `once` not at all, `recent` also as one of the last
     frames, `padded` also as every frame before it, `queried` as `padded`, but read with what itself copies from them.
-    `label_down` is a mean over cells (`area`), torch's `bilinear`, the pixel in the middle (`nearest`) or in the top left
-    `corner`, or the bilinear mean of the ids as numbers, cut to whole ones (`index`, as the CorrFlow code has it).
+    `label_downsample` is a mean over cells (`area`), torch's `bilinear`, the pixel in the middle (`nearest`) or in the top
+    left `corner`, or the bilinear mean of the ids as numbers, cut to whole ones (`index`, as the CorrFlow code has it).
 
     Raises ValueError for settings out of range.
     """
@@ -46,7 +46,7 @@ class Protocol:
     keep_first: bool = True  # the first frame with its true mask stays in the memory
     first_copies: Literal["once", "recent", "padded", "queried"] = "once"
     memory_offsets: tuple[int, ...] | None = None  # read these before the target, not the last n
-    kept_frames: tuple[int, ...] = (0,)  # with `memory_offsets`: read whenever they are past
+    anchor_frames: tuple[int, ...] = (0,)  # with `memory_offsets`: read whenever they are past
     align_after: int | None = None  # frames older than this are searched coarsely first (MAST)
     # Where a cell looks, and how it weighs what it finds.
     first_unmasked: bool = False  # the kept first frame is searched whole
@@ -58,15 +58,17 @@ class Protocol:
     renormalize: bool = True  # weights among the k; else among all cells seen, the rest lost
     temperature: float = 0.07
     # Labels down to cells and up to pixels.
-    label_down: Literal["area", "bilinear", "nearest", "corner", "index"] = "area"
+    label_downsample: Literal["area", "bilinear", "nearest", "corner", "index"] = "area"
     hard_labels: bool = False  # the memory keeps winners instead of shares
     hard_at: Literal["cells", "frame"] = "cells"  # winners of cells, or the mask brought down again
-    label_up: Literal["bilinear", "nearest"] = "bilinear"
-    min_max: bool = False  # each object's map stretched to [0, 1] before the winner is taken
-    min_max_at: Literal["pixels", "cells"] = "pixels"  # after going up; or before, memory included
-    decide_at: Literal["frame", "input"] = "frame"  # "input" then goes nearest to the frame
-    decide_by: Literal["share", "expected_j"] = "share"  # the largest wins; or see `decision`
-    decide_power: float = 1.0  # of shares, before expected_j takes them for probabilities
+    label_upsample: Literal["bilinear", "nearest"] = "bilinear"
+    norm_mask: bool = False  # each object's map stretched to [0, 1] before the winner is taken
+    norm_mask_at: Literal["pixels", "cells"] = (
+        "pixels"  # after going up; or before, memory included
+    )
+    decision_at: Literal["frame", "input"] = "frame"  # "input" then goes nearest to the frame
+    decision: Literal["share", "expected_iou"] = "share"  # the largest wins; or see `decision`
+    decision_power: float = 1.0  # of shares, before expected_iou takes them for probabilities
     refine_radius: int | None = None  # of the guided filter that draws shares to the frame's edges
     refine_epsilon: float = 0.001  # its ridge, on colours in [0, 1]
     refine_side: int = 240  # pixels of the short side at which the filter is fitted
@@ -108,7 +110,7 @@ class Protocol:
             raise ValueError(
                 f"distance_sigma must be > 0 and finite, or none, got {self.distance_sigma}"
             )
-        for name in ("decide_power", "temperature"):
+        for name in ("decision_power", "temperature"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be > 0 and finite, got {value}")
@@ -116,11 +118,11 @@ class Protocol:
     def _check_memory(self) -> None:
         if self.memory_offsets is not None and any(n < 1 for n in self.memory_offsets):
             raise ValueError(f"memory_offsets must be >= 1, got {self.memory_offsets}")
-        if min(self.kept_frames, default=0) < 0:
-            raise ValueError(f"kept_frames must be >= 0, got {self.kept_frames}")
+        if min(self.anchor_frames, default=0) < 0:
+            raise ValueError(f"anchor_frames must be >= 0, got {self.anchor_frames}")
         if self.memory_offsets is not None:
-            if 0 not in self.kept_frames:  # the second frame would have nothing to read
-                raise ValueError(f"kept_frames must hold 0, got {self.kept_frames}")
+            if 0 not in self.anchor_frames:  # the second frame would have nothing to read
+                raise ValueError(f"anchor_frames must hold 0, got {self.anchor_frames}")
             if self.first_copies == "queried":
                 raise ValueError("first_copies queried cannot be with memory_offsets")
         if self.align_after is not None:
@@ -140,9 +142,9 @@ class Protocol:
                 f"refine_radius must be >= 1 or none, refine_side >= 16 and refine_epsilon > 0, got "
                 f"{self.refine_radius}, {self.refine_side} and {self.refine_epsilon}"
             )
-        if self.min_max or self.decide_at == "input":
+        if self.norm_mask or self.decision_at == "input":
             raise ValueError(
-                "refine_radius needs min_max false and decide_at frame: set those, or refine_radius=none"
+                "refine_radius needs norm_mask false and decision_at frame: set those, or refine_radius=none"
             )
 
     def as_dict(self) -> dict[str, object]:
@@ -163,8 +165,8 @@ PRESETS: dict[str, Protocol] = {
         radius=18,
         distance_sigma=8.0,
         temperature=0.02,
-        decide_by="expected_j",
-        decide_power=2.0,
+        decision="expected_iou",
+        decision_power=2.0,
         refine_radius=8,
         refine_epsilon=1e-4,
     ),
@@ -188,10 +190,10 @@ PRESETS: dict[str, Protocol] = {
         top_k_of="frame",
         renormalize=False,
         temperature=512**-0.5,
-        label_down="bilinear",
-        min_max=True,
-        min_max_at="cells",
-        decide_at="input",
+        label_downsample="bilinear",
+        norm_mask=True,
+        norm_mask_at="cells",
+        decision_at="input",
     ),
     # The encoder sees L alone.
     "uvc": Protocol(
@@ -205,9 +207,9 @@ PRESETS: dict[str, Protocol] = {
         top_k_of="frame",
         renormalize=False,
         temperature=1.0,
-        label_down="nearest",
-        min_max=True,
-        decide_at="input",
+        label_downsample="nearest",
+        norm_mask=True,
+        decision_at="input",
     ),
     # The code crops sides to multiples of 8; here frames are resized to whole cells.
     "corrflow": Protocol(
@@ -219,7 +221,7 @@ PRESETS: dict[str, Protocol] = {
         radius=6,
         top_k=None,
         temperature=1.0,
-        label_down="index",
+        label_downsample="index",
         hard_labels=True,
         hard_at="frame",
     ),
@@ -229,12 +231,12 @@ PRESETS: dict[str, Protocol] = {
         short_side=480,
         normalize=False,
         memory_offsets=(1, 3, 5),
-        kept_frames=(0, 5),
+        anchor_frames=(0, 5),
         align_after=15,
         radius=12,
         top_k=None,
         temperature=1.0,
-        label_down="corner",
+        label_downsample="corner",
         hard_labels=True,
         hard_at="frame",
     ),
@@ -248,7 +250,7 @@ PRESETS: dict[str, Protocol] = {
         first_unmasked=True,
         window="circle",
         temperature=0.05,
-        label_down="bilinear",
+        label_downsample="bilinear",
     ),
     # neighbor_range 24: the code halves it and takes a circle (spatial_neighbor, mode="circle"). For ResNet-50: radius 18.
     "vfs": Protocol(
@@ -258,8 +260,8 @@ PRESETS: dict[str, Protocol] = {
         first_copies="recent",
         window="circle",
         temperature=0.07,
-        label_down="nearest",
-        min_max=True,
+        label_downsample="nearest",
+        norm_mask=True,
     ),
     "dino": Protocol(
         source="Caron et al., ICCV 2021, arXiv:2104.14294; code facebookresearch/dino eval_video_segmentation.py",
@@ -267,9 +269,9 @@ PRESETS: dict[str, Protocol] = {
         long_side_multiple=64,
         top_k=5,
         temperature=0.1,
-        label_down="nearest",
-        min_max=True,
-        decide_at="input",
+        label_downsample="nearest",
+        norm_mask=True,
+        decision_at="input",
     ),
     # 480x880 as published; the released script floors the long side of such frames once more, to 832.
     "rsp": Protocol(
@@ -279,9 +281,9 @@ PRESETS: dict[str, Protocol] = {
         radius=30,
         top_k=7,
         temperature=0.1,
-        label_down="nearest",
-        min_max=True,
-        decide_at="input",
+        label_downsample="nearest",
+        norm_mask=True,
+        decision_at="input",
     ),
 }
 

@@ -293,7 +293,7 @@ def _time_encoding(
 def _time_reading(row: Row, feature: Tensor, num_labels: int) -> float:
     memory = LabelMemory(row.protocol, max_bytes=row.max_bytes)
     labels = feature.new_zeros(num_labels, *feature.shape[1:])
-    for _ in range(max(row.protocol.context_frames, *row.protocol.kept_frames, 1) + 1):
+    for _ in range(max(row.protocol.context_frames, *row.protocol.anchor_frames, 1) + 1):
         memory.add(feature, labels)
     seconds = 0.0
     for _ in range(2):
