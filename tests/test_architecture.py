@@ -102,3 +102,19 @@ def test_the_picture_of_the_architecture_shows_the_floors():
     svg = (PACKAGE.parent / "docs" / "architecture.svg").read_text()
     drawn = re.findall(r'data-floor="(\d+)" data-name="(\w+)"', svg)
     assert {name: int(floor) for floor, name in drawn} == FLOORS
+
+
+def test_each_stop_of_the_two_walks_exists():
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    stops = re.findall(r"^\d+\. `([\w/]+\.py)` `([\w.]+)`", text, re.MULTILINE)
+    assert len(stops) > 30
+    missing = []
+    for file, name in stops:
+        scope: ast.AST | None = ast.parse((PACKAGE / file).read_text())
+        for part in name.split("."):
+            defined = getattr(scope, "body", [])
+            kinds = (ast.FunctionDef, ast.ClassDef)
+            scope = next((n for n in defined if isinstance(n, kinds) and n.name == part), None)
+        if scope is None:
+            missing.append(f"{file} {name}")
+    assert missing == []
