@@ -9,9 +9,9 @@ Departures: short sub-clips through a 3D-CNN instead of single frames through Al
 tuples instead of one; pairs of features, and learned cosines of them, before the answer (`heads.TupleHead`).
 Against cheats: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn where the
 video moves (data/sampling.py); each sub-clip is cut at an offset of its own (`clip_jitter`), also in evaluation, and shows,
-if asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples whose outsider looks like
-the middle are left out, as in the paper; and beside the accuracy stands what the distances of three thumbnails, cut and coloured
-alike, give away (`cheat`).
+if asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples whose outsider looks
+like the middle are left out, as in the paper; and beside the accuracy stands what distances of three thumbnails, cut and
+coloured alike, give away (`cheat`).
 """
 
 from collections.abc import Mapping
