@@ -5,7 +5,7 @@ from videossl.config import validate
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.arrow_of_time import ArrowOfTimeConfig, Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, tally_value
+from videossl.types import ClipBatch, metric_mean
 
 CPU = torch.device("cpu")
 
@@ -44,8 +44,8 @@ def test_a_reversed_clip_is_judged_the_other_way_round():
     clips = random_clips()
     _, result = judge(encoder, task, clips)
     _, reversed_result = judge(encoder, task, clips.flip(2))
-    accuracy = tally_value(result.tallies["accuracy"])
-    assert tally_value(reversed_result.tallies["accuracy"]) == pytest.approx(1 - accuracy)
+    accuracy = metric_mean(result.metric_sums["accuracy"])
+    assert metric_mean(reversed_result.metric_sums["accuracy"]) == pytest.approx(1 - accuracy)
 
 
 def test_clips_without_motion_are_left_out():
@@ -53,9 +53,9 @@ def test_clips_without_motion_are_left_out():
     clips = random_clips()
     clips[:4] = clips[:4, :, :1]
     _, result = judge(encoder, task, clips)
-    _, counts = result.tallies["accuracy"]
+    _, counts = result.metric_sums["accuracy"]
     assert float(counts) == 2
-    assert tally_value(result.tallies["moving_share"]) == pytest.approx(2 / 6)
+    assert metric_mean(result.metric_sums["moving_share"]) == pytest.approx(2 / 6)
     _, of_static = judge(encoder, task, clips[:4])
     assert float(of_static.loss.detach()) == 0
 
@@ -66,7 +66,7 @@ def test_a_palindrome_scores_exactly_chance():
     clips = random_clips()
     clips[:, :, 2:] = clips[:, :, [1, 0]]
     _, result = judge(encoder, task, clips)
-    assert tally_value(result.tallies["accuracy"]) == 0.5
+    assert metric_mean(result.metric_sums["accuracy"]) == 0.5
 
 
 def test_too_few_frames_for_the_groups_fails():
@@ -99,4 +99,4 @@ def test_clips_that_order_verification_asks_for_too_are_encoded_once():
         20,
         20,
     ]  # stem to res3 see frames alone, res4 and res5 both directions
-    assert float(results["arrow_of_time"].tallies["moving_share"][1].sum()) == 2 * 5
+    assert float(results["arrow_of_time"].metric_sums["moving_share"][1].sum()) == 2 * 5

@@ -38,12 +38,12 @@ def test_the_command_writes_what_it_prints(tmp_path, config_file, video_folder, 
     assert (out / "audit.md").read_text().strip() in printed
     record = json.loads((out / "audit.json").read_text())
     (task,) = record["tasks"].values()
-    assert {found["probe"] for found in task["cheats"]} >= {"P2", "P3", "P4", "P6"}
-    judged = [found for found in task["cheats"] if found["probe"] != "P6"]
+    assert {found["probe"] for found in task["shortcut baselines"]} >= {"P2", "P3", "P4", "P6"}
+    judged = [found for found in task["shortcut baselines"] if found["probe"] != "P6"]
     assert all(found["verdict"] == "too few videos" for found in judged)
     assert task["best_cheap_cheat"]["accuracy"][0] == max(
         c["accuracy"][0]
-        for c in task["cheats"]
+        for c in task["shortcut baselines"]
         if c["probe"] in ("P2", "P3", "P4") and c["form"] == "evaluation"
     )
 
@@ -110,7 +110,7 @@ def test_a_run_is_set_beside_the_baselines(tmp_path, config_file, video_folder):
     estimate, low, high = task["model"]["accuracy"]
     assert low <= estimate <= high
     assert task["model"]["is_above_chance"] == (low > task["chance"])
-    names = {found["name"] for found in task["cheats"]}
+    names = {found["name"] for found in task["shortcut baselines"]}
     assert "trained head on a frozen random encoder" in names
     assert "the task's own baseline: thumbnails" in names
     swapped = {check["name"] for check in task["checks"] if check["probe"] == "P7"}

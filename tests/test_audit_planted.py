@@ -18,7 +18,7 @@ from videossl.data.synthetic import FRAMES_PER_SECOND, reversible_frames
 from videossl.distributed import World
 from videossl.io.pictures import write_video
 from videossl.pretext import arrow_of_time
-from videossl.types import Questions, Views
+from videossl.types import ShortcutInputs, Views
 
 NUM_VIDEOS, SIZE = 40, 64
 FRAME = 1 / FRAMES_PER_SECOND
@@ -227,9 +227,9 @@ class AsksOneDirection(arrow_of_time.Task):
         shown = torch.where(labels[:, None, None, None, None] == 1, clip, clip.flip(2))
         return Views({"shown": shown}, {**views.targets, "labels": labels})
 
-    def questions(self, views):
+    def shortcut_inputs(self, views):
         shown = views.inputs["shown"].movedim(1, 2)
-        return Questions(shown, views.targets["labels"], torch.arange(len(shown)), 2)
+        return ShortcutInputs(shown, views.targets["labels"], torch.arange(len(shown)), 2)
 
 
 class AsksByIndex(AsksOneDirection):

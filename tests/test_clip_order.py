@@ -1,4 +1,4 @@
-"""Which order are clips shown in: classes by counting, the cheat against a slow loop, what is learned from features."""
+"""Which order are clips shown in: classes by counting, the baseline against a slow loop, what is learned from features."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.models.heads import TupleHead
 from videossl.pretext.clip_order import ClipOrderConfig, Task, orders
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 
 def build(**settings) -> Task:
@@ -52,8 +52,8 @@ def test_order_is_learned_where_features_carry_it(merge):
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-    assert tally_value(result.tallies["accuracy"]) > 0.95
-    assert tally_value(result.tallies["chance"]) == pytest.approx(1 / (12 if merge else 6))
+    assert metric_mean(result.metric_sums["accuracy"]) > 0.95
+    assert metric_mean(result.metric_sums["chance"]) == pytest.approx(1 / (12 if merge else 6))
 
 
 @pytest.mark.parametrize(("num_clips", "merge"), [(3, False), (4, True)])
@@ -79,11 +79,11 @@ def test_the_cheat_takes_the_shortest_way(num_clips, merge):
         expected.append(sum(answer_of[r] == answer_of[order] for r in (ranks, back)) / 2)
     features = {"clips": FeatureMaps(torch.randn(40 * num_clips, 128, 1, 1, 1), 1, 16)}
     targets = {"thumbnails": thumbnails}
-    found = tally_value(task(features, targets).tallies["cheat"])
+    found = metric_mean(task(features, targets).metric_sums["shortcut_baseline"])
     assert found == pytest.approx(sum(expected) / len(expected))
-    answers = task.answers(features, targets)
+    answers = task.predictions(features, targets)
     assert answers.labels.tolist() == labels * 40
-    assert answers.numbers["cheat"].tolist() == expected
+    assert answers.numbers["shortcut_baseline"].tolist() == expected
 
 
 def test_questions_show_the_orders_of_their_labels():
@@ -92,7 +92,7 @@ def test_questions_show_the_orders_of_their_labels():
     clips = torch.arange(3.0)[None, :, None, None, None, None].expand(2, 3, 3, 2, 32, 32)
     batch = ClipBatch({spec: clips}, {spec: torch.zeros(2, 3, 2).double()}, torch.arange(2))
     rows = row_random(0, "v", rank=0, world_size=1, num_rows=2, device=torch.device("cpu"))
-    asked = task.questions(task.make_views(batch, rows))
+    asked = task.shortcut_inputs(task.make_views(batch, rows))
     shown, labels = orders(3, merge_reversals=False)
     assert [tuple(f) for f in asked.frames[:, ::2, 0, 0, 0].int().tolist()] == shown * 2
     assert asked.labels.tolist() == labels * 2

@@ -8,7 +8,7 @@ from videossl.pretext._views import CellTruth, cell_tallies
 from videossl.pretext.colorization import ColorizationConfig as Config
 from videossl.pretext.colorization import Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 
@@ -90,9 +90,9 @@ def test_perfect_features_copy_the_right_colour_of_a_moving_pattern():
         "moved": torch.ones(1, cells, cells, dtype=torch.bool),
     }
     result = task({"frames": features}, targets)
-    assert tally_value(result.tallies["accuracy"]) == 1.0
+    assert metric_mean(result.metric_sums["accuracy"]) == 1.0
     expected = (classes == shifted["classes"]).float().mean()
-    assert tally_value(result.tallies["cheat"]) == pytest.approx(float(expected))
+    assert metric_mean(result.metric_sums["shortcut_baseline"]) == pytest.approx(float(expected))
     assert float(result.loss) < 0.01
 
 
@@ -128,10 +128,10 @@ def test_chance_is_the_majority_class():
     classes = torch.tensor([0, 0, 0, 1]).view(1, 2, 2)
     still, table = torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
     truth = CellTruth(classes, classes, still, table, num_classes=4)
-    tallies = cell_tallies(torch.zeros_like(classes), truth)
-    assert tally_value(tallies["chance"]) == 0.75
-    assert tally_value(tallies["accuracy"]) == 0.75
-    assert tally_value(tallies["balanced_accuracy"]) == 0.5
+    metric_sums = cell_tallies(torch.zeros_like(classes), truth)
+    assert metric_mean(metric_sums["chance"]) == 0.75
+    assert metric_mean(metric_sums["accuracy"]) == 0.75
+    assert metric_mean(metric_sums["balanced_accuracy"]) == 0.5
 
 
 def test_a_stage_without_its_own_time_fails():
@@ -160,16 +160,18 @@ def test_answers_are_the_tallies_cell_by_cell(hide, predict):
     views = task.make_views(batch, rows(3))
     with torch.no_grad():
         features = {"frames": encoder(views.inputs["frames"])[task.stage]}
-        tallies = task(features, views.targets).tallies
-    answers = task.answers(features, views.targets)
+        metric_sums = task(features, views.targets).metric_sums
+    answers = task.predictions(features, views.targets)
     right = (answers.scores.argmax(1) == answers.labels).float()
-    assert float(right.mean()) == pytest.approx(tally_value(tallies["accuracy"]), abs=1e-6)
+    assert float(right.mean()) == pytest.approx(metric_mean(metric_sums["accuracy"]), abs=1e-6)
     moving = answers.subsets["moving"]
     assert float(right[moving].mean()) == pytest.approx(
-        tally_value(tallies["moving_accuracy"]), abs=1e-6
+        metric_mean(metric_sums["moving_accuracy"]), abs=1e-6
     )
-    copied = (answers.rivals["same cell"] == answers.labels).float()
-    assert float(copied.mean()) == pytest.approx(tally_value(tallies["cheat"]), abs=1e-6)
+    copied = (answers.baselines["same cell"] == answers.labels).float()
+    assert float(copied.mean()) == pytest.approx(
+        metric_mean(metric_sums["shortcut_baseline"]), abs=1e-6
+    )
     assert answers.videos.unique().tolist() == [0, 1, 2]
 
 

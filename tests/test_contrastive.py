@@ -14,7 +14,7 @@ from videossl.models.heads import KeyQueue
 from videossl.pretext import _losses
 from videossl.pretext.contrastive import ContrastiveConfig, Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 NUM_VIDEOS = 4
@@ -64,9 +64,9 @@ def test_loss_and_answers_equal_a_slow_loop(videos):
         right.append(max(scores, key=scores.get) == partner)
         chance.append(1 / len(candidates))
     assert float(loss.detach()) == pytest.approx(sum(losses) / 8, rel=1e-5)
-    tallies = results["contrastive"].tallies
-    assert tally_value(tallies["accuracy"]) == sum(right) / 8
-    assert tally_value(tallies["chance"]) == pytest.approx(sum(chance) / 8)
+    metric_sums = results["contrastive"].metric_sums
+    assert metric_mean(metric_sums["accuracy"]) == sum(right) / 8
+    assert metric_mean(metric_sums["chance"]) == pytest.approx(sum(chance) / 8)
 
 
 def test_thumbnails_alone_find_clips_of_videos_of_different_colours():
@@ -75,7 +75,7 @@ def test_thumbnails_alone_find_clips_of_videos_of_different_colours():
     colours = torch.randn(4, 1, 192).expand(-1, 2, -1).reshape(8, 192)
     features = {"clips": FeatureMaps(torch.randn(8, 128, 1, 1, 1), 1, 16)}
     targets = {"thumbnails": colours + 0.01 * torch.randn(8, 192), "videos": torch.arange(4)}
-    assert tally_value(task(features, targets).tallies["cheat"]) == 1.0
+    assert metric_mean(task(features, targets).metric_sums["shortcut_baseline"]) == 1.0
 
 
 def half(rank: int, folder: str, settings: dict) -> None:
@@ -86,7 +86,7 @@ def half(rank: int, folder: str, settings: dict) -> None:
     loss.backward()
     mean = loss.detach().clone()
     dist.all_reduce(mean)
-    accuracy = results["contrastive"].tallies["accuracy"].clone()
+    accuracy = results["contrastive"].metric_sums["accuracy"].clone()
     dist.all_reduce(accuracy)
     if rank == 0:
         gradients = {name: p.grad for name, p in model.module.named_parameters()}
@@ -112,7 +112,7 @@ def test_two_ranks_ask_the_question_of_one(settings, tmp_path):
     loss, results = judge(model)
     loss.backward()
     torch.testing.assert_close(mean, loss.detach(), rtol=1e-5, atol=1e-6)
-    assert torch.equal(accuracy, results["contrastive"].tallies["accuracy"])
+    assert torch.equal(accuracy, results["contrastive"].metric_sums["accuracy"])
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue  # the slow copy
@@ -164,11 +164,13 @@ def test_n_pair_compares_raw_products_and_nce_weighs_others_as_noise():
 
 def test_the_bound_on_information_is_log_n_less_the_loss():
     loss, results = judge(build(), videos=(0, 1, 0, 3))
-    tallies = results["contrastive"].tallies
+    metric_sums = results["contrastive"].metric_sums
     terms = [5, 7, 5, 7]  # the right clip, and both clips of each video that is not one's own
     ceiling = sum(math.log(n) for n in terms) / 4
-    assert tally_value(tallies["mutual_information_ceiling"]) == pytest.approx(ceiling, rel=1e-5)
-    found = tally_value(tallies["mutual_information"])
+    assert metric_mean(metric_sums["mutual_information_ceiling"]) == pytest.approx(
+        ceiling, rel=1e-5
+    )
+    found = metric_mean(metric_sums["mutual_information"])
     assert found == pytest.approx(ceiling - float(loss.detach()), abs=1e-5)
 
 
@@ -181,12 +183,14 @@ def test_answers_are_the_tallies_row_by_row():
         views = model.make_views(batch(model, 0, 4, [0, 1, 2, 3]), None)
         with torch.no_grad():
             features = model.encode(views)["contrastive"]
-            tallies = task(features, views["contrastive"].targets).tallies
-        answers = task.answers(features, views["contrastive"].targets)
+            metric_sums = task(features, views["contrastive"].targets).metric_sums
+        answers = task.predictions(features, views["contrastive"].targets)
         right = (answers.scores.argmax(1) == answers.labels).float().mean()
-        assert float(right) == pytest.approx(tally_value(tallies["accuracy"]))
-        cheat = (answers.rivals["thumbnails"] == answers.labels).float().mean()
-        assert float(cheat) == pytest.approx(tally_value(tallies["cheat"]))
+        assert float(right) == pytest.approx(metric_mean(metric_sums["accuracy"]))
+        shortcut_baseline = (answers.baselines["thumbnails"] == answers.labels).float().mean()
+        assert float(shortcut_baseline) == pytest.approx(
+            metric_mean(metric_sums["shortcut_baseline"])
+        )
 
 
 def test_the_queue_keeps_the_newest_keys_and_skips_what_did_not_count():

@@ -7,7 +7,7 @@ from videossl.engine.multitask import MultiTask
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.correspondence_flow import CorrespondenceFlowConfig, Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 
@@ -116,9 +116,9 @@ def test_training_counts_its_batches_and_evaluation_does_not():
     task.eval()
     result = task(maps, task.make_views(batch, rows(2)).targets)
     assert int(task.num_batches) == 1
-    answers = task.answers(maps, task.make_views(batch, rows(2)).targets)
+    answers = task.predictions(maps, task.make_views(batch, rows(2)).targets)
     right = (answers.scores.argmax(1) == answers.labels).float().mean()
-    assert float(right) == pytest.approx(tally_value(result.tallies["accuracy"]))
+    assert float(right) == pytest.approx(metric_mean(result.metric_sums["accuracy"]))
 
 
 def test_a_crop_that_cells_do_not_divide_fails():

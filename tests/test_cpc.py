@@ -1,4 +1,4 @@
-"""Which features come next: the recurrent unit, kinds of negatives and cheat against slow loops; two ranks as one."""
+"""Which features come next: the recurrent unit, kinds of negatives and the baseline against slow loops; two ranks as one."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from videossl.models.architectures import ConvGRU
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.cpc import CpcConfig, Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 NUM_VIDEOS = 4
@@ -85,7 +85,7 @@ def test_loss_and_answers_equal_a_slow_loop(videos, negatives):
             predicted.append(task.predict(state))
             state = task.context(predicted[-1].relu(), state)
     places = list(itertools.product(range(3), range(3), range(2), range(2)))  # row, time, y, x
-    losses, right, cheat, terms = [], [], [], []
+    losses, right, shortcut_baseline, terms = [], [], [], []
     for row, time, y, x in places:
         keys = [(row, time, y, x)]
         for other, then, v, u in places:
@@ -104,20 +104,20 @@ def test_loss_and_answers_equal_a_slow_loop(videos, negatives):
         colours = targets["colours"]
         last = colours[row, 1, :, y, x]
         distances = [float((last - colours[r, 2 + t, :, v, u]).norm()) for r, t, v, u in keys]
-        cheat.append(distances[0] == min(distances))
+        shortcut_baseline.append(distances[0] == min(distances))
         terms.append(len(keys))
     num = len(places)
     assert float(result.loss.detach()) == pytest.approx(sum(losses) / num, rel=1e-4)
-    tallies = {name: tally_value(value) for name, value in result.tallies.items()}
+    metric_sums = {name: metric_mean(value) for name, value in result.metric_sums.items()}
     ceiling = sum(math.log(n) for n in terms) / num
-    assert tallies["accuracy"] == pytest.approx(sum(right) / num)
-    assert tallies["chance"] == pytest.approx(sum(1 / n for n in terms) / num)
-    assert tallies["cheat"] == pytest.approx(sum(cheat) / num)
-    assert tallies["mutual_information_ceiling"] == pytest.approx(ceiling)
-    assert tallies["mutual_information"] == pytest.approx(ceiling - sum(losses) / num, abs=1e-4)
-    answers = task.answers(features, targets)
+    assert metric_sums["accuracy"] == pytest.approx(sum(right) / num)
+    assert metric_sums["chance"] == pytest.approx(sum(1 / n for n in terms) / num)
+    assert metric_sums["shortcut_baseline"] == pytest.approx(sum(shortcut_baseline) / num)
+    assert metric_sums["mutual_information_ceiling"] == pytest.approx(ceiling)
+    assert metric_sums["mutual_information"] == pytest.approx(ceiling - sum(losses) / num, abs=1e-4)
+    answers = task.predictions(features, targets)
     assert (answers.scores.argmax(1) == answers.labels).tolist() == right
-    assert (answers.rivals["colours"] == answers.labels).tolist() == cheat
+    assert (answers.baselines["colours"] == answers.labels).tolist() == shortcut_baseline
     assert (answers.scores.isfinite().sum(1)).tolist() == terms
     assert answers.videos.tolist() == [row for row, *_ in places]
 
@@ -187,25 +187,25 @@ def half(rank: int, folder: str) -> None:
     model = DistributedDataParallel(whole())
     loss, results = judge(model, 2 * rank, 2 * rank + 2, rank, 2)
     loss.backward()
-    tallies = {"loss": loss.detach() / 2, **results["cpc"].tallies}
-    for value in tallies.values():
+    metric_sums = {"loss": loss.detach() / 2, **results["cpc"].metric_sums}
+    for value in metric_sums.values():
         dist.all_reduce(value)
     if rank == 0:
         gradients = {name: p.grad for name, p in model.module.named_parameters()}
-        torch.save((tallies, gradients), f"{folder}/result.pt")
+        torch.save((metric_sums, gradients), f"{folder}/result.pt")
     dist.destroy_process_group()
 
 
 def test_two_ranks_ask_the_questions_of_one(tmp_path):
     mp.spawn(half, (str(tmp_path),), nprocs=2)
-    tallies, gradients = torch.load(tmp_path / "result.pt")
+    metric_sums, gradients = torch.load(tmp_path / "result.pt")
     model = whole()
     loss, results = judge(model)
     loss.backward()
-    torch.testing.assert_close(tallies.pop("loss"), loss.detach(), rtol=1e-5, atol=1e-6)
-    for name, value in results["cpc"].tallies.items():
-        assert tally_value(tallies[name]) == pytest.approx(
-            tally_value(value), rel=1e-4, abs=1e-5
+    torch.testing.assert_close(metric_sums.pop("loss"), loss.detach(), rtol=1e-5, atol=1e-6)
+    for name, value in results["cpc"].metric_sums.items():
+        assert metric_mean(metric_sums[name]) == pytest.approx(
+            metric_mean(value), rel=1e-4, abs=1e-5
         ), name
     for name, parameter in model.named_parameters():
         scale = parameter.grad.abs().max().clamp_min(1e-6)

@@ -12,7 +12,7 @@ from videossl.engine.multitask import MultiTask
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.exemplar import ExemplarConfig, Task, _strong_place
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 NUM_VIDEOS = 4
@@ -43,7 +43,7 @@ def random_rows(task: Task, videos: tuple[int, ...]):
 @pytest.mark.parametrize("videos", [(3, 13, 7, 29), (0, 1, 0, 2)])
 @pytest.mark.parametrize("training", [True, False])
 def test_both_questions_equal_slow_loops(videos, training):
-    """Rows 3 and 13 share one of ten classes; rows of one video are no rivals of each other."""
+    """Rows 3 and 13 share one of ten classes; rows of one video are no baselines of each other."""
     task = build(num_variants=3).train(training)
     features, targets = random_rows(task, videos)
     result = task(features, targets)
@@ -53,7 +53,14 @@ def test_both_questions_equal_slow_loops(videos, training):
         )
         w = torch.nn.functional.normalize(task.classes, dim=1)
     rows = [(video, variant) for video in range(4) for variant in range(3)]
-    match_losses, class_losses, right, class_right, cheat, terms = [], [], [], [], [], []
+    match_losses, class_losses, right, class_right, shortcut_baseline, terms = (
+        [],
+        [],
+        [],
+        [],
+        [],
+        [],
+    )
     for i, (video, variant) in enumerate(rows):
         own = 3 * video + (variant + 1) % 3
         keys = [own] + [j for j in range(12) if videos[j // 3] != videos[video]]
@@ -61,7 +68,9 @@ def test_both_questions_equal_slow_loops(videos, training):
         match_losses.append(math.log(sum(math.exp(s) for s in scores.values())) - scores[own])
         right.append(max(scores, key=scores.get) == own)
         shown = targets["thumbnails"]
-        cheat.append(min(keys, key=lambda j: float((shown[i] - shown[j]).norm())) == own)
+        shortcut_baseline.append(
+            min(keys, key=lambda j: float((shown[i] - shown[j]).norm())) == own
+        )
         terms.append(len(keys))
         logits = (w @ z[i] / 0.1).tolist()
         label = videos[video] % 10
@@ -69,25 +78,25 @@ def test_both_questions_equal_slow_loops(videos, training):
         class_right.append(max(range(10), key=logits.__getitem__) == label)
     expected = sum(class_losses if training else match_losses) / 12
     assert float(result.loss.detach()) == pytest.approx(expected, rel=1e-4)
-    tallies = {name: tally_value(value) for name, value in result.tallies.items()}
-    assert tallies["accuracy"] == pytest.approx(sum(right) / 12)
-    assert tallies["chance"] == pytest.approx(sum(1 / n for n in terms) / 12)
-    assert tallies["cheat"] == pytest.approx(sum(cheat) / 12)
+    metric_sums = {name: metric_mean(value) for name, value in result.metric_sums.items()}
+    assert metric_sums["accuracy"] == pytest.approx(sum(right) / 12)
+    assert metric_sums["chance"] == pytest.approx(sum(1 / n for n in terms) / 12)
+    assert metric_sums["shortcut_baseline"] == pytest.approx(sum(shortcut_baseline) / 12)
     ceiling = sum(math.log(n) for n in terms) / 12
-    assert tallies["mutual_information_ceiling"] == pytest.approx(ceiling)
-    assert tallies["mutual_information"] == pytest.approx(
+    assert metric_sums["mutual_information_ceiling"] == pytest.approx(ceiling)
+    assert metric_sums["mutual_information"] == pytest.approx(
         ceiling - sum(match_losses) / 12, rel=1e-4
     )
     answers = task.eval().answers(features, targets)
-    assert (answers.rivals["thumbnails"] == answers.labels).tolist() == cheat
+    assert (answers.baselines["thumbnails"] == answers.labels).tolist() == shortcut_baseline
     assert answers.scores.isfinite().sum(1).tolist() == terms
     assert answers.videos.tolist() == [video for video, _ in rows]
     if not training:
         assert (answers.scores.argmax(1) == answers.labels).tolist() == right
-    assert ("class_accuracy" in tallies) == training, "a held-out video has no class"
+    assert ("class_accuracy" in metric_sums) == training, "a held-out video has no class"
     if training:
-        assert tallies["class_accuracy"] == pytest.approx(sum(class_right) / 12)
-        assert tallies["class_chance"] == pytest.approx(0.1)
+        assert metric_sums["class_accuracy"] == pytest.approx(sum(class_right) / 12)
+        assert metric_sums["class_chance"] == pytest.approx(0.1)
 
 
 def test_places_are_drawn_in_proportion_to_the_gradient_around_them():
@@ -197,25 +206,25 @@ def half(rank: int, folder: str) -> None:
     model = DistributedDataParallel(whole())
     loss, results = judge(model, 2 * rank, 2 * rank + 2, rank, 2)
     loss.backward()
-    tallies = {"loss": loss.detach() / 2, **results["exemplar"].tallies}
-    for value in tallies.values():
+    metric_sums = {"loss": loss.detach() / 2, **results["exemplar"].metric_sums}
+    for value in metric_sums.values():
         dist.all_reduce(value)
     if rank == 0:
         gradients = {name: p.grad for name, p in model.module.named_parameters()}
-        torch.save((tallies, gradients), f"{folder}/result.pt")
+        torch.save((metric_sums, gradients), f"{folder}/result.pt")
     dist.destroy_process_group()
 
 
 def test_two_ranks_ask_the_questions_of_one(tmp_path):
     mp.spawn(half, (str(tmp_path),), nprocs=2)
-    tallies, gradients = torch.load(tmp_path / "result.pt")
+    metric_sums, gradients = torch.load(tmp_path / "result.pt")
     model = whole()
     loss, results = judge(model)
     loss.backward()
-    torch.testing.assert_close(tallies.pop("loss"), loss.detach(), rtol=1e-5, atol=1e-6)
-    for name, value in results["exemplar"].tallies.items():
-        assert tally_value(tallies[name]) == pytest.approx(
-            tally_value(value), rel=1e-4, abs=1e-5
+    torch.testing.assert_close(metric_sums.pop("loss"), loss.detach(), rtol=1e-5, atol=1e-6)
+    for name, value in results["exemplar"].metric_sums.items():
+        assert metric_mean(metric_sums[name]) == pytest.approx(
+            metric_mean(value), rel=1e-4, abs=1e-5
         ), name
     for name, parameter in model.named_parameters():
         scale = parameter.grad.abs().max().clamp_min(1e-6)

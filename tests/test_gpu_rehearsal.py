@@ -70,8 +70,10 @@ def test_a_step_forward_and_an_evaluation_run_on_one_device_and_read_no_value(pa
         as_if_on_gpu(model)
         batch = clips(config, model, CUDA)
         loss, results = model(model.make_views(batch, draws("views", CUDA)))
-        tallies = [value for result in results.values() for value in result.tallies.values()]
-        assert {tensor.device for tensor in (loss, *tallies)} == {CUDA}
+        metric_sums = [
+            value for result in results.values() for value in result.metric_sums.values()
+        ]
+        assert {tensor.device for tensor in (loss, *metric_sums)} == {CUDA}
         model.eval()
         with torch.no_grad():
             evaluated, _ = model(model.make_views(batch, draws("evaluation", CUDA)))

@@ -11,7 +11,7 @@ from videossl.color import chroma_bins
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.image_colorization import ImageColorizationConfig, Task, rebalancing
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 # IEC 61966-2-1, D65, written once more: the reference that knows nothing of videossl/color.py.
@@ -140,11 +140,11 @@ def test_preparing_counts_the_colours_of_cells():
     assert task.weights[of[60, 40]] < task.weights[of[0, 0]]
     views = views_of(task, frames)
     features = {"grey": FeatureMaps(torch.randn(3, 96, 1, 4, 4), 1, 8)}
-    tallies = task(features, views.targets).tallies
-    assert tally_value(tallies["cheat"]) == 1.0
-    assert tally_value(tallies["chance"]) == 0.5
-    answers = task.answers(features, views.targets)
-    assert torch.equal(answers.rivals["lightness"], answers.labels)
+    metric_sums = task(features, views.targets).metric_sums
+    assert metric_mean(metric_sums["shortcut_baseline"]) == 1.0
+    assert metric_mean(metric_sums["chance"]) == 0.5
+    answers = task.predictions(features, views.targets)
+    assert torch.equal(answers.baselines["lightness"], answers.labels)
 
 
 def test_loss_and_tallies_equal_a_slow_loop():
@@ -177,13 +177,13 @@ def test_loss_and_tallies_equal_a_slow_loop():
         errors.append(float((mean - true).norm()))
         grey_errors.append(float(true.norm()))
     assert float(result.loss.detach()) == pytest.approx(sum(losses) / 32, rel=1e-4)
-    tallies = {name: tally_value(value) for name, value in result.tallies.items()}
-    assert tallies["accuracy"] == pytest.approx(sum(right) / 32)
+    metric_sums = {name: metric_mean(value) for name, value in result.metric_sums.items()}
+    assert metric_sums["accuracy"] == pytest.approx(sum(right) / 32)
     means = [sum(r) / len(r) for r in by_bin.values()]
-    assert tallies["balanced_accuracy"] == pytest.approx(sum(means) / len(means))
-    assert tallies["chroma_error"] == pytest.approx(sum(errors) / 32, rel=1e-3)
-    assert tallies["grey_chroma_error"] == pytest.approx(sum(grey_errors) / 32, rel=1e-3)
-    answers = task.answers(features, views.targets)
+    assert metric_sums["balanced_accuracy"] == pytest.approx(sum(means) / len(means))
+    assert metric_sums["chroma_error"] == pytest.approx(sum(errors) / 32, rel=1e-3)
+    assert metric_sums["grey_chroma_error"] == pytest.approx(sum(grey_errors) / 32, rel=1e-3)
+    answers = task.predictions(features, views.targets)
     assert float((answers.scores.argmax(1) == answers.labels).float().mean()) == pytest.approx(
         sum(right) / 32
     )

@@ -1,4 +1,4 @@
-"""Which sub-clip is shuffled: the shuffles, the cheat against a slow loop, and that places cannot be learned by heart."""
+"""Which sub-clip is shuffled: the shuffles, the baseline against a slow loop, and that places cannot be learned by heart."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.odd_one_out import OddOneOutConfig, Task, _shuffled
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def test_shuffled_orders_are_neither_in_order_nor_reversed(num_frames):
 def test_questions_show_one_shuffled_clip_at_the_place_of_the_label():
     task = build()
     time = torch.arange(4.0).expand(5, 3, 4)
-    asked = task.questions(task.make_views(batch_of(time, task), rows(5)))
+    asked = task.shortcut_inputs(task.make_views(batch_of(time, task), rows(5)))
     for frames, label in zip(asked.frames[:, :, 0, 0, 0], asked.labels.tolist(), strict=True):
         in_order = [clip.tolist() == [0, 1, 2, 3] for clip in frames.view(3, 4)]
         assert in_order == [place != label for place in range(3)]
@@ -64,7 +64,7 @@ def test_the_cheat_finds_the_largest_jumps():
         jumps = [float((clip[1:] - clip[:-1]).abs().mean()) for clip in shown]
         right.append(max(range(3), key=jumps.__getitem__) == odd)
     features = {name: FeatureMaps(torch.randn(24, 128, 4, 2, 2), 1, 16) for name in views.inputs}
-    found = tally_value(task(features, views.targets).tallies["cheat"])
+    found = metric_mean(task(features, views.targets).metric_sums["shortcut_baseline"])
     assert found == pytest.approx(sum(right) / len(right))
     assert all(right[:6])
 
@@ -85,7 +85,7 @@ def test_it_is_learned_where_features_tell_shuffled_clips():
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-    assert tally_value(result.tallies["accuracy"]) > 0.95
+    assert metric_mean(result.metric_sums["accuracy"]) > 0.95
 
 
 def test_clips_that_trade_places_trade_their_answers():

@@ -12,7 +12,7 @@ from videossl.pretext.order_verification import (
     Task,
 )
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 
 def build(**settings) -> Task:
@@ -50,7 +50,7 @@ def test_order_is_learned_where_features_carry_it():
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-    assert tally_value(result.tallies["accuracy"]) > 0.95
+    assert metric_mean(result.metric_sums["accuracy"]) > 0.95
 
 
 @pytest.mark.parametrize("share", [0.5, 0.25])
@@ -64,10 +64,10 @@ def test_the_loss_weighs_the_classes_as_asked(share):
     targets = {"thumbnails": torch.zeros(8, 5, 8, 8), "differs": EVERY_TUPLE}
     result = task(features, targets)
     assert float(result.loss.detach()) == pytest.approx((1 - share) * 20, rel=1e-4)
-    assert tally_value(result.tallies["accuracy"]) == 0.5, (
+    assert metric_mean(result.metric_sums["accuracy"]) == 0.5, (
         "a constant answer scores chance, whatever the shares"
     )
-    assert tally_value(result.tallies["recall_in_order"]) == 1
+    assert metric_mean(result.metric_sums["recall_in_order"]) == 1
 
 
 def batch_of(thumbnails: torch.Tensor, task: Task) -> ClipBatch:
@@ -91,7 +91,7 @@ def test_windows_that_do_not_change_are_left_out():
     thumbnails[:2, 0] = 1.0  # only the outsider a of two videos differs from the middle
     result = task(features, task.make_views(batch_of(thumbnails, task), rows(8)).targets)
     # Of 8 x 6 tuples: both positives and the two with a, of two videos.
-    assert tally_value(result.tallies["kept_share"]) == pytest.approx(2 * 4 / 48)
+    assert metric_mean(result.metric_sums["kept_share"]) == pytest.approx(2 * 4 / 48)
     still = task.make_views(batch_of(torch.zeros(8, 5, 8, 8), task), rows(8))
     assert float(task(features, still.targets).loss.detach()) == 0
 
@@ -111,11 +111,11 @@ def test_the_cheat_looks_at_three_thumbnails():
             is_between = ends >= max(float((a - b).abs().mean()), float((b - c).abs().mean()))
             right[t in IN_ORDER].append(is_between == (t in IN_ORDER))
         targets = {"thumbnails": thumbnails, "differs": EVERY_TUPLE}
-        found = tally_value(task(features, targets).tallies["cheat"])
+        found = metric_mean(task(features, targets).metric_sums["shortcut_baseline"])
         expected = sum(sum(r) / len(r) for r in right.values()) / 2
         assert found == pytest.approx(expected)
-        answers = task.answers(features, targets)
-        said = answers.rivals["thumbnails"] == answers.labels
+        answers = task.predictions(features, targets)
+        said = answers.baselines["thumbnails"] == answers.labels
         weighed = float((said * answers.weights).sum() / answers.weights.sum())
         assert weighed == pytest.approx(expected)
     assert found == 1.0
@@ -127,7 +127,9 @@ def test_the_classes_of_a_window_weigh_alike_whatever_is_left_out():
     differs = torch.ones(8, 6)
     differs[:4, 4:] = 0  # e of four windows looks like the middle
     differs[7] = 0
-    answers = task.answers(features, {"thumbnails": torch.zeros(8, 5, 8, 8), "differs": differs})
+    answers = task.predictions(
+        features, {"thumbnails": torch.zeros(8, 5, 8, 8), "differs": differs}
+    )
     weights = answers.weights.view(8, 6)
     assert weights[:, :2].sum(1).tolist() == weights[:, 2:].sum(1).tolist() == [1.0] * 7 + [0.0]
 
@@ -143,7 +145,7 @@ def test_questions_show_the_tuples_of_their_labels():
     """Sub-clip k is of lightness k everywhere: what is shown can be read off."""
     task = build(crop_size=32, num_frames=2)
     steady = torch.arange(5.0)[None, :, None, None].expand(3, -1, 8, 8)
-    asked = task.questions(task.make_views(batch_of(steady, task), rows(3)))
+    asked = task.shortcut_inputs(task.make_views(batch_of(steady, task), rows(3)))
     assert asked.frames.shape == (3 * 6, 3 * 2, 3, 32, 32)
     for question, (frames, label) in enumerate(zip(asked.frames, asked.labels, strict=True)):
         shown = TUPLES[question % 6]

@@ -1,4 +1,4 @@
-"""At which speed is a clip shown: frames by counting, scores and cheats against slow loops."""
+"""At which speed is a clip shown: frames by counting, scores and shortcut baselines against slow loops."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext._views import warp_frames
 from videossl.pretext.playback_speed import PlaybackSpeedConfig, Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 
@@ -121,25 +121,27 @@ def test_loss_pairs_and_cheat_equal_slow_loops(speeds):
     moving = [(b, k) for b in range(num) for k in range(count) if targets["moving"][b]]
     by_change = sorted(moving, key=lambda bk: float(targets["change"][bk]))
     share = len(moving) // count
-    cheat = [place // share == k for place, (_, k) in enumerate(by_change)]
+    shortcut_baseline = [place // share == k for place, (_, k) in enumerate(by_change)]
     assert float(result.loss.detach()) == pytest.approx(
         float(sum(losses).detach()) / (num * count), rel=1e-5
     )
     for name, values in {
         "accuracy": right,
         "pairwise": pairs,
-        "pairwise_cheat": pair_cheats,
-        "cheat": cheat,
+        "pairwise_baseline": pair_cheats,
+        "shortcut_baseline": shortcut_baseline,
     }.items():
-        assert tally_value(result.tallies[name]) == pytest.approx(sum(values) / len(values)), name
-    answers = task.answers(features, targets)
+        assert metric_mean(result.metric_sums[name]) == pytest.approx(sum(values) / len(values)), (
+            name
+        )
+    answers = task.predictions(features, targets)
     judged = (answers.scores.argmax(1) == answers.labels).float()
     assert float((judged * answers.weights).sum() / answers.weights.sum()) == pytest.approx(
         sum(right) / len(right)
     )
-    by_motion = (answers.rivals["motion"] == answers.labels).float()
+    by_motion = (answers.baselines["motion"] == answers.labels).float()
     assert float((by_motion * answers.weights).sum() / answers.weights.sum()) == pytest.approx(
-        sum(cheat) / len(cheat)
+        sum(shortcut_baseline) / len(shortcut_baseline)
     )
 
 
@@ -149,7 +151,7 @@ def test_clips_without_motion_are_left_out():
     clips[1] = clips[1, :, :1]
     views = views_of(task, clips)
     assert views.targets["moving"].tolist() == [1.0, 0.0, 1.0, 1.0]
-    asked = task.questions(views)
+    asked = task.shortcut_inputs(views)
     assert asked.videos.tolist() == [0, 0, 2, 2, 3, 3]
     assert asked.labels.tolist() == [0, 1] * 3
     assert torch.equal(asked.frames[3], views.inputs["x2"][2].movedim(0, 1))
@@ -170,9 +172,9 @@ def test_speed_is_learned_where_features_carry_it():
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-    assert tally_value(result.tallies["accuracy"]) > 0.95
-    assert tally_value(result.tallies["pairwise"]) > 0.95
-    assert tally_value(result.tallies["chance"]) == pytest.approx(1 / 3)
+    assert metric_mean(result.metric_sums["accuracy"]) > 0.95
+    assert metric_mean(result.metric_sums["pairwise"]) > 0.95
+    assert metric_mean(result.metric_sums["chance"]) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("speeds", [(2, 1), (1, 1), (0, 2)])

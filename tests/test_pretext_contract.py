@@ -12,7 +12,7 @@ from videossl.errors import UserError
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext import available, load
 from videossl.rng import row_random
-from videossl.types import ClipBatch, tally_value
+from videossl.types import ClipBatch, metric_mean
 
 SMALL = {"crop_size": 32}
 VARIANTS = {
@@ -139,7 +139,9 @@ def check_contract(name: str, settings: dict) -> None:
 
     loss, results = model(views)
     assert torch.isfinite(loss)
-    accuracy, chance = (tally_value(results[name].tallies[key]) for key in ("accuracy", "chance"))
+    accuracy, chance = (
+        metric_mean(results[name].metric_sums[key]) for key in ("accuracy", "chance")
+    )
     assert 0 <= accuracy <= 1
     assert 0 < chance < 1
     loss.backward()

@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from videossl.audit import question_baselines
-from videossl.types import Questions
+from videossl.types import ShortcutInputs
 
 
-def asked(frames: torch.Tensor, labels: list[int] | None = None, num_answers: int = 2) -> Questions:
+def asked(
+    frames: torch.Tensor, labels: list[int] | None = None, num_answers: int = 2
+) -> ShortcutInputs:
     count = len(frames)
     labels = [0] * count if labels is None else labels
-    return Questions(frames, torch.tensor(labels), torch.arange(count), num_answers)
+    return ShortcutInputs(frames, torch.tensor(labels), torch.arange(count), num_answers)
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -77,12 +79,14 @@ def test_direction_is_recognised():
     frames = noise(2, 4, 3, 32, 32)
     both = torch.cat([frames, frames.flip(1)])
     videos = torch.tensor([0, 1, 0, 1])
-    assert question_baselines.asks_direction(Questions(both, torch.tensor([1, 1, 0, 0]), videos, 2))
-    assert not question_baselines.asks_direction(
-        Questions(both, torch.tensor([1, 1, 1, 1]), videos, 2)
+    assert question_baselines.asks_direction(
+        ShortcutInputs(both, torch.tensor([1, 1, 0, 0]), videos, 2)
     )
     assert not question_baselines.asks_direction(
-        Questions(both, torch.tensor([1, 1, 0, 0]), videos, 3)
+        ShortcutInputs(both, torch.tensor([1, 1, 1, 1]), videos, 2)
+    )
+    assert not question_baselines.asks_direction(
+        ShortcutInputs(both, torch.tensor([1, 1, 0, 0]), videos, 3)
     )
     assert not question_baselines.asks_direction(asked(frames, [0, 1]))
 

@@ -21,7 +21,7 @@ from videossl.pretext.random_walk import (
     walk,
 )
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 SMALL = {"crop_size": 32, "patch_size": 16, "grid": 3, "frame_jitter": 4}
@@ -106,9 +106,9 @@ def test_the_loss_sums_over_every_path_there_and_back():
         assert sum(ends) == pytest.approx(1)
         right.append(max(range(4), key=ends.__getitem__) == node)
     assert float(result.loss.detach()) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert tally_value(result.tallies["accuracy"]) == pytest.approx(sum(right) / 8)
-    assert tally_value(result.tallies["chance"]) == pytest.approx(1 / 4)
-    answers = task.answers({"patches": maps}, targets)
+    assert metric_mean(result.metric_sums["accuracy"]) == pytest.approx(sum(right) / 8)
+    assert metric_mean(result.metric_sums["chance"]) == pytest.approx(1 / 4)
+    answers = task.predictions({"patches": maps}, targets)
     assert (answers.scores.argmax(1) == answers.labels).tolist() == right
     assert answers.videos.tolist() == [0] * 4 + [1] * 4
 
@@ -271,10 +271,12 @@ def test_the_cheat_is_what_the_colours_of_the_quarters_answer():
     right = answer == torch.arange(9)
     assert 0 < float(right.float().mean()) < 1
     features = {"patches": FeatureMaps(torch.randn(6 * 4 * 9, 64, 1, 4, 4), 1, 4)}
-    tallies = task(features, views.targets).tallies
-    assert tally_value(tallies["cheat"]) == pytest.approx(float(right.float().mean()))
-    answers = task.answers(features, views.targets)
-    assert torch.equal(answers.rivals["colours"], answer.flatten())
+    metric_sums = task(features, views.targets).metric_sums
+    assert metric_mean(metric_sums["shortcut_baseline"]) == pytest.approx(
+        float(right.float().mean())
+    )
+    answers = task.predictions(features, views.targets)
+    assert torch.equal(answers.baselines["colours"], answer.flatten())
 
 
 def test_the_distance_gone_tells_who_follows_what_is_seen_from_who_stays_in_a_cell():
@@ -291,7 +293,7 @@ def test_the_distance_gone_tells_who_follows_what_is_seen_from_who_stays_in_a_ce
     seen = {}
     channel = [seen.setdefault(tuple(p.tolist()), len(seen)) for p in places.flatten(0, 2)]
     maps = torch.eye(64)[channel][:, :, None, None, None]
-    answers = task.answers({"patches": FeatureMaps(maps, 1, 4)}, targets)
+    answers = task.predictions({"patches": FeatureMaps(maps, 1, 4)}, targets)
     again = [y < 2 and x < 2 for y, x in itertools.product(range(3), range(3))]
     assert answers.numbers["same cell distance"].tolist() == pytest.approx([8 * 2**0.5] * 9)
     torch.testing.assert_close(
@@ -321,10 +323,10 @@ def test_training_learns_to_come_home_on_scenes_it_never_saw():
         with torch.no_grad():
             views = model.eval().make_views(held, rows(12, step=-1))
             loss, results = model(views)
-            numbers = task.answers(
+            numbers = task.predictions(
                 model.encode(views)["random_walk"], views["random_walk"].targets
             ).numbers
-        accuracy = tally_value(results["random_walk"].tallies["accuracy"])
+        accuracy = metric_mean(results["random_walk"].metric_sums["accuracy"])
         return float(loss), accuracy, float(numbers["distance"].mean())
 
     before = judged()

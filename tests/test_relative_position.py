@@ -1,4 +1,4 @@
-"""Where a patch lies beside another: cells against slicing, colours against their formula, the cheat against a slow loop."""
+"""Where a patch lies beside another: cells against slicing, colours by their formula, the baseline against a slow loop."""
 
 import itertools
 
@@ -10,7 +10,7 @@ from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext._views import without_green_magenta
 from videossl.pretext.relative_position import RelativePositionConfig, Task
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 SPACE_TIME = {"cells": "space-time", "num_frames": 2, "time_gap": 3, "time_jitter": 1}
@@ -53,7 +53,7 @@ def test_neighbours_lie_where_their_labels_say(settings, answers, shape):
     assert (task.clip_spec.num_frames, task.clip_spec.crop_size) == shape
     clips = where_clips(task, 30)
     views = views_of(task, clips)
-    asked = task.questions(views)
+    asked = task.shortcut_inputs(views)
     assert asked.num_answers == answers
     frames = task.config.num_frames
     centre, neighbour = asked.frames[:, 0, :, 0, 0], asked.frames[:, frames, :, 0, 0]
@@ -152,10 +152,12 @@ def test_the_cheat_compares_facing_edges(settings):
             scores.append(total / count)
         assert int(views.targets["edges"][video, row]) == scores.index(min(scores))
     features = {"cells": FeatureMaps(torch.randn(5 * cells.shape[1], 128, 1, 2, 2), 1, 16)}
-    cheat = tally_value(task(features, views.targets).tallies["cheat"])
-    assert cheat > 2 / len(task.directions)
-    answers = task.answers(features, views.targets)
-    assert float((answers.rivals["edges"] == answers.labels).float().mean()) == pytest.approx(cheat)
+    shortcut_baseline = metric_mean(task(features, views.targets).metric_sums["shortcut_baseline"])
+    assert shortcut_baseline > 2 / len(task.directions)
+    answers = task.predictions(features, views.targets)
+    assert float((answers.baselines["edges"] == answers.labels).float().mean()) == pytest.approx(
+        shortcut_baseline
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, SPACE_TIME])
@@ -173,8 +175,8 @@ def test_position_is_learned_where_features_carry_it(settings):
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()
-    assert tally_value(result.tallies["accuracy"]) > 0.95
-    assert tally_value(result.tallies["chance"]) == pytest.approx(1 / (count - 1))
+    assert metric_mean(result.metric_sums["accuracy"]) > 0.95
+    assert metric_mean(result.metric_sums["chance"]) == pytest.approx(1 / (count - 1))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,14 @@ NASTY = "a\"><img src=x onerror=document.title='hit'>"
 
 
 def task(accuracy: float) -> dict:
-    return {"order": {"loss": 1 - accuracy, "accuracy": accuracy, "chance": 0.5, "cheat": 0.8125}}
+    return {
+        "order": {
+            "loss": 1 - accuracy,
+            "accuracy": accuracy,
+            "chance": 0.5,
+            "shortcut_baseline": 0.8125,
+        }
+    }
 
 
 @pytest.fixture
@@ -200,7 +207,10 @@ TRACKING = {"davis": "D", "split": "val"}
         ({"voc": "V", "rows": {"a": {"AP50": "0.5"}}}, "rows.a.AP50 does not fit"),
         ({"voc": "V", "rows": []}, "rows does not fit"),
         ({"tasks": {"order": {"accuracy": 0.5}}}, "tasks.order.accuracy does not fit"),
-        ({"tasks": {"order": {"accuracy": [1, 1, 1], "rivals": {"a": {}}}}}, "rivals.a.accuracy"),
+        (
+            {"tasks": {"order": {"accuracy": [1, 1, 1], "baselines": {"a": {}}}}},
+            "baselines.a.accuracy",
+        ),
         ({"tasks": ["order"]}, "tasks does not fit"),
         ({**TRACKING, "rows": {"a": {"global": {"J-Mean": "much"}}}}, "rows.a.global.J-Mean"),
         ({**TRACKING, "rows": {"a": None}}, "rows.a does not fit"),

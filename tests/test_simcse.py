@@ -12,7 +12,7 @@ from videossl.engine.multitask import MultiTask
 from videossl.models.encoder import Encoder, EncoderSpec
 from videossl.pretext.simcse import SimcseConfig, Task, _shuffled
 from videossl.rng import row_random
-from videossl.types import ClipBatch, FeatureMaps, tally_value
+from videossl.types import ClipBatch, FeatureMaps, metric_mean
 
 CPU = torch.device("cpu")
 NUM_VIDEOS = 4
@@ -76,7 +76,7 @@ def test_loss_and_answers_equal_a_slow_loop(settings, videos, training):
         vectors[place, row] = vector / vector.norm()
     means = clips.mean((3,)).detach()  # thumbnails of 8 cells a side, of each clip
     means = torch.nn.functional.avg_pool2d(means.flatten(0, 1), 4).view(4, clips.shape[1], -1)
-    losses, right, cheat, terms = [], [], [], []
+    losses, right, shortcut_baseline, terms = [], [], [], []
     for row in range(4):
         others = [r for r in range(4) if videos[r] != videos[row]]
         keys = [(1, row)] + [(1, r) for r in others]
@@ -92,23 +92,23 @@ def test_loss_and_answers_equal_a_slow_loop(settings, videos, training):
             for place, r in keys
             if (place, r) != (2, row)
         ]
-        cheat.append(distances[0] == min(distances))
+        shortcut_baseline.append(distances[0] == min(distances))
         terms.append(len(keys))
     assert float(result.loss.detach()) == pytest.approx(sum(losses) / 4, rel=1e-4, abs=1e-5)
-    tallies = {name: tally_value(value) for name, value in result.tallies.items()}
+    metric_sums = {name: metric_mean(value) for name, value in result.metric_sums.items()}
     ceiling = sum(math.log(n) for n in terms) / 4
-    assert tallies["accuracy"] == sum(right) / 4
-    assert tallies["chance"] == pytest.approx(sum(1 / n for n in terms) / 4)
-    assert tallies["cheat"] == sum(cheat) / 4
-    assert tallies["mutual_information_ceiling"] == pytest.approx(ceiling)
-    assert tallies["mutual_information"] == pytest.approx(ceiling - sum(losses) / 4, abs=1e-4)
+    assert metric_sums["accuracy"] == sum(right) / 4
+    assert metric_sums["chance"] == pytest.approx(sum(1 / n for n in terms) / 4)
+    assert metric_sums["shortcut_baseline"] == sum(shortcut_baseline) / 4
+    assert metric_sums["mutual_information_ceiling"] == pytest.approx(ceiling)
+    assert metric_sums["mutual_information"] == pytest.approx(ceiling - sum(losses) / 4, abs=1e-4)
     answers = task.eval().answers(features, views.targets)
-    assert (answers.rivals["thumbnails"] == answers.labels).tolist() == cheat
+    assert (answers.baselines["thumbnails"] == answers.labels).tolist() == shortcut_baseline
     assert answers.scores.isfinite().sum(1).tolist() == terms
     if not training:
         assert (answers.scores.argmax(1) == answers.labels).tolist() == right
     if not settings:
-        assert tallies["cheat"] == 1.0, "the answer is the clip itself"
+        assert metric_sums["shortcut_baseline"] == 1.0, "the answer is the clip itself"
 
 
 def test_masks_are_of_each_pass_alone_and_stay_in_evaluation():
@@ -184,12 +184,12 @@ def half(rank: int, folder: str, mode: str) -> None:
     model = DistributedDataParallel(whole(mode))
     loss, results = judge(model, 2 * rank, 2 * rank + 2, rank, 2)
     loss.backward()
-    tallies = {"loss": loss.detach() / 2, **results["simcse"].tallies}
-    for value in tallies.values():
+    metric_sums = {"loss": loss.detach() / 2, **results["simcse"].metric_sums}
+    for value in metric_sums.values():
         dist.all_reduce(value)
     if rank == 0:
         gradients = {name: p.grad for name, p in model.module.named_parameters()}
-        torch.save((tallies, gradients), f"{folder}/result.pt")
+        torch.save((metric_sums, gradients), f"{folder}/result.pt")
     dist.destroy_process_group()
 
 
@@ -197,13 +197,15 @@ def half(rank: int, folder: str, mode: str) -> None:
 def test_two_ranks_ask_the_questions_of_one(mode, tmp_path):
     """Masks too: a rank draws those of its own rows."""
     mp.spawn(half, (str(tmp_path), mode), nprocs=2)
-    tallies, gradients = torch.load(tmp_path / "result.pt")
+    metric_sums, gradients = torch.load(tmp_path / "result.pt")
     model = whole(mode)
     loss, results = judge(model)
     loss.backward()
-    torch.testing.assert_close(tallies.pop("loss"), loss.detach(), rtol=1e-5, atol=1e-6)
-    for name, value in results["simcse"].tallies.items():
-        assert tally_value(tallies[name]) == pytest.approx(tally_value(value), rel=1e-4, abs=1e-5)
+    torch.testing.assert_close(metric_sums.pop("loss"), loss.detach(), rtol=1e-5, atol=1e-6)
+    for name, value in results["simcse"].metric_sums.items():
+        assert metric_mean(metric_sums[name]) == pytest.approx(
+            metric_mean(value), rel=1e-4, abs=1e-5
+        )
     for name, parameter in model.named_parameters():
         scale = parameter.grad.abs().max().clamp_min(1e-6)
         torch.testing.assert_close(

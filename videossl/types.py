@@ -152,45 +152,45 @@ class Views:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's answer on its rows: a scalar loss with gradient, and detached tallies on the device.
+    """A task's answer on its rows: a scalar loss with gradient, and the sums behind its metrics, detached, on the device.
 
-    A tally is (2, G): sums and counts per group, made by `tally`. Adding tallies over batches and ranks and then taking
-    `tally_value` gives the exact mean over all of them. `accuracy` and `chance` are always among them: chance is what
-    the best guess that does not look at the input scores on `accuracy`. `cheat` is what the cheapest known rule without
-    a network scores on it, where there is one.
+    A metric's sums are (2, G): sums and counts per group, made by `metric_sum`. Adding them over batches and ranks and
+    then taking `metric_mean` gives the exact mean over all of them. `accuracy` and `chance` are always among them: chance
+    is what the best guess that does not look at the input scores on `accuracy`. `shortcut_baseline` is what the cheapest
+    known rule without a network scores on it, where there is one.
     """
 
     loss: Tensor
-    tallies: dict[str, Tensor]
+    metric_sums: dict[str, Tensor]
 
     def __post_init__(self) -> None:
         if self.loss.ndim != 0:
             raise ValueError(f"a task's loss must be a scalar, got shape {tuple(self.loss.shape)}")
-        for name, value in self.tallies.items():
+        for name, value in self.metric_sums.items():
             if value.requires_grad or value.ndim != 2 or len(value) != 2:
                 raise ValueError(
-                    f"tally {name!r} must be detached and (2, G), got {tuple(value.shape)}"
+                    f"metric_sum {name!r} must be detached and (2, G), got {tuple(value.shape)}"
                 )
-        if missing := {"accuracy", "chance"} - self.tallies.keys():
-            raise ValueError(f"a task must tally {sorted(missing)}")
+        if missing := {"accuracy", "chance"} - self.metric_sums.keys():
+            raise ValueError(f"a task must metric_sum {sorted(missing)}")
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a task answers to each of the Q questions it asks of a batch, detached: what evaluation judges.
 
     `scores` (Q, A) are larger for the likelier of A answers, `labels` (Q,) int64 is the right one, `videos` (Q,) int64 the
-    batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `rivals[name]` (Q,) int64
-    is the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean, `subsets[name]` (Q,) bool
-    marks questions that are also judged by themselves. `chance` (Q,) is what a guess scores where answers are candidates of
-    a batch, not classes. Raises ValueError if the numbers of rows disagree.
+    batch row that a question is about, `weights` (Q,) its weight, 0 leaves it out (None: all 1). `baselines[name]` (Q,)
+    int64 is the answer of a rule without a network, `numbers[name]` (Q,) whatever else is worth a mean, `subsets[name]`
+    (Q,) bool marks questions that are also judged by themselves. `chance` (Q,) is what a guess scores where answers are
+    candidates of a batch, not classes. Raises ValueError if the numbers of rows disagree.
     """
 
     scores: Tensor
     labels: Tensor
     videos: Tensor
     weights: Tensor | None = None
-    rivals: dict[str, Tensor] = field(default_factory=dict)
+    baselines: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Tensor] = field(default_factory=dict)
     subsets: dict[str, Tensor] = field(default_factory=dict)
     chance: Tensor | None = None
@@ -199,7 +199,7 @@ class Answers:
         if self.scores.ndim != 2 or self.scores.requires_grad:
             raise ValueError(f"scores must be detached and (Q, A), got {tuple(self.scores.shape)}")
         rows = {"labels": self.labels, "videos": self.videos}
-        rows |= {**self.rivals, **self.numbers, **self.subsets}
+        rows |= {**self.baselines, **self.numbers, **self.subsets}
         rows |= {} if self.weights is None else {"weights": self.weights}
         rows |= {} if self.chance is None else {"chance": self.chance}
         for name, values in rows.items():
@@ -208,7 +208,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Questions:
+class ShortcutInputs:
     """What each of the Q questions of a batch shows, so that rules without a network can try to answer them.
 
     `frames` (Q, F, 3, H, W) are the frames in the order shown, normalised Lab, as the encoder sees them; `labels` (Q,) int64
@@ -229,7 +229,7 @@ class Questions:
             )
 
 
-def tally(values: Tensor, weights: Tensor | None = None) -> Tensor:
+def metric_sum(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """(2, 1): the weighted sum of `values` and the sum of the weights (1 each if not given)."""
     values = values.detach().float()
     weights = (
@@ -238,8 +238,8 @@ def tally(values: Tensor, weights: Tensor | None = None) -> Tensor:
     return torch.stack([(values * weights).sum(), weights.sum()]).unsqueeze(1)
 
 
-def tally_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """(2, num_classes): sums and counts of `values` by class; its `tally_value` weighs every class alike."""
+def metric_sum_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    """(2, num_classes): sums and counts of `values` by class; its `metric_mean` weighs every class alike."""
     values, classes = values.detach().float().flatten(), classes.flatten()
     sums = values.new_zeros(2, num_classes)
     sums[0].index_add_(0, classes, values)
@@ -247,7 +247,7 @@ def tally_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     return sums
 
 
-def tally_value(tallied: Tensor) -> float:
+def metric_mean(tallied: Tensor) -> float:
     """The mean over the groups that were seen of sum / count; nan if none was."""
     sums, counts = tallied.double().cpu()
     seen = counts > 0

@@ -33,7 +33,7 @@ from videossl.engine.multitask import MultiTask
 from videossl.io.progress import track
 from videossl.pretext.task import PretextTask
 from videossl.stats import Interval
-from videossl.types import Answers
+from videossl.types import Predictions
 
 PLANNED_CLIPS = 1000  # of which only the places in their files are looked at
 
@@ -66,7 +66,7 @@ class NoBaselines:
 
     def checks(self) -> list[Check]:
         """Says that nothing could be tried."""
-        says = "not audited: no probe knows what the task asks (PretextTask.questions)"
+        says = "not audited: no probe knows what the task asks (PretextTask.shortcut_inputs)"
         return [Check("P2", "shortcut baselines", None, says)]
 
 
@@ -75,9 +75,9 @@ Baselines = QuestionBaselines | ColorBaselines | PairBaselines | NoBaselines
 
 def baselines_for(task: PretextTask, seen: Seen, subject: Subject) -> Baselines:
     """The baselines that understand the views of a task."""
-    if task.questions(seen.views) is not None:
+    if task.shortcut_inputs(seen.views) is not None:
         return QuestionBaselines(
-            task.questions,
+            task.shortcut_inputs,
             batch_size=subject.config.data.videos_per_step,
             seed=subject.config.seed,
             asks_of_time=task.clip_spec.num_clips * task.clip_spec.num_frames > 1,
@@ -176,7 +176,7 @@ def _ask(subject: Subject, model: MultiTask, data: ClipDataset, options: Options
 
 
 def _accuracy(asked: HeldOutAnswers, name: str, seed: int) -> Interval:
-    """One task's accuracy; without an interval where the task gives nothing but tallies."""
+    """One task's accuracy; without an interval where the task gives nothing but metric_sums."""
     if name in asked.answers:
         return accuracy_of(asked.answers[name], seed=seed)
     return Interval(asked.means[name]["accuracy"], np.nan, np.nan)
@@ -217,7 +217,7 @@ def swap_files(
     return found
 
 
-def _judged(answers: Answers) -> Judged:
+def _judged(answers: Predictions) -> Judged:
     right = (answers.scores.argmax(1) == answers.labels).numpy()
     weights = None if answers.weights is None else answers.weights.numpy()
     return Judged(right, weights, answers.videos.numpy())
@@ -228,7 +228,7 @@ def _own_baselines(asked: HeldOutAnswers, name: str, chance: float) -> list[Shor
     if name not in asked.answers:
         return []
     answers, found = asked.answers[name], []
-    for own, said in answers.rivals.items():
+    for own, said in answers.baselines.items():
         title, accuracy = f"the task's own baseline: {own}", accuracy_of(answers, said)
         found.append(_to_beat("P4", title, accuracy, chance, asked, name))
     return found

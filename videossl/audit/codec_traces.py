@@ -35,7 +35,7 @@ from videossl.io.pictures import write_video
 from videossl.io.progress import track
 from videossl.rng import fold, generator
 from videossl.stats import bootstrap_over_videos
-from videossl.types import ClipSpec, Questions
+from videossl.types import ClipSpec, ShortcutInputs
 
 NUM_FRAMES, SIZE = 48, 112
 WINDOW = ClipSpec(1, 16, 1 / FRAMES_PER_SECOND, SIZE)
@@ -46,7 +46,7 @@ WINDOWS = {
     "head": "our encoder, windows at the first frame, rules off",
 }
 # Raw frames must be at chance or the baseline itself is wrong; the head of files shows what the sampling rules keep out.
-CONTROLS: dict[tuple[str, str], Callable[[Questions], Tensor]] = {
+CONTROLS: dict[tuple[str, str], Callable[[ShortcutInputs], Tensor]] = {
     ("raw", RAMP.name): RAMP.features,
     ("rules", RAMP.name): RAMP.features,
     ("head", RAMP.name): RAMP.features,
@@ -112,11 +112,11 @@ def _shown(video: Tensor, starts: list[int]) -> Tensor:
     return torch.stack([video[start : start + WINDOW.num_frames] for start in starts])
 
 
-def _both_ways(shown: Tensor, describe: Callable[[Questions], Tensor]) -> np.ndarray:
+def _both_ways(shown: Tensor, describe: Callable[[ShortcutInputs], Tensor]) -> np.ndarray:
     """(2, windows, D): what a probe sees forward and backward."""
     nowhere = torch.zeros(len(shown), dtype=torch.int64)
     ways = (shown, shown.flip(1))
-    return np.stack([describe(Questions(way, nowhere, nowhere, 2)).numpy() for way in ways])
+    return np.stack([describe(ShortcutInputs(way, nowhere, nowhere, 2)).numpy() for way in ways])
 
 
 def _direction(windows: str, name: str, parts: list[np.ndarray], seed: int) -> ShortcutBaseline:

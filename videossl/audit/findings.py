@@ -106,7 +106,7 @@ def audit_record(audit: Audit, facts: Mapping[str, Any]) -> dict[str, Any]:
     tasks = {
         task.task: {
             "chance": task.chance,
-            "cheats": [asdict(baseline) for baseline in task.baselines],
+            "shortcut baselines": [asdict(baseline) for baseline in task.baselines],
             "checks": [asdict(check) for check in task.checks],
             "least_accuracy_found": task.least_found,
             "best_cheap_cheat": asdict(task.best_baseline) if task.best_baseline else None,
@@ -206,7 +206,7 @@ def _placed(task: TaskAudit, model: Interval) -> str:
     """Says how the model's accuracy compares with chance and the best baseline."""
     best = task.best_baseline
     if math.isnan(model.low):
-        return "no interval is known, the task gives tallies alone"
+        return "no interval is known, the task gives metric_sums alone"
     if math.isnan(task.chance):
         return "its chance is not known"
     if model.low <= task.chance:

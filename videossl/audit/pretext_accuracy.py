@@ -25,7 +25,7 @@ from videossl.distributed import World
 from videossl.engine.build import autocast, build_model
 from videossl.engine.checkpoint import load_checkpoint
 from videossl.engine.feed import Feed, Quarantine
-from videossl.engine.metrics import Tallies
+from videossl.engine.metrics import MetricSums
 from videossl.engine.multitask import MultiTask
 from videossl.engine.split import split_of_run
 from videossl.errors import UserError
@@ -41,7 +41,7 @@ from videossl.stats import (
     bootstrap_over_videos,
     too_few,
 )
-from videossl.types import Answers
+from videossl.types import Predictions
 
 MAX_CONFUSION = 32  # answers up to which a confusion matrix can be read
 MAX_WRITTEN_CONFUSION = 12  # and up to which its shares can be written into its cells
@@ -63,11 +63,11 @@ class Run:
 class HeldOutAnswers:
     """The answers of a model on held-out videos, by task.
 
-    `answers` join all batches, their `videos` naming manifest rows; `means` are the tasks' own tallies; `pictures` are
+    `answers` join all batches, their `videos` naming manifest rows; `means` are the tasks' own metric_sums; `pictures` are
     drawn of the first batch.
     """
 
-    answers: dict[str, Answers]
+    answers: dict[str, Predictions]
     means: dict[str, dict[str, float]]
     pictures: dict[str, Tensor]
     num_videos: int
@@ -137,8 +137,8 @@ def collect_answers(
     model.to(device).eval()
     count, size = clips_per_video * len(data), config.data.videos_per_step
     steps = -(-count // size)
-    tallies, pictures = Tallies(), {}
-    parts: dict[str, list[Answers]] = {}
+    metric_sums, pictures = MetricSums(), {}
+    parts: dict[str, list[Predictions]] = {}
     with contextlib.closing(feed.batches(data, 0, steps)) as batches:
         for step, raw in enumerate(track(batches, description="asking", total=steps)):
             feed.quarantine.record(raw.failures, step=0)
@@ -150,19 +150,19 @@ def collect_answers(
                 for name, task in model.named_tasks():
                     targets = views[name].targets
                     results[name] = task(features[name], targets)
-                    answers = task.answers(features[name], targets)
+                    answers = task.predictions(features[name], targets)
                     if answers is not None:
                         # Past the last position of the last round the batch is filled up again.
                         asked = min(size, count - step * size)
                         parts.setdefault(name, []).append(_first(answers, asked, raw.video_ids))
                 if step == 0:
                     pictures = model.draw(views)
-            tallies.add(results)
+            metric_sums.add(results)
     joined = {name: _join(of_task) for name, of_task in parts.items()}
-    return HeldOutAnswers(joined, tallies.values(), pictures, len(data))
+    return HeldOutAnswers(joined, metric_sums.values(), pictures, len(data))
 
 
-def _first(answers: Answers, num_videos: int, video_ids: Tensor) -> Answers:
+def _first(answers: Predictions, num_videos: int, video_ids: Tensor) -> Predictions:
     """The answers on the first videos of a batch, with the manifest's rows as videos, on the CPU."""
     if answers.chance is not None:
         answers = _found_or_not(answers)
@@ -170,9 +170,9 @@ def _first(answers: Answers, num_videos: int, video_ids: Tensor) -> Answers:
     ones = torch.ones_like(keep, dtype=torch.float32)
     by_name = {
         name: {key: value[keep].cpu() for key, value in getattr(answers, name).items()}
-        for name in ("rivals", "numbers", "subsets")
+        for name in ("baselines", "numbers", "subsets")
     }
-    return Answers(
+    return Predictions(
         answers.scores[keep].float().cpu(),
         answers.labels[keep].cpu(),
         video_ids.cpu()[answers.videos[keep].cpu()],
@@ -182,26 +182,28 @@ def _first(answers: Answers, num_videos: int, video_ids: Tensor) -> Answers:
     )
 
 
-def _found_or_not(answers: Answers) -> Answers:
+def _found_or_not(answers: Predictions) -> Predictions:
     """Candidates of a batch as two answers, not found and found: their scores would fill the memory, and say no more."""
     found = (answers.scores.argmax(1) == answers.labels).long()
-    rivals = {name: (said == answers.labels).long() for name, said in answers.rivals.items()}
+    baselines = {name: (said == answers.labels).long() for name, said in answers.baselines.items()}
     scores = torch.nn.functional.one_hot(found, 2).float()
     labels = torch.ones_like(answers.labels)
-    return dataclasses.replace(answers, scores=scores, labels=labels, rivals=rivals)
+    return dataclasses.replace(answers, scores=scores, labels=labels, baselines=baselines)
 
 
-def _join(parts: list[Answers]) -> Answers:
+def _join(parts: list[Predictions]) -> Predictions:
     def joined(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
         if isinstance(values[0], dict):
             return {key: torch.cat([value[key] for value in values]) for key in values[0]}
         return None if values[0] is None else torch.cat(values)
 
-    return Answers(**{field.name: joined(field.name) for field in dataclasses.fields(Answers)})
+    return Predictions(
+        **{field.name: joined(field.name) for field in dataclasses.fields(Predictions)}
+    )
 
 
-def accuracy_of(answers: Answers, said: Tensor | None = None, *, seed: int = 0) -> Interval:
+def accuracy_of(answers: Predictions, said: Tensor | None = None, *, seed: int = 0) -> Interval:
     """The weighted accuracy of a model's answers, or of those in `said` (Q,), with its interval over videos."""
     said = answers.scores.argmax(1) if said is None else said
     assert answers.weights is not None
@@ -209,11 +211,11 @@ def accuracy_of(answers: Answers, said: Tensor | None = None, *, seed: int = 0) 
     return bootstrap_over_videos(right, weights, answers.videos.numpy(), seed=seed)
 
 
-def judge(answers: Answers, *, seed: int = 0) -> dict[str, Any]:
+def judge(answers: Predictions, *, seed: int = 0) -> dict[str, Any]:
     """All that can be said of a task's answers: plain types, intervals as [estimate, low, high].
 
     `accuracy`, `balanced_accuracy` (mean recall of the answers that occur), `auc` (two answers; Mann-Whitney), `majority`
-    (the best constant answer), `rivals` (the accuracy of each baseline of the task, and the model's less that, paired),
+    (the best constant answer), `baselines` (the accuracy of each baseline of the task, and the model's less that, paired),
     `numbers` (means), `confusion` (rows: right answer, columns: said), and `subsets`, each judged in the same way. Where
     answers are a batch's candidates and no classes, `chance` stands for what only classes have.
     """
@@ -224,7 +226,7 @@ def judge(answers: Answers, *, seed: int = 0) -> dict[str, Any]:
     return judged
 
 
-def _judge_rows(answers: Answers, rows: np.ndarray, seed: int) -> dict[str, Any]:
+def _judge_rows(answers: Predictions, rows: np.ndarray, seed: int) -> dict[str, Any]:
     assert answers.weights is not None
     weights = answers.weights.numpy().astype(np.float64)[rows]
     scores, labels = answers.scores.numpy()[rows], answers.labels.numpy()[rows]
@@ -250,13 +252,16 @@ def _judge_rows(answers: Answers, rows: np.ndarray, seed: int) -> dict[str, Any]
         ahead = scores[:, 1] - scores[:, 0]
         area = bootstrap(lambda w: auc(ahead, labels, w), weights, videos, seed=seed)
         judged["auc"] = list(area)
-    judged["rivals"] = {}
-    for name, answer in answers.rivals.items():
+    judged["baselines"] = {}
+    for name, answer in answers.baselines.items():
         own = (answer.numpy()[rows] == labels).astype(np.float64)
-        judged["rivals"][name] = {"accuracy": mean(own), "model_minus_rival": mean(right - own)}
+        judged["baselines"][name] = {
+            "accuracy": mean(own),
+            "model_minus_baseline": mean(right - own),
+        }
         if has_classes:
             balanced = _balanced(own, labels, weights, videos, seed)
-            judged["rivals"][name]["balanced_accuracy"] = balanced
+            judged["baselines"][name]["balanced_accuracy"] = balanced
     judged["numbers"] = {name: mean(v.numpy()[rows]) for name, v in answers.numbers.items()}
     if has_classes and scores.shape[1] <= MAX_CONFUSION:
         judged["confusion"] = confusion(labels, said, weights, scores.shape[1]).tolist()
@@ -328,12 +333,12 @@ def rows_of(task: Mapping[str, Any]) -> Rows:
                 rows.append((what, part, Interval(*judged[key])))
         key, guess = ("chance",) * 2 if "chance" in judged else ("majority", "best constant answer")
         rows.append((guess, part, Interval(*[judged[key]] * 3)))
-        for name, own in judged["rivals"].items():
+        for name, own in judged["baselines"].items():
             rows.append((f"baseline: {name}", part, Interval(*own["accuracy"])))
             if "balanced_accuracy" in own:
                 balanced = Interval(*own["balanced_accuracy"])
                 rows.append((f"baseline: {name}, balanced", part, balanced))
-            rows.append((f"model less {name}", part, Interval(*own["model_minus_rival"])))
+            rows.append((f"model less {name}", part, Interval(*own["model_minus_baseline"])))
         rows += [(name, part, Interval(*value)) for name, value in judged["numbers"].items()]
     return rows
 

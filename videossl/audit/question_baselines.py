@@ -1,8 +1,9 @@
 """Shortcut baselines for tasks that say which frames each question shows: numbers off the frames, fitted and judged.
 
-Each probe turns `Questions` into (Q, D) numbers that hold neither motion nor objects: values per frame (P2), the border or
-the centre alone (P3), differences between frames (P4). A linear classifier learns the answers on training videos and is
-judged on held-out ones; then all numbers together on clips in which nothing happens (P5) and with shuffled labels (P6).
+Each probe turns `ShortcutInputs` into (Q, D) numbers that hold neither motion nor objects: values per frame (P2), the
+border or the centre alone (P3), differences between frames (P4). A linear classifier learns the answers on training
+videos and is judged on held-out ones; then all numbers together on clips in which nothing happens (P5) and with shuffled
+labels (P6).
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from videossl.audit.shortcut_baselines import (
     measure,
 )
 from videossl.audit.subject import STILL_FORMS, Form, Seen, Side
-from videossl.types import Questions, Views
+from videossl.types import ShortcutInputs, Views
 
 # Added to energies of normalised L before the logarithm: far below what 8-bit rounding leaves.
 EPSILON = 1e-4
@@ -49,7 +50,7 @@ class Probe:
 
     number: str
     name: str
-    features: Callable[[Questions], Tensor]
+    features: Callable[[ShortcutInputs], Tensor]
     to_beat: bool = False
     needs_direction: bool = False
 
@@ -58,34 +59,34 @@ class Probe:
         return self.to_beat or (self.needs_direction and not asks_direction)
 
 
-def scalars(questions: Questions) -> Tensor:
+def scalars(questions: ShortcutInputs) -> Tensor:
     """(Q, 3 F): mean, spread and Laplacian energy of each frame."""
     lightness = _lightness(questions)
     parts = [lightness.mean((2, 3)), lightness.std((2, 3)), _sharpness(lightness)]
     return torch.cat(parts, 1)
 
 
-def quality_ramp(questions: Questions) -> Tensor:
+def quality_ramp(questions: ShortcutInputs) -> Tensor:
     """(Q, about 2 F): sharpness and blockiness, later less earlier, since codecs mark the ends of files and key frames."""
     lightness = _lightness(questions)
     traces = (_sharpness(lightness), _blockiness(lightness))
     return torch.cat([_antisymmetric(trace) for trace in traces], 1)
 
 
-def quality_and_change_ramp(questions: Questions) -> Tensor:
+def quality_and_change_ramp(questions: ShortcutInputs) -> Tensor:
     """(Q, about 3 F): the quality ramp, and the same of the energy of change between neighbouring frames."""
     change = _lightness(questions).diff(dim=1).square().mean((2, 3))
     return torch.cat([quality_ramp(questions), _antisymmetric(_log(change))], 1)
 
 
-def rim(questions: Questions) -> Tensor:
+def rim(questions: ShortcutInputs) -> Tensor:
     """(Q, 12 F): mean, spread and sharpness of four strips at the border, which show bars, overlays and padding."""
     lightness, width = _lightness_and_rim(questions)
     strips = [lightness[..., :width, :], lightness[..., -width:, :]]
     return _regions([*strips, lightness[..., :width], lightness[..., -width:]])
 
 
-def middle(questions: Questions) -> Tensor:
+def middle(questions: ShortcutInputs) -> Tensor:
     """(Q, 12 F): mean, spread and sharpness of the four quarters inside the rim."""
     lightness, width = _lightness_and_rim(questions)
     inside = lightness[..., width:-width, width:-width]
@@ -94,7 +95,7 @@ def middle(questions: Questions) -> Tensor:
     )
 
 
-def outline_distances(questions: Questions) -> Tensor:
+def outline_distances(questions: ShortcutInputs) -> Tensor:
     """(Q, pairs): how unlike the outlines of up to six frames are, less the question's mean.
 
     Outlines are histograms of gradients by direction, the idea of HOG (Dalal and Triggs, CVPR 2005), which see no brightness
@@ -107,7 +108,7 @@ def outline_distances(questions: Questions) -> Tensor:
     return logs - logs.mean(1, keepdim=True) if len(first) else logs
 
 
-def sizes_of_change(questions: Questions) -> Tensor:
+def sizes_of_change(questions: ShortcutInputs) -> Tensor:
     """(Q, 3): how much thumbnails of neighbouring frames differ, and the largest difference and the spread beside that."""
     frames = questions.frames.float()
     small = F.adaptive_avg_pool2d(frames.flatten(0, 1), 8).unflatten(0, frames.shape[:2])
@@ -130,12 +131,12 @@ PROBES = (
 RAMP = next(probe for probe in PROBES if probe.needs_direction)
 
 
-def together(questions: Questions) -> Tensor:
+def together(questions: ShortcutInputs) -> Tensor:
     """(Q, D): the numbers of all probes, for where nothing at all may tell the answers apart."""
     return torch.cat([probe.features(questions) for probe in PROBES], 1)
 
 
-def asks_direction(questions: Questions) -> bool:
+def asks_direction(questions: ShortcutInputs) -> bool:
     """Tells whether each question is asked of the reversed frames too, with the other of two answers."""
     if questions.num_answers != 2 or not len(questions.frames):
         return False
@@ -174,7 +175,7 @@ class QuestionBaselines:
 
     def __init__(
         self,
-        ask: Callable[[Views], Questions | None],
+        ask: Callable[[Views], ShortcutInputs | None],
         *,
         batch_size: int,
         seed: int,
@@ -325,11 +326,11 @@ class QuestionBaselines:
         return Rows(features, *(np.concatenate([getattr(p, n) for p in parts]) for n in others))
 
 
-def _lightness(questions: Questions) -> Tensor:
+def _lightness(questions: ShortcutInputs) -> Tensor:
     return questions.frames[:, :, 0].float()
 
 
-def _lightness_and_rim(questions: Questions) -> tuple[Tensor, int]:
+def _lightness_and_rim(questions: ShortcutInputs) -> tuple[Tensor, int]:
     """Lightness of up to twelve frames, and the width of their rim in pixels."""
     lightness = _evenly(_lightness(questions), MAX_REGION_FRAMES)
     return lightness, max(3, round(RIM_SHARE * lightness.shape[-1]))

@@ -91,7 +91,7 @@ class FeatureProbe:
 
 log = logging.getLogger("videossl")
 
-SUSPICIOUS_ACCURACY = 0.95  # of a self-made question: a cheat until shown otherwise
+SUSPICIOUS_ACCURACY = 0.95  # of a self-made question: a shortcut_baseline until shown otherwise
 MIN_ANSWERS = 100  # before an accuracy is believed: chosen
 MIN_SPREAD = 0.02  # of features: every untrained encoder here has .3 to .8 on real clips (measured)
 MIN_RANK_SHARE = 0.02  # of the effective rank that so many rows could have; chosen
@@ -284,10 +284,10 @@ class Report:
         self._feed, self._guard, self._alarms = feed, guard, alarms
 
     def write(self, logger: RunLogger, step: int, interval: Interval, lr: float) -> None:
-        """Every rank must call it: the tallies of all are added up."""
+        """Every rank must call it: the sums of all are added up."""
         config = self._config
         self._guard.read()
-        tasks = interval.tallies.values()
+        tasks = interval.metric_sums.values()
         self._alarms.check_tasks(tasks, "training")
         steps = step - interval.first_step
         videos = steps * config.data.videos_per_step * config.train.accumulate

@@ -18,7 +18,7 @@ from videossl.distributed import from_main
 from videossl.engine.build import autocast
 from videossl.engine.diagnostics import Alarms
 from videossl.engine.feed import Feed
-from videossl.engine.metrics import RunLogger, Tallies, describe_tasks, flatten
+from videossl.engine.metrics import MetricSums, RunLogger, describe_tasks, flatten
 from videossl.engine.multitask import MultiTask
 from videossl.errors import UserError
 from videossl.stats import too_few
@@ -126,7 +126,7 @@ class HeldOut:
 
     def __call__(self, model: MultiTask, poll: Poll) -> Measured:
         """See Evaluation."""
-        tallies, pictures = Tallies(), {}
+        metric_sums, pictures = MetricSums(), {}
         batches = self._feed.batches(self._data, 0, self._config.train.eval_batches)
         with contextlib.closing(batches):
             for index, raw in enumerate(batches):
@@ -139,8 +139,8 @@ class HeldOut:
                     _, results = model(views)
                     if index == 0 and self._feed.is_main and self._config.monitor.pictures:
                         pictures = model.draw(views)
-                tallies.add(results)
-        tasks = tallies.values()
+                metric_sums.add(results)
+        tasks = metric_sums.values()
         self._alarms.check_tasks(tasks, "held-out")
         return Measured(tasks, f"on {self._describe_videos()}: {describe_tasks(tasks)}", pictures)
 

@@ -32,11 +32,11 @@ from videossl.errors import StorageFull, UserError
 from videossl.io.output_files import WholeRecords, whole_file, writing
 from videossl.models.encoder import count_parameters
 from videossl.rng import row_random
-from videossl.types import ClipBatch, TaskResult, tally, tally_value
+from videossl.types import ClipBatch, TaskResult, metric_mean, metric_sum
 
 
-class Tallies:
-    """Adds up losses and tallies per task; `values()` gives exact means over all that was added, on all ranks."""
+class MetricSums:
+    """Adds up losses and metrics per task; `values()` gives exact means over all that was added, on all ranks."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], Tensor] = {}
@@ -44,21 +44,21 @@ class Tallies:
     @classmethod
     def continued(
         cls, states: Sequence[Mapping[str, Mapping[str, Tensor]]], world: World
-    ) -> "Tallies":
+    ) -> "MetricSums":
         """From the `state` of each rank: its own, or all of them on the main rank if there were more or fewer ranks."""
-        tallies = cls()
+        metric_sums = cls()
         if len(states) == world.size:
             states = [states[world.rank]]
         elif not world.is_main:
             states = []
         for state in states:
-            tallies.add_state(state, world.device)
-        return tallies
+            metric_sums.add_state(state, world.device)
+        return metric_sums
 
     def add(self, results: Mapping[str, TaskResult], skipped: Tensor | None = None) -> None:
         """Adds one batch, as zero where `skipped` is true; no transfer from the device."""
         for task, result in results.items():
-            for name, value in {"loss": tally(result.loss), **result.tallies}.items():
+            for name, value in {"loss": metric_sum(result.loss), **result.metric_sums}.items():
                 key = (task, name)
                 if skipped is not None:
                     value = torch.where(skipped, 0.0, value)
@@ -93,7 +93,7 @@ class Tallies:
         for (task, name), tallied in self._sums.items():
             summed = flat[start : start + tallied.numel()].view_as(tallied)
             start += tallied.numel()
-            values.setdefault(task, {})[name] = tally_value(summed)
+            values.setdefault(task, {})[name] = metric_mean(summed)
             if name == "accuracy":
                 values[task]["num_samples"] = float(summed[1].sum())
         return values
@@ -292,7 +292,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
 
 
 def describe_tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
-    """`order_verification loss 0.693 acc 0.51 (chance 0.50, cheat 0.54)  arrow_of_time ...`."""
+    """`order_verification loss 0.693 acc 0.51 (chance 0.50, shortcut_baseline 0.54)  arrow_of_time ...`."""
     return "  ".join(
         f"{name} loss {m['loss']:.3f} acc {m['accuracy']:.3f} ({describe_bars(m)})"
         for name, m in tasks.items()
@@ -300,9 +300,13 @@ def describe_tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def describe_bars(metrics: Mapping[str, float]) -> str:
-    """What an accuracy must be above: chance, and the cheapest cheat where one is known."""
-    cheat = f", cheat {metrics['cheat']:.2f}" if "cheat" in metrics else ""
-    return f"chance {metrics['chance']:.2f}{cheat}"
+    """What an accuracy must be above: chance, and the shortcut baseline where one is known."""
+    shortcut_baseline = (
+        f", shortcut_baseline {metrics['shortcut_baseline']:.2f}"
+        if "shortcut_baseline" in metrics
+        else ""
+    )
+    return f"chance {metrics['chance']:.2f}{shortcut_baseline}"
 
 
 TRAINING_FACTOR = 3  # the backward pass costs twice the forward one
@@ -391,10 +395,10 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Interval:
-    """Begins at `step`; `tallies` may carry on those of a run that was stopped between two log lines."""
+    """Begins at `step`; `metric_sums` may carry on those of a run that was stopped between two log lines."""
 
-    def __init__(self, step: int, tallies: Tallies | None = None) -> None:
-        self.tallies = Tallies() if tallies is None else tallies
+    def __init__(self, step: int, metric_sums: MetricSums | None = None) -> None:
+        self.metric_sums = MetricSums() if metric_sums is None else metric_sums
         self.first_step, self.waited = step, 0.0
         self._seconds, self._since = 0.0, time.perf_counter()
 

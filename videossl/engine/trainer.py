@@ -32,8 +32,8 @@ from videossl.engine.evaluation import Details, Evaluation, Evaluations, HeldOut
 from videossl.engine.feed import Feed, Quarantine
 from videossl.engine.metrics import (
     Interval,
+    MetricSums,
     RunLogger,
-    Tallies,
     duration,
     first_lines,
     peak_memory_gib,
@@ -238,7 +238,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.after_step(skipped)
         for results in all_results:
-            self.interval.tallies.add(results, skipped)
+            self.interval.metric_sums.add(results, skipped)
         self.step += 1
         return waited
 
@@ -260,14 +260,14 @@ class Trainer:
         self.watchdog.note(self.step, "saving")
         self.guard.read()
         refuse_non_finite(list(self.model.state_dict().items()), self.step)
-        tallies = gather_objects(self.interval.tallies.state())
+        metric_sums = gather_objects(self.interval.metric_sums.state())
         if self.world.is_main:
             state = {
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "config": self.config.model_dump(mode="json"),
                 "encoder": self.model.encoder.describe(),
-                "tallies": tallies,
+                "metric_sums": metric_sums,
                 "owed": list(self.evaluations.owed),
                 "best": self.evaluations.best,
             }
@@ -299,8 +299,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.evaluations.owed, self.evaluations.best = state["owed"], state["best"]
-        tallies = Tallies.continued(state["tallies"], self.world)
-        self.interval = Interval(self.step, tallies)
+        metric_sums = MetricSums.continued(state["metric_sums"], self.world)
+        self.interval = Interval(self.step, metric_sums)
         return True
 
     def _is_logged(self, step: int) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from videossl.color import denormalize_lab, lab_to_rgb, normalize_lab, rgb_to_lab
 from videossl.rng import RowRandom, fold
-from videossl.types import Answers, tally, tally_by_class
+from videossl.types import Predictions, metric_sum, metric_sum_by_class
 
 
 def cut_frames(clips: Tensor, offsets: Tensor, size: int) -> Tensor:
@@ -264,7 +264,7 @@ class CellTruth(NamedTuple):
 
 
 def cell_tallies(predicted: Tensor, truth: CellTruth) -> dict[str, Tensor]:
-    """Accuracy beside the batch's majority (`chance`) and the copy of the same cell (`cheat`), and on moving cells alone."""
+    """Accuracy beside the most frequent class (`chance`) and a copy of the same cell, and the same on moving cells alone."""
     right = (predicted == truth.classes).float()
     copied = (truth.same_cell == truth.classes).float()
     moved = truth.moved.float()
@@ -275,28 +275,28 @@ def cell_tallies(predicted: Tensor, truth: CellTruth) -> dict[str, Tensor]:
     shares = counts.index_add_(0, label.flatten(), torch.ones_like(right).flatten())
     majority = shares.view(truth.num_tables, -1).amax(1).sum() / label.numel()
     return {
-        "accuracy": tally(right),
-        "chance": tally(majority.expand_as(right)),
-        "cheat": tally(copied),
-        "balanced_accuracy": tally_by_class(right, label, num_labels),
-        "balanced_identity_accuracy": tally_by_class(copied, label, num_labels),
-        "moving_accuracy": tally(right, moved),
-        "moving_identity_accuracy": tally(copied, moved),
+        "accuracy": metric_sum(right),
+        "chance": metric_sum(majority.expand_as(right)),
+        "shortcut_baseline": metric_sum(copied),
+        "balanced_accuracy": metric_sum_by_class(right, label, num_labels),
+        "balanced_identity_accuracy": metric_sum_by_class(copied, label, num_labels),
+        "moving_accuracy": metric_sum(right, moved),
+        "moving_identity_accuracy": metric_sum(copied, moved),
     }
 
 
-def cell_answers(copied: Tensor, truth: CellTruth, numbers: Mapping[str, Tensor]) -> Answers:
+def cell_answers(copied: Tensor, truth: CellTruth, numbers: Mapping[str, Tensor]) -> Predictions:
     """Each cell is a question: `copied` (B, classes, h, w) scores the classes of the row's table."""
     rows = torch.arange(len(copied), device=copied.device)
     shape = (len(copied), truth.num_tables, *copied.shape[1:])
     scores = copied.new_full(shape, -torch.inf)
     scores[rows, truth.table] = copied
     height, width = copied.shape[2:]
-    return Answers(
+    return Predictions(
         rearrange(scores, "b t k h w -> (b h w) (t k)"),
         truth.labels(truth.classes).flatten(),
         repeat(rows, "b -> (b h w)", h=height, w=width),
-        rivals={"same cell": truth.labels(truth.same_cell).flatten()},
+        baselines={"same cell": truth.labels(truth.same_cell).flatten()},
         numbers={name: value.flatten() for name, value in numbers.items()},
         subsets={"moving": truth.moved.flatten()},
     )

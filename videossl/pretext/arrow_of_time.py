@@ -5,7 +5,7 @@ the second, as a grid of means or (`fusion: tcam`) by the paper's two convolutio
 over the centre one and leaves out clips where that fails (section 4). Departures: Lab clips through one 3D-CNN instead of
 optical flow through a 2D-CNN per group; and the score of a clip is the head's answer less its answer to the reversed clip,
 so that only direction can tell (a batch holds both anyway).
-Against cheats: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
+Against shortcuts: both directions are one tensor and its flip, made after every augmentation and judged in the same batch,
 so that content, border, codec path and augmentation cannot tell them apart; clips never start at a file's first frame nor
 reach its end (data/sampling.py), black bars and frame borders are cut, and clips without motion are left out.
 """
@@ -24,14 +24,14 @@ from videossl.pretext.settings import ArrowOfTimeConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
-    tally,
+    metric_sum,
 )
 
 
@@ -93,11 +93,13 @@ class Task(PretextTask):
         return TaskResult(
             loss,
             {
-                "accuracy": tally(right, moving),
-                "chance": tally(torch.full_like(right, 0.5)),
-                "accuracy_without_reversal": tally(alone, moving),
-                "moving_share": tally(moving),
-                **({"stable_share": tally(targets["stable"])} if self.config.stabilize else {}),
+                "accuracy": metric_sum(right, moving),
+                "chance": metric_sum(torch.full_like(right, 0.5)),
+                "accuracy_without_reversal": metric_sum(alone, moving),
+                "moving_share": metric_sum(moving),
+                **(
+                    {"stable_share": metric_sum(targets["stable"])} if self.config.stabilize else {}
+                ),
             },
         )
 
@@ -108,7 +110,9 @@ class Task(PretextTask):
         return forward, backward
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Two questions a clip, forward and backward, each judged by its score less that of its reversal, as it is trained.
 
         That is the pairwise measure. `alone` is judged by its own score, whose threshold no loss has set.
@@ -118,7 +122,7 @@ class Task(PretextTask):
         labels = torch.cat([torch.ones_like(forward), torch.zeros_like(backward)]).long()
         won = (forward > backward).float() + 0.5 * (forward == backward).float()
         alone = torch.cat([forward > 0, backward < 0]).float()
-        return Answers(
+        return Predictions(
             torch.stack([-scores, scores], 1),
             labels,
             self._video_of_clips(len(forward), forward.device).repeat(2),
@@ -126,13 +130,13 @@ class Task(PretextTask):
             numbers={"pairwise": won.repeat(2), "alone": alone},
         )
 
-    def questions(self, views: Views) -> Questions:
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs:
         """Each clip that moves, forward and backward."""
         moving = views.targets["moving"].bool()
         both = [views.clips(name)[moving].movedim(1, 2) for name in ("forward", "backward")]
         videos = self._video_of_clips(len(moving), moving.device)[moving]
         labels = torch.tensor([1, 0]).repeat_interleave(len(videos)).to(videos.device)
-        return Questions(torch.cat(both), labels, videos.repeat(2), 2)
+        return ShortcutInputs(torch.cat(both), labels, videos.repeat(2), 2)
 
     def _video_of_clips(self, count: int, device: torch.device) -> Tensor:
         return torch.arange(count, device=device) // self.clip_spec.num_clips

@@ -7,8 +7,9 @@ one answer, 4! / 2 = 12; channel splitting and a jitter of 5 pixels for each fra
 
 Departures: all N! orders instead of one; one shared crop of a window, moved for each clip; learned cosines beside the
 pairwise features (`heads.TupleHead`).
-Against cheats: gaps are random, offsets and channels too, in evaluation as in training; beside the accuracy stands what the
-shortest way through thumbnails, cut and coloured alike, answers (`cheat`); in which direction time runs on it, it guesses.
+Against shortcuts: gaps are random, offsets and channels too, in evaluation as in training; beside the accuracy stands
+what the shortest way through thumbnails, cut and coloured alike, answers (`shortcut_baseline`); in which direction time
+runs on it, it guesses.
 """
 
 from collections.abc import Mapping
@@ -27,14 +28,14 @@ from videossl.pretext.settings import ClipOrderConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
-    tally,
+    metric_sum,
 )
 
 
@@ -52,7 +53,7 @@ def orders(num_clips: int, *, merge_reversals: bool) -> tuple[list[tuple[int, ..
 
 
 class Task(PretextTask):
-    """Answers in which of its orders a window's clips are shown."""
+    """Predictions in which of its orders a window's clips are shown."""
 
     Config = ClipOrderConfig
 
@@ -110,32 +111,34 @@ class Task(PretextTask):
         return TaskResult(
             loss,
             {
-                "accuracy": tally(right),
-                "chance": tally(torch.full_like(right, 1 / self.num_answers)),
-                "cheat": tally(self._expected(targets["thumbnails"])),
+                "accuracy": metric_sum(right),
+                "chance": metric_sum(torch.full_like(right, 1 / self.num_answers)),
+                "shortcut_baseline": metric_sum(self._expected(targets["thumbnails"])),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each order of each window, and what the shortest way through its thumbnails scores on it (`cheat`)."""
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
+        """Each order of each window, and what the shortest way through its thumbnails scores on it (`shortcut_baseline`)."""
         logits = self._logits(features)
         videos = torch.arange(len(logits), device=logits.device)
-        return Answers(
+        return Predictions(
             logits.flatten(0, 1),
             self.labels.repeat(len(logits)),
             videos.repeat_interleave(len(self.labels)),
-            numbers={"cheat": self._expected(targets["thumbnails"]).flatten()},
+            numbers={"shortcut_baseline": self._expected(targets["thumbnails"]).flatten()},
         )
 
-    def questions(self, views: Views) -> Questions:
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs:
         """The frames of each order, one clip after the other."""
         count = self.config.num_clips
         clips = rearrange(views.inputs["clips"], "(b k) c t h w -> b k t c h w", k=count)
         shown = rearrange(clips[:, self.tuples], "b q n t c h w -> (b q) (n t) c h w")
         videos = torch.arange(len(clips), device=shown.device)
         labels = self.labels.repeat(len(clips))
-        return Questions(
+        return ShortcutInputs(
             shown, labels, videos.repeat_interleave(len(self.labels)), self.num_answers
         )
 

@@ -7,10 +7,10 @@ What is copied is `predict: classes` (one-hot k-means classes of the hidden colo
 
 Departures: a stage of the shared encoder and one 1x1x1 convolution instead of ResNet-18 with coordinates and five dilated 3D
 convolutions behind it (section 3.4); cosine similarity with a low temperature by default (`similarity: dot` is the papers'),
-random reversal, and each frame's own crop offset. Against cheats: a frame never carries a hidden channel into the encoder
+random reversal, and each frame's own crop offset. Against shortcuts: a frame never carries a hidden channel into the encoder
 (the gradient with respect to it is exactly 0, whatever the temporal kernels); the offsets make "the same cell" the wrong
-answer; and the report sets what copying the same cell scores (`cheat`) beside the accuracy, on all cells and on those that
-moved.
+answer; and the report sets what copying the same cell scores (`shortcut_baseline`) beside the accuracy, on all cells and
+on those that moved.
 """
 
 from collections.abc import Mapping
@@ -48,10 +48,10 @@ from videossl.pretext.settings import ColorizationConfig
 from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
+    Predictions,
     TaskResult,
     Views,
 )
@@ -135,7 +135,9 @@ class Task(PretextTask):
         return TaskResult(loss, cell_tallies(predicted.detach(), self._truth(targets)))
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """The hidden colour class of each cell of the target; `same_cell` copies that of the last reference.
 
         `entropy` (nats) and `offset` (cells) say how widely and how far a cell looks.

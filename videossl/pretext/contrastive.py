@@ -9,9 +9,9 @@ and projection, and the negatives are a queue of such keys. `loss: info_nce`, or
 Departures: Lab clips; the two clips share the crop of their video but for a shift (data/transforms.py); batch statistics are
 each rank's own unless `train.sync_batchnorm`; MoCo's shuffling of batches is left out: where they tell the pair, loss falls
 in training and not in evaluation.
-Against cheats: rows of one video (small corpora, a queue that has seen it) are no negatives of each other; and beside the
-accuracy stands what the nearest thumbnail would answer (`cheat`): colour alone tells videos apart. The bound on mutual
-information, log N - loss, stands beside its ceiling log N (docs/mutual_information.md).
+Against shortcuts: rows of one video (small corpora, a queue that has seen it) are no negatives of each other; and beside the
+accuracy stands what the nearest thumbnail would answer (`shortcut_baseline`): colour alone tells videos apart. The bound
+on mutual information, log N - loss, stands beside its ceiling log N (docs/mutual_information.md).
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,15 @@ from videossl.pretext._views import mean_pictures
 from videossl.pretext.settings import ContrastiveConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
-from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Predictions,
+    TaskResult,
+    Views,
+    metric_sum,
+)
 
 THUMBNAIL = 8  # pixels a side
 
@@ -79,42 +87,44 @@ class Task(PretextTask):
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         raw = self.head(pooled(features["clips"])).float()
         questions = self._questions(raw, features, targets)
-        matched, cheat = [], []
+        matched, shortcut_baseline = [], []
         for own, keys, shown, shown_keys, excluded in questions:
             matched.append(match(own, keys, excluded, temperature=self.config.temperature))
-            cheat.append(finds_own(-torch.cdist(shown, shown_keys), excluded))
+            shortcut_baseline.append(finds_own(-torch.cdist(shown, shown_keys), excluded))
         found, chance, bound, ceiling = (
             torch.stack([getattr(of_view, name) for of_view in matched])
             for name in ("found", "chance", "information", "ceiling")
         )
         loss = torch.stack([of_view.loss for of_view in matched]).mean()
-        tallies = {
-            "accuracy": tally(found),
-            "chance": tally(chance),
-            "cheat": tally(torch.cat(cheat)),
+        metric_sums = {
+            "accuracy": metric_sum(found),
+            "chance": metric_sum(chance),
+            "shortcut_baseline": metric_sum(torch.cat(shortcut_baseline)),
         }
         if self.config.loss == "info_nce":
-            tallies["mutual_information"] = tally(bound)
-            tallies["mutual_information_ceiling"] = tally(ceiling)
+            metric_sums["mutual_information"] = metric_sum(bound)
+            metric_sums["mutual_information_ceiling"] = metric_sum(ceiling)
         else:
             loss = self._other_loss(raw, questions, targets)
-        return TaskResult(loss, tallies)
+        return TaskResult(loss, metric_sums)
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Each clip's similarity to those of other videos and, last, to its other clip; `thumbnails` takes the nearest."""
         raw = self.head(pooled(features["clips"])).float()
-        scores, rivals = [], []
+        scores, baselines = [], []
         for own, keys, shown, shown_keys, excluded in self._questions(raw, features, targets):
             scores.append(own_last(similarities(own, keys), excluded))
-            rivals.append(own_last(-torch.cdist(shown, shown_keys), excluded))
+            baselines.append(own_last(-torch.cdist(shown, shown_keys), excluded))
         videos = torch.arange(len(targets["videos"]), device=scores[0].device)
         joined = torch.cat(scores)
-        return Answers(
+        return Predictions(
             joined,
             own_place(joined),
             videos.repeat(len(scores)),
-            rivals={"thumbnails": torch.cat(rivals).argmax(1)},
+            baselines={"thumbnails": torch.cat(baselines).argmax(1)},
             chance=chance_of(joined),
         )
 

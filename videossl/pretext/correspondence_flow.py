@@ -8,7 +8,7 @@ back to the first, its loss weighs 0.1. Pointers move at most 6 cells.
 
 Departures: L, a and b are what is hidden and classified, instead of R, G and B; cosine similarity with a low temperature by
 default; the loss is on cells, not on pixels after enlargement; each frame's own crop offset, against "the same cell".
-Against cheats: as in colorization. A channel that is not hidden may tell its class directly: with probability 0.3 none is
+Against shortcuts: as in colorization. A channel that is not hidden may tell its class directly: with probability 0.3 none is
 hidden in training, in evaluation always one or two are.
 """
 
@@ -38,7 +38,7 @@ from videossl.pretext._views import (
 from videossl.pretext.settings import CorrespondenceFlowConfig
 from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
-from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views
+from videossl.types import ClipBatch, ClipSpec, FeatureMaps, Predictions, TaskResult, Views
 
 NUM_FRAMES = 3
 
@@ -111,7 +111,9 @@ class Task(PretextTask):
         return TaskResult(loss, cell_tallies(third.detach().argmax(1), self._truth(targets)))
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """The class of each cell of the third frame, copied all the way from the first."""
         embedded = self._embed(features["frames"])
         second = self._copy(

@@ -8,10 +8,10 @@ ranks; `spatial`, of other places of the same video; and `hard`, of the same pla
 
 Departures: Lab blocks; one projection between encoder and scores, since the encoder ends in a ReLU; batch statistics of the
 encoder are over all blocks, future ones too. Rows of one video in a global batch are no negatives of each other.
-Against cheats: colours hold on while things move, so frames are grey at random, each on its own (as in DPC), in
-evaluation too; and what the most alike colours to those of the same place in the last block seen answer is the `cheat`.
-The bound on mutual information counts spatial and hard negatives, which are not drawn independently: a number to compare
-runs by, no bound, unless `negatives: [easy]`.
+Against shortcuts: colours hold on while things move, so frames are grey at random, each on its own (as in DPC), in
+evaluation too; and what the most alike colours to those of the same place in the last block seen answer is the
+`shortcut_baseline`. The bound on mutual information counts spatial and hard negatives, which are not drawn independently:
+a number to compare runs by, no bound, unless `negatives: [easy]`.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,15 @@ from videossl.pretext._losses import (
 from videossl.pretext.settings import CpcConfig
 from videossl.pretext.task import PretextTask, check_whole_cells
 from videossl.rng import RowRandom
-from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Predictions,
+    TaskResult,
+    Views,
+    metric_sum,
+)
 
 
 class Task(PretextTask):
@@ -92,25 +100,27 @@ class Task(PretextTask):
         return TaskResult(
             matched.loss,
             {
-                "accuracy": tally(matched.found),
-                "chance": tally(matched.chance),
-                "cheat": tally(finds_own(self._by_colour(targets), excluded)),
-                "mutual_information": tally(matched.information),
-                "mutual_information_ceiling": tally(matched.ceiling),
+                "accuracy": metric_sum(matched.found),
+                "chance": metric_sum(matched.chance),
+                "shortcut_baseline": metric_sum(finds_own(self._by_colour(targets), excluded)),
+                "mutual_information": metric_sum(matched.information),
+                "mutual_information_ceiling": metric_sum(matched.ceiling),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Each place's score for all others and, last, for its own features. `colours` takes the most alike colours."""
         queries, keys, excluded = self._questions(features, targets)
         scores = own_last(similarities(queries, keys), excluded)
         videos = torch.arange(len(targets["rows"]), device=scores.device)
-        return Answers(
+        return Predictions(
             scores,
             own_place(scores),
             videos.repeat_interleave(len(scores) // len(videos)),
-            rivals={"colours": own_last(self._by_colour(targets), excluded).argmax(1)},
+            baselines={"colours": own_last(self._by_colour(targets), excluded).argmax(1)},
             chance=chance_of(scores),
         )
 

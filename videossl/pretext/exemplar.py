@@ -9,8 +9,8 @@ differ by a multiple share one, and are told to be alike. Departures besides: th
 proportion to the squared gradient of the patch around it; factors on Lab instead of on principal components and HSV; and
 cosines with a temperature instead of plain logits, so that they can be compared beyond the classes, as follows.
 A held-out video has no class. What is asked of every batch, in training too, is therefore which patch of the global batch is
-another transformation of the same one (`accuracy`, `chance`, and what the nearest thumbnail answers, `cheat`); in
-evaluation the loss is that question's. `class_accuracy` is of training alone.
+another transformation of the same one (`accuracy`, `chance`, and what the nearest thumbnail answers,
+`shortcut_baseline`); in evaluation the loss is that question's. `class_accuracy` is of training alone.
 """
 
 import math
@@ -38,7 +38,15 @@ from videossl.pretext._views import mean_pictures, warp_frames
 from videossl.pretext.settings import ExemplarConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
-from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Predictions,
+    TaskResult,
+    Views,
+    metric_sum,
+)
 
 
 class Task(PretextTask):
@@ -98,7 +106,7 @@ class Task(PretextTask):
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
         embedded = self._embed(features)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
-            loss, tallies = self._match(embedded, targets)
+            loss, metric_sums = self._match(embedded, targets)
         if self.training:
             labels = targets["videos"].repeat_interleave(self.config.num_variants)
             labels = labels % self.config.num_classes
@@ -106,9 +114,11 @@ class Task(PretextTask):
             logits = similarities(embedded, centres) / self.config.temperature
             loss = F.cross_entropy(logits, labels)
             right = (logits.argmax(1) == labels).float()
-            tallies["class_accuracy"] = tally(right)
-            tallies["class_chance"] = tally(torch.full_like(right, 1 / self.config.num_classes))
-        return TaskResult(loss, tallies)
+            metric_sums["class_accuracy"] = metric_sum(right)
+            metric_sums["class_chance"] = metric_sum(
+                torch.full_like(right, 1 / self.config.num_classes)
+            )
+        return TaskResult(loss, metric_sums)
 
     def _embed(self, features: dict[str, FeatureMaps]) -> Tensor:
         return F.normalize(self.head(pooled(features["patches"])).float(), dim=1)
@@ -120,25 +130,27 @@ class Task(PretextTask):
         keys, excluded = self._keys(embedded, targets)
         matched = match(embedded, keys, excluded, temperature=self.config.temperature)
         return matched.loss, {
-            "accuracy": tally(matched.found),
-            "chance": tally(matched.chance),
-            "cheat": tally(finds_own(self._by_thumbnail(targets), excluded)),
-            "mutual_information": tally(matched.information),
-            "mutual_information_ceiling": tally(matched.ceiling),
+            "accuracy": metric_sum(matched.found),
+            "chance": metric_sum(matched.chance),
+            "shortcut_baseline": metric_sum(finds_own(self._by_thumbnail(targets), excluded)),
+            "mutual_information": metric_sum(matched.information),
+            "mutual_information_ceiling": metric_sum(matched.ceiling),
         }
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Each patch's score for other videos' and, last, for its next transformation. `thumbnails` takes the nearest."""
         embedded = self._embed(features)
         keys, excluded = self._keys(embedded, targets)
         scores = own_last(similarities(embedded, keys), excluded)
         rows = torch.arange(len(scores), device=scores.device)
-        return Answers(
+        return Predictions(
             scores,
             own_place(scores),
             rows // self.config.num_variants,
-            rivals={"thumbnails": own_last(self._by_thumbnail(targets), excluded).argmax(1)},
+            baselines={"thumbnails": own_last(self._by_thumbnail(targets), excluded).argmax(1)},
             chance=chance_of(scores),
         )
 

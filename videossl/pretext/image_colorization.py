@@ -8,7 +8,8 @@ smoothed frequency mixed with the uniform one at lambda 0.5 (section 2.2); pictu
 Departures: one frame of a video through the shared encoder, at the cells of its stage; frequencies are counted on the
 videos that tasks prepare on instead of on ImageNet; and the bins are derived: all that an 8-bit sRGB colour falls into,
 which makes 261. The paper's table has 313: it also holds bins that no such colour reaches, as its first, (-90, 50).
-Against cheats: a view carries no chroma. What the most frequent colour of a cell's lightness answers is the `cheat`.
+Against shortcuts: a view carries no chroma. What the most frequent colour of a cell's lightness answers is the
+`shortcut_baseline`.
 """
 
 from collections.abc import Mapping
@@ -25,14 +26,14 @@ from videossl.pretext.settings import ImageColorizationConfig
 from videossl.pretext.task import PretextTask, check_whole_cells
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
+    Predictions,
     TaskResult,
     Views,
-    tally,
-    tally_by_class,
+    metric_sum,
+    metric_sum_by_class,
 )
 
 LIGHTNESS_STEPS = 10  # of the rule that knows a colour by its lightness; chosen
@@ -106,26 +107,28 @@ class Task(PretextTask):
         return TaskResult(
             losses.mean(),
             {
-                "accuracy": tally(right),
-                "chance": tally(majority.expand_as(right)),
-                "cheat": tally((self._by_lightness(targets) == labels).float()),
-                "balanced_accuracy": tally_by_class(right, labels, num_bins),
-                "chroma_error": tally(error),
-                "grey_chroma_error": tally(chroma.norm(dim=1)),
+                "accuracy": metric_sum(right),
+                "chance": metric_sum(majority.expand_as(right)),
+                "shortcut_baseline": metric_sum((self._by_lightness(targets) == labels).float()),
+                "balanced_accuracy": metric_sum_by_class(right, labels, num_bins),
+                "chroma_error": metric_sum(error),
+                "grey_chroma_error": metric_sum(chroma.norm(dim=1)),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """The bin of each cell. `lightness` answers with the most frequent one of its lightness."""
         logits = self._logits(features)
         videos = torch.arange(len(logits), device=logits.device)
         labels = targets["near"][:, 0]
-        return Answers(
+        return Predictions(
             rearrange(logits, "b q h w -> (b h w) q"),
             labels.flatten(),
             videos.repeat_interleave(labels[0].numel()),
-            rivals={"lightness": self._by_lightness(targets).flatten()},
+            baselines={"lightness": self._by_lightness(targets).flatten()},
         )
 
     def _logits(self, features: dict[str, FeatureMaps]) -> Tensor:

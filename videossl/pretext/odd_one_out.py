@@ -6,9 +6,9 @@ twice, in order and shuffled, and each takes its turn as the odd one, so that no
 Departures: sub-clips through a 3D-CNN instead of sums or stacks of frame differences through AlexNet; the same small network
 scores each sub-clip beside the mean of all, so that places cannot be learned by heart, instead of one layer on all features
 side by side (section 3.4).
-Against cheats: a shuffled clip jumps, and a jump is seen without any understanding of order: beside the accuracy stands what
-the largest sum of differences between neighbouring thumbnails answers (`cheat`). `clip_jitter` moves each frame's crop, in
-all clips alike, so that the jump hides among others.
+Against shortcuts: a shuffled clip jumps, and a jump is seen without any understanding of order: beside the accuracy
+stands what the largest sum of differences between neighbouring thumbnails answers (`shortcut_baseline`). `clip_jitter`
+moves each frame's crop, in all clips alike, so that the jump hides among others.
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ from videossl.pretext.settings import OddOneOutConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
-    tally,
+    metric_sum,
 )
 
 
@@ -76,26 +76,30 @@ class Task(PretextTask):
         return TaskResult(
             loss,
             {
-                "accuracy": tally(right),
-                "chance": tally(torch.full_like(right, 1 / self.config.num_clips)),
-                "cheat": tally((self._most_jumpy(targets["jumps"]) == labels).float()),
+                "accuracy": metric_sum(right),
+                "chance": metric_sum(torch.full_like(right, 1 / self.config.num_clips)),
+                "shortcut_baseline": metric_sum(
+                    (self._most_jumpy(targets["jumps"]) == labels).float()
+                ),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """One question for each place of the odd one. `jumps` answers with the clip whose thumbnails differ most."""
         logits = self._logits(features)
         places = torch.arange(self.config.num_clips, device=logits.device)
         videos = torch.arange(len(logits), device=logits.device)
-        return Answers(
+        return Predictions(
             logits.flatten(0, 1),
             places.repeat(len(logits)),
             videos.repeat_interleave(len(places)),
-            rivals={"jumps": self._most_jumpy(targets["jumps"]).flatten()},
+            baselines={"jumps": self._most_jumpy(targets["jumps"]).flatten()},
         )
 
-    def questions(self, views: Views) -> Questions:
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs:
         """The frames of all sub-clips, one after the other, for each place of the odd one."""
         count = self.config.num_clips
         ordered, shuffled = (
@@ -105,7 +109,7 @@ class Task(PretextTask):
         shown = _each_odd(ordered, shuffled)  # (B, odd, K, T, 3, H, W)
         places = torch.arange(count, device=ordered.device)
         videos = torch.arange(len(ordered), device=ordered.device)
-        return Questions(
+        return ShortcutInputs(
             rearrange(shown, "b q k t c h w -> (b q) (k t) c h w"),
             places.repeat(len(ordered)),
             videos.repeat_interleave(count),

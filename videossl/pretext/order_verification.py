@@ -7,11 +7,11 @@ are not: positives and negatives share their first and last element (section 3.1
 
 Departures: short sub-clips through a 3D-CNN instead of single frames through AlexNet (`num_frames: 1` is the paper's); all
 tuples instead of one; pairs of features, and learned cosines of them, before the answer (`heads.TupleHead`).
-Against cheats: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn where the
-video moves (data/sampling.py); each sub-clip is cut at an offset of its own (`clip_jitter`), also in evaluation, and shows,
-if asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples whose outsider looks
-like the middle are left out, as in the paper; and beside the accuracy stands what distances of three thumbnails, cut and
-coloured alike, give away (`cheat`).
+Against shortcuts: gaps are random, so neither a fixed distance nor one jump gives the answer away; windows are drawn
+where the video moves (data/sampling.py); each sub-clip is cut at an offset of its own (`clip_jitter`), also in
+evaluation, and shows, if asked, one colour channel of its own: compared pixel by pixel, moments then tell little; tuples
+whose outsider looks like the middle are left out, as in the paper; and beside the accuracy stands what distances of three
+thumbnails, cut and coloured alike, give away (`shortcut_baseline`).
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ from videossl.pretext.settings import OrderVerificationConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
-    tally,
+    metric_sum,
 )
 
 A, B, C, D, E = range(5)
@@ -94,23 +94,27 @@ class Task(PretextTask):
         loss = (per_tuple * keep * balance).sum(1).mean()
         right = (logits.argmax(-1) == labels).float()
         recalls = _recalls(right, keep)
-        cheat = (self._is_middle_between(targets["thumbnails"]) == (labels == 1)).float()
+        shortcut_baseline = (
+            self._is_middle_between(targets["thumbnails"]) == (labels == 1)
+        ).float()
         # Both classes weigh alike, so guessing scores one half whatever their shares are.
         return TaskResult(
             loss,
             {
                 "accuracy": torch.cat(recalls, 1),
-                "chance": tally(torch.full_like(right, 0.5)),
-                "cheat": torch.cat(_recalls(cheat, keep), 1),
+                "chance": metric_sum(torch.full_like(right, 0.5)),
+                "shortcut_baseline": torch.cat(_recalls(shortcut_baseline, keep), 1),
                 "recall_in_order": recalls[0],
                 "recall_out_of_order": recalls[1],
-                "kept_share": tally(keep),
+                "kept_share": metric_sum(keep),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
-        """Each tuple of each window, whose two classes weigh alike. `thumbnails` is the cheat's answer."""
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
+        """Each tuple of each window, whose two classes weigh alike. `thumbnails` is the shortcut_baseline's answer."""
         logits = self._logits(features)
         labels = self.labels.expand(len(logits), -1)
         kept = targets["differs"]
@@ -119,22 +123,22 @@ class Task(PretextTask):
             [part / part.sum(1, keepdim=True).clamp_min(1) for part in (in_order, out_of_order)], 1
         )
         between = self._is_middle_between(targets["thumbnails"])
-        return Answers(
+        return Predictions(
             logits.flatten(0, 1),
             labels.flatten(),
             self._video_of_tuples(len(logits)),
             weights.flatten(),
-            rivals={"thumbnails": between.long().flatten()},
+            baselines={"thumbnails": between.long().flatten()},
         )
 
-    def questions(self, views: Views) -> Questions:
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs:
         """The frames of each tuple that is not left out, one sub-clip after the other."""
         num_clips = self.clip_spec.num_clips
         clips = rearrange(views.inputs["clips"], "(b k) c t h w -> b k t c h w", k=num_clips)
         shown = rearrange(clips[:, self.tuples], "b q n t c h w -> (b q) (n t) c h w")
         kept = views.targets["differs"].bool().flatten()
         labels = self.labels.expand(len(clips), -1).flatten()
-        return Questions(shown[kept], labels[kept], self._video_of_tuples(len(clips))[kept], 2)
+        return ShortcutInputs(shown[kept], labels[kept], self._video_of_tuples(len(clips))[kept], 2)
 
     def _logits(self, features: dict[str, FeatureMaps]) -> Tensor:
         pooled = pool_grid(features["clips"].data, groups=1, cells=self.config.cells)
@@ -214,4 +218,7 @@ def _clip_spec(config: OrderVerificationConfig) -> ClipSpec:
 def _recalls(right: Tensor, keep: Tensor) -> list[Tensor]:
     """The recall of the tuples in order, and of those that are not."""
     split = len(IN_ORDER)
-    return [tally(right[:, :split], keep[:, :split]), tally(right[:, split:], keep[:, split:])]
+    return [
+        metric_sum(right[:, :split], keep[:, :split]),
+        metric_sum(right[:, split:], keep[:, split:]),
+    ]

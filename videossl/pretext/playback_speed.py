@@ -6,10 +6,11 @@ ECCV 2020) asks which of several paces, as `speeds: (1, 2, 4, 8)` does here. A s
 Departures: Lab clips, and every speed of a clip in each batch, so that no label depends on a draw. `frame_gaps` varies what
 1x is from video to video; SpeedNet skips single frames instead, which leaves steps of one and two frames in a slow clip, of
 two and three in a fast one: how uneven the steps are would tell the speeds apart.
-Against cheats: all speeds are cut of one decoded clip and have equally many frames; each is cut at a scale and place of its
-own (SpeedNet's random resize), so that pixels per frame do not tell; clips that hardly move are left out. What sorting the
-batch's clips by how much changes from frame to frame answers stands beside the accuracy (`cheat`), and what it says of two
-speeds of one clip (`pairwise_cheat`) beside whether the head gives the faster the higher speed (`pairwise`).
+Against shortcuts: all speeds are cut of one decoded clip and have equally many frames; each is cut at a scale and place
+of its own (SpeedNet's random resize), so that pixels per frame do not tell; clips that hardly move are left out. What
+sorting the batch's clips by how much changes from frame to frame answers stands beside the accuracy
+(`shortcut_baseline`), and what it says of two speeds of one clip (`pairwise_baseline`) beside whether the head gives the
+faster the higher speed (`pairwise`).
 """
 
 from collections.abc import Mapping
@@ -27,19 +28,19 @@ from videossl.pretext.settings import PlaybackSpeedConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
-    tally,
+    metric_sum,
 )
 
 
 class Task(PretextTask):
-    """Answers at which of `speeds` a clip is shown."""
+    """Predictions at which of `speeds` a clip is shown."""
 
     Config = PlaybackSpeedConfig
 
@@ -93,44 +94,46 @@ class Task(PretextTask):
         labels = self._labels(logits)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
         right = (logits.argmax(-1) == labels).float()
-        cheat = (self._sorted(targets) == labels).float()
+        shortcut_baseline = (self._sorted(targets) == labels).float()
         weights = moving[:, None].expand_as(right)
         # A fixed denominator keeps the mean over ranks equal to the mean over the whole batch.
         loss = (losses * weights.flatten()).mean()
         return TaskResult(
             loss,
             {
-                "accuracy": tally(right, weights),
-                "chance": tally(torch.full_like(right, 1 / len(self.names))),
-                "cheat": tally(cheat, weights),
-                "pairwise": tally(_rising_pairs(self._expected(logits)), moving),
-                "pairwise_cheat": tally(_rising_pairs(targets["change"]), moving),
-                "moving_share": tally(moving),
+                "accuracy": metric_sum(right, weights),
+                "chance": metric_sum(torch.full_like(right, 1 / len(self.names))),
+                "shortcut_baseline": metric_sum(shortcut_baseline, weights),
+                "pairwise": metric_sum(_rising_pairs(self._expected(logits)), moving),
+                "pairwise_baseline": metric_sum(_rising_pairs(targets["change"]), moving),
+                "moving_share": metric_sum(moving),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Each speed of each clip. `motion` sorts the batch; `pairwise` is the share of the clip's pairs that are right."""
         logits = self._logits(features)
         count = len(self.names)
         pairs = _rising_pairs(self._expected(logits))
-        return Answers(
+        return Predictions(
             logits.flatten(0, 1),
             self._labels(logits).flatten(),
             torch.arange(len(logits), device=logits.device).repeat_interleave(count),
             targets["moving"].repeat_interleave(count),
-            rivals={"motion": self._sorted(targets).flatten()},
+            baselines={"motion": self._sorted(targets).flatten()},
             numbers={"pairwise": pairs.repeat_interleave(count)},
         )
 
-    def questions(self, views: Views) -> Questions:
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs:
         """Each clip that moves, at each speed."""
         moving = views.targets["moving"].bool()
         shown = torch.stack([views.inputs[name][moving].movedim(1, 2) for name in self.names], 1)
         videos = torch.arange(len(moving), device=moving.device)[moving]
         labels = torch.arange(len(self.names), device=moving.device)
-        return Questions(
+        return ShortcutInputs(
             shown.flatten(0, 1),
             labels.repeat(len(videos)),
             videos.repeat_interleave(len(labels)),

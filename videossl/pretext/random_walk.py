@@ -9,10 +9,11 @@ is cut at an offset of its own, each patch shows a random square of itself enlar
 
 Departures: Lab patches through a stage of the shared encoder, zero padding instead of reflection, frames moved by whole
 pixels instead of resized, squares instead of rectangles, dropout that leaves each row its luckiest edge.
-Against cheats: who steps to the same cell each time always comes home, so an encoder that told cells would answer everything
-and correspond to nothing. Accuracy alone proves no tracking. Beside it stands what stepping to the nearest colours scores
-(`cheat`), and evaluation says how many pixels of the frame the walk has gone (`distance`) and how many the same cell goes,
-by the offsets alone. Offsets and squares are drawn in evaluation too: a still video would else ask nothing.
+Against shortcuts: who steps to the same cell each time always comes home, so an encoder that told cells would answer
+everything and correspond to nothing. Accuracy alone proves no tracking. Beside it stands what stepping to the nearest
+colours scores (`shortcut_baseline`), and evaluation says how many pixels of the frame the walk has gone (`distance`) and
+how many the same cell goes, by the offsets alone. Offsets and squares are drawn in evaluation too: a still video would
+else ask nothing.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,15 @@ from videossl.pretext._views import mean_pictures
 from videossl.pretext.settings import RandomWalkConfig
 from videossl.pretext.task import PretextTask, check_whole_cells, stage_keeping_time
 from videossl.rng import RowRandom
-from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Predictions,
+    TaskResult,
+    Views,
+    metric_sum,
+)
 
 EPSILON = 1e-20  # added to probabilities before the logarithm, as in the code
 # Mean colours a side of a patch that the rule without a network compares. Of 1, 2, 4 and 8 it does best with 2, on rendered
@@ -143,14 +152,16 @@ class Task(PretextTask):
         return TaskResult(
             -(own + EPSILON).log().mean(),
             {
-                "accuracy": tally(right),
-                "chance": tally(torch.full_like(right, 1 / len(self.corners))),
-                "cheat": tally((targets["by_colour"] == label).float()),
+                "accuracy": metric_sum(right),
+                "chance": metric_sum(torch.full_like(right, 1 / len(self.corners))),
+                "shortcut_baseline": metric_sum((targets["by_colour"] == label).float()),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Where each node's walk to the last frame and back comes home to. `colours` steps to the patch of nearest colours.
 
         `entropy` (nats) says how spread out the walk is in the last frame, `distance` (pixels of the video's frame) how far
@@ -162,11 +173,11 @@ class Task(PretextTask):
         distance = torch.cdist(places[:, 0], places[:, -1])  # (B, N, N)
         label = self._labels(home)
         videos = torch.arange(len(home), device=home.device)
-        return Answers(
+        return Predictions(
             home.flatten(0, 1),
             label.flatten(),
             videos.repeat_interleave(len(self.corners)),
-            rivals={"colours": targets["by_colour"].flatten()},
+            baselines={"colours": targets["by_colour"].flatten()},
             numbers={
                 "entropy": torch.special.entr(away).sum(-1).flatten(),
                 "distance": (away * distance).sum(-1).flatten(),

@@ -6,10 +6,10 @@ earlier or later, 26 places. Each patch is encoded once, and every neighbour is 
 depends on a draw.
 
 Departures: Lab patches through the shared encoder; one hidden layer on the pair instead of fc7 to fc9; no patches of
-lower resolution. Against cheats: gaps, so that edges do not run on; jitter; and against lenses, whose colour fringes tell
+lower resolution. Against shortcuts: gaps, so that edges do not run on; jitter; and against lenses, whose colour fringes tell
 where in the picture a patch was, `colour`: `drop` leaves each patch one of red, green and blue, as grey (the paper fills
 the other two with faint noise), `project` takes away the axis from green to magenta, `keep` takes away nothing. The place
-whose facing edges are most alike is what a rule without a network answers (`cheat`).
+whose facing edges are most alike is what a rule without a network answers (`shortcut_baseline`).
 """
 
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ from videossl.pretext.settings import RelativePositionConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
-    tally,
+    metric_sum,
 )
 
 EDGE_SIDE = 8  # cells a side of the thumbnails whose edges are compared; chosen
@@ -103,25 +103,27 @@ class Task(PretextTask):
         return TaskResult(
             F.cross_entropy(logits.flatten(0, 1), labels.flatten()),
             {
-                "accuracy": tally(right),
-                "chance": tally(torch.full_like(right, 1 / len(self.directions))),
-                "cheat": tally((targets["edges"] == labels).float()),
+                "accuracy": metric_sum(right),
+                "chance": metric_sum(torch.full_like(right, 1 / len(self.directions))),
+                "shortcut_baseline": metric_sum((targets["edges"] == labels).float()),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Each neighbour of each centre. `edges` answers with the place whose facing edges are most alike."""
         logits = self._logits(features)
         videos = torch.arange(len(logits), device=logits.device)
-        return Answers(
+        return Predictions(
             logits.flatten(0, 1),
             self._labels(logits).flatten(),
             videos.repeat_interleave(logits.shape[1]),
-            rivals={"edges": targets["edges"].flatten()},
+            baselines={"edges": targets["edges"].flatten()},
         )
 
-    def questions(self, views: Views) -> Questions:
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs:
         """The frames of the centre, then those of a neighbour."""
         cells = rearrange(views.inputs["cells"], "(b p) c t h w -> b p t c h w", p=len(self.starts))
         count = len(self.directions)
@@ -129,7 +131,7 @@ class Task(PretextTask):
         shown = torch.cat([centre, cells[:, self.around]], 2).flatten(0, 1)
         videos = torch.arange(len(cells), device=shown.device)
         labels = torch.arange(count, device=shown.device).repeat(len(cells))
-        return Questions(shown, labels, videos.repeat_interleave(count), count)
+        return ShortcutInputs(shown, labels, videos.repeat_interleave(count), count)
 
     def _logits(self, features: dict[str, FeatureMaps]) -> Tensor:
         pooled = pool_grid(features["cells"].data, groups=1, cells=self.config.grid)

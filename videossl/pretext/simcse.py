@@ -9,11 +9,11 @@ Departures: clips through one 3D-CNN; dropout acts in the projection alone, sinc
 are drawn with the views, from the rows' own randomness: two ranks draw what one would, and held-out clips have masks too,
 the same at each evaluation, so that accuracy means there what it means in training. Without masks the unsupervised question
 would be whether two equal rows are equal.
-Against cheats: none in `unsupervised`, whose answer is the clip itself. The nearest thumbnail finds it (`cheat`), so that
-an accuracy near 1 is no news; what training does is spread the clips out. In `supervised` the rule is the nearest thumbnail
-too, told to pass over the clip's own hard negative, whose mean is the clip's. Rows of one video are no negatives of each
-other but for that one. The bound on mutual information holds for negatives that are drawn independently; a clip's own hard
-negative is not.
+Against shortcuts: none in `unsupervised`, whose answer is the clip itself. The nearest thumbnail finds it
+(`shortcut_baseline`), so that an accuracy near 1 is no news; what training does is spread the clips out. In `supervised`
+the rule is the nearest thumbnail too, told to pass over the clip's own hard negative, whose mean is the clip's. Rows of
+one video are no negatives of each other but for that one. The bound on mutual information holds for negatives that are
+drawn independently; a clip's own hard negative is not.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,15 @@ from videossl.pretext._views import mean_pictures, reorder_frames
 from videossl.pretext.settings import SimcseConfig
 from videossl.pretext.task import PretextTask
 from videossl.rng import RowRandom
-from videossl.types import Answers, ClipBatch, ClipSpec, FeatureMaps, TaskResult, Views, tally
+from videossl.types import (
+    ClipBatch,
+    ClipSpec,
+    FeatureMaps,
+    Predictions,
+    TaskResult,
+    Views,
+    metric_sum,
+)
 
 
 class Task(PretextTask):
@@ -100,25 +108,27 @@ class Task(PretextTask):
         return TaskResult(
             matched.loss,
             {
-                "accuracy": tally(matched.found),
-                "chance": tally(matched.chance),
-                "cheat": tally(finds_own(thumbnail_scores, without_negative)),
-                "mutual_information": tally(matched.information),
-                "mutual_information_ceiling": tally(matched.ceiling),
+                "accuracy": metric_sum(matched.found),
+                "chance": metric_sum(matched.chance),
+                "shortcut_baseline": metric_sum(finds_own(thumbnail_scores, without_negative)),
+                "mutual_information": metric_sum(matched.information),
+                "mutual_information_ceiling": metric_sum(matched.ceiling),
             },
         )
 
     @torch.no_grad()
-    def answers(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> Answers:
+    def predictions(
+        self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
+    ) -> Predictions:
         """Each clip's score for all others and, last, for its positive. `thumbnails` takes the nearest."""
         anchor, keys, excluded = self._questions(features, targets)
         scores = own_last(similarities(anchor, keys), excluded)
         rows = torch.arange(len(scores), device=scores.device)
-        return Answers(
+        return Predictions(
             scores,
             own_place(scores),
             rows,
-            rivals={"thumbnails": own_last(*self._by_thumbnail(targets)).argmax(1)},
+            baselines={"thumbnails": own_last(*self._by_thumbnail(targets)).argmax(1)},
             chance=chance_of(scores),
         )
 

@@ -14,11 +14,11 @@ from videossl.models.encoder import StageInfo
 from videossl.pretext.settings import TaskConfig
 from videossl.rng import RowRandom
 from videossl.types import (
-    Answers,
     ClipBatch,
     ClipSpec,
     FeatureMaps,
-    Questions,
+    Predictions,
+    ShortcutInputs,
     TaskResult,
     Views,
 )
@@ -79,7 +79,7 @@ class PretextTask(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]) -> TaskResult:
-        """Head, loss and tallies from the features of each view of `make_views`, at `stage`."""
+        """Head, loss and metrics from the features of each view of `make_views`, at `stage`."""
 
     def after_step(self, skipped: Tensor) -> None:
         """Called after each optimiser step; `skipped` (a bool scalar on the device) is true if it did not count. Default:
@@ -88,14 +88,14 @@ class PretextTask(nn.Module, ABC):
     def forget_videos(self) -> None:
         """Called before clips of another manifest are judged: rows remembered are none of its. Default: nothing."""
 
-    def answers(
+    def predictions(
         self, features: dict[str, FeatureMaps], targets: dict[str, Tensor]
-    ) -> Answers | None:
-        """The answer to each question, without gradient: what `videossl pretext-eval` judges. Default: tallies alone."""
+    ) -> Predictions | None:
+        """The answer to each question, without gradient: what `videossl pretext-eval` judges. Default: metrics alone."""
         return None
 
-    def questions(self, views: Views) -> Questions | None:
-        """The frames that each question shows: what `videossl audit` tries to cheat on. Default: none."""
+    def shortcut_inputs(self, views: Views) -> ShortcutInputs | None:
+        """The frames that each question shows: what `videossl audit` tries to shortcut_baseline on. Default: none."""
         return None
 
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:

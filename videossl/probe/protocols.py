@@ -164,7 +164,7 @@ def judge_frozen(protocol: str, encoder: VideoEncoder, setting: Setting, *, why:
 def judge_probabilities(
     probabilities: Tensor, test: Examples, fitted: Tensor, setting: Setting
 ) -> Judged:
-    """Answers (V, L) about the test part."""
+    """Predictions (V, L) about the test part."""
     numbers = judge_classes(probabilities, test, num_classes=setting.num_classes)
     right = (probabilities.argmax(1) == test.labels).double()
     return Judged(numbers, right, test, fitted, probabilities)

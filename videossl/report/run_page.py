@@ -1,4 +1,4 @@
-"""Runs as one self-contained page: curves beside chance and cheats, pictures, probes, tracking, settings, hardware.
+"""Runs as one self-contained page: curves beside chance and baselines, pictures, probes, tracking, settings, hardware.
 
 It opens from disk without a network: style, plots, pictures and, up to a size, the videos lie in it.
 """
@@ -139,10 +139,12 @@ def _pretext(found: Sequence[Found[Pretext]]) -> Table:
 def _task_cells(task: PretextTask, accuracy: Sequence[float]) -> Row:
     estimate, low, high = map(_percent, accuracy)
     guess = task.majority if task.chance is None else task.chance
-    rivals = [f"{rule} {_percent(rival.accuracy[0])}" for rule, rival in task.rivals.items()]
+    baselines = [
+        f"{rule} {_percent(baseline.accuracy[0])}" for rule, baseline in task.baselines.items()
+    ]
     few = too_few(task.num_videos)
     bounds = f"{low} to {high}" + (f" ({few})" if few else "")
-    return estimate, bounds, _percent(guess), ", ".join(rivals)
+    return estimate, bounds, _percent(guess), ", ".join(baselines)
 
 
 def _tracking(found: Sequence[Found[Tracking]]) -> Table:
@@ -420,7 +422,7 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[str]:
     )
     yield (
         f'<p class="legend muted">{runs_named}<span>solid: held-out videos</span><span>faint: training</span>'
-        "<span>dashed: chance</span><span>dotted: the cheapest known cheat</span></p>"
+        "<span>dashed: chance</span><span>dotted: the cheapest known shortcut_baseline</span></p>"
     )
 
 
@@ -432,7 +434,7 @@ def _task_curves(runs: Sequence[RunRecord], task: str, what: str) -> Iterator[Cu
             yield Curve(label, points, index, style)  # type: ignore[arg-type]
         if what != "accuracy":
             continue
-        for bar, style in (("chance", "dashed"), ("cheat", "dotted")):
+        for bar, style in (("chance", "dashed"), ("shortcut_baseline", "dotted")):
             known = _series(run, ("val", task, bar)) or _series(run, ("tasks", task, bar))
             level = [(step, known[-1][1]) for step in (0.0, float(run.last_step)) if known]
             yield Curve(f"{run.name}, {bar}", level, index, style)  # type: ignore[arg-type]

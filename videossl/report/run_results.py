@@ -75,7 +75,7 @@ class Detection(Record):
     rows: dict[str, DetectionRow]
 
 
-class Rival(Record):
+class TaskBaseline(Record):
     """A rule without a network."""
 
     accuracy: Triple
@@ -88,7 +88,7 @@ class PretextTask(Record):
     chance: float | None = None
     majority: float | None = None
     num_videos: int = ENOUGH_VIDEOS
-    rivals: dict[str, Rival] = {}
+    baselines: dict[str, TaskBaseline] = {}
 
 
 class Pretext(Record):
