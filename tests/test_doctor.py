@@ -327,10 +327,10 @@ def test_wrong_frames_are_told():
 
 
 def test_a_decoder_that_gives_wrong_frames_is_broken(monkeypatch, tmp_path):
-    from videossl.doctor import decoders
+    read = decoders.read_with_pyav
 
     def swapped(path: Path):
-        frames, name = decoders.read_with_pyav(path)
+        frames, name = read(path)
         return frames[..., ::-1], name
 
     monkeypatch.setattr(decoders, "read_with_pyav", swapped)

@@ -106,7 +106,7 @@ def test_the_file_says_what_made_it(source, whole):
 
 def test_two_processes_make_the_same_file(manifest, source, whole, tmp_path):
     code = (
-        "import sys; from videossl.embedding import feature_table; feature_table.CHUNK = 3; "
+        "import sys; from videossl.probe import feature_store; feature_store.CHUNK = 3; "
         "from videossl.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     (tmp_path / "small_parts.py").write_text(code)

@@ -37,7 +37,7 @@ class Counting(ClipReader):
 
 def features(reader: ClipReader, folder, module=None, rows=range(8)):
     return cached_features(
-        module or encoder(), reader, list(rows), feature_store=folder, device=CPU, num_workers=0
+        module or encoder(), reader, list(rows), cache=folder, device=CPU, num_workers=0
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from videossl.catalog.pack_plan import PackSettings
+from videossl.catalog.pack_settings import PackSettings
 from videossl.catalog.packing import pack_videos
 from videossl.data.dataset import ClipDataset
 from videossl.data.loader import StepPositions, frame_batches

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from videossl.io.pictures import Rgb
+from videossl.io.drawing import Rgb
 from videossl.tracking.overlay import (
     CONFUSED,
     MISSED,

@@ -19,7 +19,8 @@ from test_inspect import scene, write
 from videossl.__main__ import main
 from videossl.catalog import packing
 from videossl.catalog.listing import FoundVideo
-from videossl.catalog.pack_plan import PackSettings, output_size, plan_shots
+from videossl.catalog.pack_plan import output_size, plan_shots
+from videossl.catalog.pack_settings import PackSettings
 from videossl.catalog.pack_video import pack_video
 from videossl.catalog.scanning import scan_video
 from videossl.data.entry import VideoEntry, write_manifest
@@ -384,10 +385,10 @@ def test_pack_that_was_killed_goes_on_to_the_same_bytes(seven, tmp_path):
     assert pack_to(tmp_path / "whole", seven) == 0
     out = tmp_path / "killed"
     code = (
-        "import time; from videossl.__main__ import main; from videossl.data import pack\n"
-        "do = pack._pack_task\n"
+        "import time; from videossl.__main__ import main; from videossl.catalog import packing\n"
+        "do = packing._pack_task\n"
         "def slow(task): time.sleep(0.2); return do(task)\n"
-        "pack._pack_task = slow\n"
+        "packing._pack_task = slow\n"
         f"main(['pack', {str(seven)!r}, '-o', {str(out)!r}, '--videos-per-shard', '2', '--workers', '1'])"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as process:
@@ -423,20 +424,20 @@ def test_interrupted_pack_leaves_a_manifest_of_what_is_finished(
 LIMITED = """
 import resource, signal, sys
 from videossl.__main__ import main
-from videossl.data import pack_shard
-finish, count = pack_shard.ShardWriter.finish, []
+from videossl.catalog import packing
+finish, count = packing.ShardWriter.finish, []
 def limited(self):
     if count:  # the second shard meets the limit
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
     count.append(1)
     finish(self)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-pack_shard.ShardWriter.finish = limited
-abandon = pack_shard.ShardWriter.abandon
+packing.ShardWriter.finish = limited
+abandon = packing.ShardWriter.abandon
 def freed(self):
     abandon(self)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-pack_shard.ShardWriter.abandon = freed
+packing.ShardWriter.abandon = freed
 sys.exit(main(sys.argv[1:]))
 """
 

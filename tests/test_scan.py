@@ -324,10 +324,10 @@ def test_killed_scan_goes_on_to_the_same_manifest(clips, tmp_path):
     reference = scan_to(tmp_path / "reference.parquet", clips)
     out, journal = tmp_path / "m.parquet", tmp_path / ".m.parquet.journal"
     code = (
-        "import sys, time; from videossl.__main__ import main; from videossl.data import scan\n"
-        "read = scan.scan_video\n"
+        "import sys, time; from videossl.__main__ import main; from videossl.catalog import scanning\n"
+        "read = scanning.scan_video\n"
         "def slow(video, **options): time.sleep(0.1); return read(video, **options)\n"
-        "scan.scan_video, scan.BATCH_FILES = slow, 1\n"
+        "scanning.scan_video, scanning.BATCH_FILES = slow, 1\n"
         f"main(['scan', {str(clips)!r}, '-o', {str(out)!r}, '--workers', '1'])"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as process:

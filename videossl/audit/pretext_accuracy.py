@@ -29,7 +29,7 @@ from videossl.engine.metrics import MetricSums
 from videossl.engine.multitask import MultiTask
 from videossl.engine.split import split_of_run
 from videossl.errors import UserError
-from videossl.io.pictures import as_array
+from videossl.io.drawing import as_array
 from videossl.io.progress import track
 from videossl.models.encoder_sources import find_checkpoint
 from videossl.stats import (

@@ -7,8 +7,8 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
+from videossl.decode.container import filter_graph
 from videossl.decode.index import Orientation
-from videossl.decode.pyav_reader import filter_graph
 
 WINDOW = 8  # transitions on each side that a cut is compared with; chosen
 BLOCKS, LEVELS = 3, 16  # histograms of LEVELS bins in BLOCKS x BLOCKS parts of the picture

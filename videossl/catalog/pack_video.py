@@ -15,7 +15,8 @@ from av.video.reformatter import ColorRange
 
 from videossl.catalog.cuts_and_bars import FilterChain
 from videossl.catalog.inspect import DecodedFrames, deepened, inspect_video
-from videossl.catalog.pack_plan import PackSettings, Shot, output_size, plan_shots
+from videossl.catalog.pack_plan import Shot, output_size, plan_shots
+from videossl.catalog.pack_settings import PackSettings
 from videossl.data.entry import VideoEntry, sound_entry
 from videossl.decode.container import as_decode_error, open_container, video_stream
 from videossl.decode.index import VideoIndex, VideoInfo, current_index, read_index

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from videossl.catalog.pack_plan import SETTINGS, PackSettings
+from videossl.catalog.pack_plan import SETTINGS
+from videossl.catalog.pack_settings import PackSettings
 from videossl.catalog.pack_video import PackedShot, PackedVideo, pack_video
 from videossl.data.entry import VideoEntry, entry_of, write_manifest
 from videossl.data.manifest import Manifest

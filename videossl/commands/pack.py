@@ -5,7 +5,7 @@ import logging
 import os
 from pathlib import Path
 
-from videossl.catalog.pack_plan import PackSettings
+from videossl.catalog.pack_settings import PackSettings
 from videossl.errors import UserError
 from videossl.io.output_files import locks_folder
 

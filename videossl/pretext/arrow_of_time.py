@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import LateFusion, mlp, pool_grid
 from videossl.pretext._views import change, require_opencv, stabilize

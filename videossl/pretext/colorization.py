@@ -22,7 +22,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from videossl.color import picture
-from videossl.io.pictures import (
+from videossl.io.drawing import (
     NUM_DRAWN,
     Strip,
     as_array,

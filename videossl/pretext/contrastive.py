@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from videossl.distributed import gather_rows
-from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import KeyQueue, follow, mlp, slow_copy
 from videossl.pretext import _losses

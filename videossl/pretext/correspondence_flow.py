@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videossl.color import picture
-from videossl.io.pictures import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
 from videossl.models.attention import attention_copy, attention_statistics
 from videossl.models.encoder import StageInfo
 from videossl.pretext._views import (

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from videossl.color import picture
 from videossl.distributed import gather_rows
-from videossl.io.pictures import NUM_DRAWN, Strip, as_array, contact_sheet, from_array, mark_cell
+from videossl.io.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array, mark_cell
 from videossl.models.architectures import ConvGRU
 from videossl.models.encoder import StageInfo
 from videossl.pretext._losses import (

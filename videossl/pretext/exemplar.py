@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from videossl.color import LAB_OFFSET, LAB_SCALE
 from videossl.distributed import gather_rows
-from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo, pooled
 from videossl.models.heads import mlp
 from videossl.pretext._losses import (

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videossl.color import LAB_OFFSET, LAB_SCALE, chroma_bins, picture
-from videossl.io.pictures import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, as_array, contact_sheet, from_array
 from videossl.models.encoder import StageInfo
 from videossl.pretext.settings import ImageColorizationConfig
 from videossl.pretext.task import PretextTask, check_whole_cells

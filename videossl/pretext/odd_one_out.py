@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp, pool_grid
 from videossl.pretext._views import cut_frames, reorder_frames

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo
 from videossl.models.heads import mlp
 from videossl.pretext._views import change, reorder_frames, warp_frames

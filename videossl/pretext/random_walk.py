@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from videossl.color import picture
-from videossl.io.pictures import (
+from videossl.io.drawing import (
     NUM_DRAWN,
     Strip,
     as_array,

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videossl.distributed import gather_rows
-from videossl.io.pictures import NUM_DRAWN, Strip, contact_sheet, film, from_array
+from videossl.io.drawing import NUM_DRAWN, Strip, contact_sheet, film, from_array
 from videossl.models.encoder import StageInfo, pooled
 from videossl.pretext._losses import (
     candidates,

@@ -24,17 +24,9 @@ from videossl.color import normalize_lab, rgb_to_lab
 from videossl.engine.build import lr_at
 from videossl.engine.checkpoint import load_newest, save_checkpoint
 from videossl.errors import UserError
+from videossl.io.drawing import Strip, as_array, contact_sheet, write_png
 from videossl.io.input_files import is_system_leftover, read_names
-from videossl.io.pictures import (
-    UNREADABLE,
-    Strip,
-    as_array,
-    contact_sheet,
-    is_picture,
-    opened_picture,
-    rgb_of,
-    write_png,
-)
+from videossl.io.pictures import UNREADABLE, is_picture, opened_picture, rgb_of
 from videossl.io.progress import track
 from videossl.models.encoder import Encoder, cut_frame_encoder
 from videossl.rng import fold, generator

@@ -13,9 +13,9 @@ from torch import Tensor
 from videossl.data.manifest import Manifest
 from videossl.decode.source import as_text, file_path
 from videossl.export.video_encoder import ClipForm
+from videossl.io.drawing import Rgb, Strip, as_array, contact_sheet, write_png
 from videossl.io.input_files import csv_text
 from videossl.io.output_files import write_text
-from videossl.io.pictures import Rgb, Strip, as_array, contact_sheet, write_png
 from videossl.probe.classifiers import RECALLS, SHOTS, similarities
 from videossl.probe.embedding import ClipReader
 from videossl.probe.labelled_split import Examples

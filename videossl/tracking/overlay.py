@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from videossl.io.drawing import Rgb, Strip, as_array, contact_sheet, write_png
 from videossl.io.index_masks import IndexMask, read_mask
-from videossl.io.pictures import Rgb, Strip, as_array, contact_sheet, write_png, write_video
+from videossl.io.pictures import write_video
 from videossl.models.attention import attention_map
 from videossl.tracking.davis import DavisSequence
 from videossl.tracking.memory import LabelMemory

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from videossl.errors import UserError
 from videossl.io import progress
+from videossl.io.drawing import Rgb
 from videossl.io.output_files import whole_file
-from videossl.io.pictures import Rgb
 from videossl.tracking.features import Extractor, input_size, sequence_features
 from videossl.tracking.overlay import COLOURS, write_contact_sheet
 from videossl.tracking.point_sets import Benchmark, PointVideo, read_all
