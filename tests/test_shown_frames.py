@@ -1,5 +1,6 @@
 """Sound files that are not one packet, one frame: what FFmpeg shows in order, by every backend that accepts them."""
 
+import itertools
 import random
 from fractions import Fraction
 from importlib import metadata
@@ -192,7 +193,9 @@ def test_packed_files_show_the_same_numbers(scanned, odd_stream, tmp_path, kind)
             packed[by_group[entry.group]] += numbers
     if by_group:
         for name in STREAMS:
-            assert packed[name] == odd_stream(name)[1], name
+            # A clock that is not regular repeats frames at a constant rate.
+            numbers = [number for number, _ in itertools.groupby(packed[name])]
+            assert numbers == odd_stream(name)[1], name
 
 
 # Of the picture as stored: (a, b, c, d) of the matrix, and what a player shows.
