@@ -98,6 +98,7 @@ class DecordReader:
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._reader = self._open()
         self._check_times()
+        self._check_keys()
         # At sizes whose padded rows it cannot copy (48x48) this fails here, not in mid-training.
         self._decode([0])
 
@@ -142,6 +143,16 @@ class DecordReader:
             return decord.VideoReader(self._source.open(), num_threads=1, **size)
         except (decord.DECORDError, RuntimeError) as error:
             self._fail(f"{_cause(error)}; use backend=pyav or auto")
+
+    def _check_keys(self) -> None:
+        """Its container's list of key frames is what its seeks go by."""
+        false = set(map(int, self._reader.get_key_indices())) - set(
+            np.flatnonzero(self._index.is_key).tolist()
+        )
+        if false and self._seeks_are_exact():
+            self._fail(
+                f"the file calls {len(false)} frames key frames that are not; use backend=pyav or auto"
+            )
 
     def _check_times(self) -> None:
         """decord counts its seconds from the first frame; more may not differ."""
