@@ -15,13 +15,16 @@ from odd_streams import (
     CLOSED,
     FPS,
     JOINED,
+    MPEG2,
     STREAMS,
     decoded_in_order,
     encode,
+    joined,
     set_matrix,
 )
 
 from videossl.__main__ import main
+from videossl.catalog.inspect import inspect_video
 from videossl.data.entry import sound_entry
 from videossl.data.manifest import read_manifest
 from videossl.data.sampling import SamplingRules, usable_shots
@@ -157,6 +160,33 @@ def test_joined_recordings_follow_each_other_with_a_cut_between(scanned, name):
         assert at in entry.cuts
         shots = usable_shots_of(entry)
         assert all(end < at or begin >= at for begin, end in shots)
+
+
+@pytest.mark.parametrize(
+    ("begin", "delay"), [(0.0, 2.0), (0.0, 5.0), (95_440.0, 0.2)], ids=["on", "pause", "wrap"]
+)
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {**CLOSED, "x264-params": "repeat-headers=1"}), ("mpeg2video", MPEG2)],
+    ids=["h264", "mpeg2"],
+)
+def test_joined_recordings_are_sound_where_the_clock_does_not_tell(
+    tmp_path, codec, options, begin, delay
+):
+    """Their counters of packets start anew: FFmpeg calls the packets corrupt, and each of them decodes."""
+    path, expected = joined(tmp_path, codec, options, ".ts", delay, begin=begin)
+    found = inspect_video(path)
+    assert (found.num_frames, found.decode_errors) == (len(expected), 0)
+
+
+def test_a_broadcast_stream_that_lost_packets_is_damaged(tmp_path):
+    path = encode(tmp_path / "whole.ts", range(100), options=CLOSED)
+    data = path.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    kept = [packet for at, packet in enumerate(packets) if at % 40 not in (20, 21)]
+    assert len(kept) < len(packets)
+    path.write_bytes(b"".join(kept))
+    assert inspect_video(path).damage
 
 
 def usable_shots_of(entry):

@@ -135,10 +135,8 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
         # Warnings are of odd but sound files: none of 302 such says more, all of 53 with 20 flipped bits do.
         with logged_errors() as said:
             for packet, frames, error in decode_packets(container.demux(stream)):
-                is_marked = any(frame.is_corrupt for frame in frames)
-                if packet is not None and packet.size:
-                    is_marked |= packet.is_corrupt
-                is_marked |= error is not None
+                # Packets are marked too, wherever the counters of a broadcast stream start anew: that is no damage.
+                is_marked = error is not None or any(frame.is_corrupt for frame in frames)
                 self._complaints.note(
                     packet, has_said=bool(said), is_marked=is_marked, has_frames=bool(frames)
                 )
