@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from videossl.decode.source import as_text, beside, is_url, path_of
+from videossl.decode.source import as_text, beside, file_system, is_url, path_of, remote_cause
 from videossl.errors import UserError
 from videossl.io.input_files import DELIMITERS, decoded_text, delimiter_of, table_rows, text_lines
 
@@ -411,15 +411,13 @@ def _read_text(source: str) -> str:
 def _read_bytes(source: str) -> bytes:
     if not is_url(source):
         return Path(source).read_bytes()
-    import fsspec
-
     try:
-        system, name = fsspec.core.url_to_fs(source)
+        system, name = file_system(source)
         return system.cat_file(name)
     except FileNotFoundError:
         raise
     except Exception as error:  # each kind of storage raises its own
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise OSError(remote_cause(error, source)) from error
 
 
 def _check_text(source: str, row: ListRow) -> None:
