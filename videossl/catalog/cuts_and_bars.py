@@ -8,7 +8,7 @@ import numpy as np
 from av.video.reformatter import ColorRange
 
 from videossl.decode.index import Orientation
-from videossl.decode.pyav_reader import filter_graph
+from videossl.decode.pyav_reader import filter_graph, plane_rows
 
 WINDOW = 8  # transitions on each side that a cut is compared with; chosen
 BLOCKS, LEVELS = 3, 16  # histograms of LEVELS bins in BLOCKS x BLOCKS parts of the picture
@@ -221,10 +221,7 @@ class FilterChain:
 
 def luma_of(frame: "av.VideoFrame") -> np.ndarray:
     """(H, W) uint8 view of the first plane of an 8-bit frame."""
-    plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[
-        : frame.height, : frame.width
-    ]
+    return plane_rows(frame.planes[0])[: frame.height, : frame.width]
 
 
 def full_luma_of(frame: "av.VideoFrame") -> np.ndarray:

@@ -50,6 +50,12 @@ def to_rgb(frame: "av.VideoFrame", size: tuple[int, int] | None = None) -> "av.V
         raise
 
 
+def plane_rows(plane: "av.video.plane.VideoPlane") -> np.ndarray:
+    """(H, bytes) uint8 view of a plane from the top, with the padding of its rows; some are stored bottom up."""
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, abs(plane.line_size))
+    return rows if plane.line_size > 0 else rows[::-1]
+
+
 @functools.lru_cache(maxsize=NUM_KEPT)
 def _graph(
     thread: int, shape: tuple[int, int, str], color: tuple[int, int], size: tuple[int, int] | None
@@ -345,7 +351,7 @@ class PyavReader:
         planes = to_rgb(frame, scaled).planes
         height, width = self._scaled_shape
         for channel, plane in zip(GBR, planes, strict=False):
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            rows = plane_rows(plane)
             if self._is_planar:
                 picture[channel] = rows[:height, :width]
             else:
