@@ -18,7 +18,13 @@ import numpy as np
 from av.codec.context import Flags
 from av.video.frame import PictureType
 
-from videossl.decode.container import MAX_FRAMES, open_container, video_stream
+from videossl.decode.container import (
+    MAX_FRAMES,
+    MIN_PICTURES,
+    STILL,
+    open_container,
+    video_stream,
+)
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
 
@@ -205,6 +211,8 @@ def list_shown_frames(
     more than MAX_FRAMES.
     """
     packets, first = _list_packets(container, stream, source)
+    if container.format.name.endswith("_pipe") and len(packets) < MIN_PICTURES:
+        raise VideoDecodeError(str(source), "pyav", STILL)
     doubt = _doubt(packets, container, stream, first)
     if not doubt and _says_all_are_keys(packets, stream) and not _are_keys(source):
         doubt = "packets are said to be key frames that are not"
