@@ -177,22 +177,106 @@ def broadcast_begins_amid(folder: Path) -> Shown:
     return path, list(range(25, 100))
 
 
-def joined(folder: Path, codec: str, options: dict[str, str], suffix: str, delay: float) -> Shown:
+def joined(
+    folder: Path,
+    codec: str,
+    options: dict[str, str],
+    suffix: str,
+    delay: float,
+    *,
+    begin: float = 0.0,
+) -> Shown:
+    """Two recordings of two seconds end to end, whose clocks begin at `begin` and at `delay` seconds."""
     parts = [
-        encode(folder / f"a{suffix}", range(50), codec=codec, options=options),
         encode(
-            folder / f"b{suffix}",
-            range(100, 150),
+            folder / f"{first}{suffix}",
+            range(first, first + 50),
             codec=codec,
             options=options,
-            container_options={"output_ts_offset": str(delay)},
-        ),
+            container_options={"output_ts_offset": str(offset)},
+        )
+        for first, offset in ((0, begin), (100, delay))
     ]
     path = folder / f"joined{suffix}"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     for part in parts:
         part.unlink()
     return path, [*range(50), *range(100, 150)]
+
+
+def append_packets(
+    parts: list[Path],
+    path: Path,
+    *,
+    offset_seconds: float = 0.0,
+    options: dict[str, str] | None = None,
+    call_all_keys: bool = False,
+    after_first: bool = False,
+) -> Path:
+    """Copies the packets of parts one after the other without decoding, each later one shifted by the offset.
+
+    Times of decoding that would not rise are raised, and those shown with them: so does `ffmpeg -f concat -c copy`.
+    With `after_first` they rise from the time on at which the first one is shown: so does `ffmpeg -ss ... -c copy`.
+    """
+    with av.open(str(path), "w", options=options or {}) as out:
+        copied, last = None, None
+        for number, part in enumerate(parts):
+            with av.open(str(part)) as container:
+                stream = container.streams.video[0]
+                copied = copied or out.add_stream_from_template(stream)
+                shift = round(number * offset_seconds / stream.time_base)
+                for packet in container.demux(stream):
+                    if not packet.size:
+                        continue
+                    packet.dts = (
+                        packet.dts + shift if last is None else max(packet.dts + shift, last + 1)
+                    )
+                    packet.pts = max(packet.pts + shift, packet.dts)
+                    packet.is_keyframe |= call_all_keys
+                    is_first = last is None
+                    last, packet.stream = packet.dts, copied
+                    if is_first and after_first:
+                        last = packet.pts
+                    out.mux(packet)
+    return path
+
+
+def concatenated(folder: Path, codec: str, options: dict[str, str], suffix: str) -> Shown:
+    """Parts joined by copying whose times overlap by a tenth of a second: decoding goes on, and what is shown goes back."""
+    parts = [
+        encode(folder / f"{first}.mp4", range(first, first + 50), codec=codec, options=options)
+        for first in (0, 100)
+    ]
+    path = append_packets(parts, folder / f"concatenated{suffix}", offset_seconds=1.9)
+    for part in parts:
+        part.unlink()
+    return path, [*range(50), *range(100, 150)]
+
+
+def cut_with_late_times(folder: Path, codec: str, suffix: str) -> Shown:
+    """Cut by copying at a key frame: frames that lead it, and cannot be decoded, get times behind it."""
+    source = encode(folder / "whole.mp4", range(60), codec=codec, options=MPEG2)
+    first = key_packets(source)[1]
+    cut = copy_packets(source, folder / "cut.mkv", first)
+    path = append_packets([cut], folder / f"late{suffix}", after_first=True)
+    for part in (source, cut):
+        part.unlink()
+    shown = read_whole(path)
+    return path, list(range(shown[0], 60))
+
+
+def called_keys(folder: Path, codec: str, options: dict[str, str], name: str) -> Shown:
+    """Every packet is called a key frame, and few are."""
+    source = encode(folder / "honest.mp4", range(60), codec=codec, options=options)
+    fragments = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}
+    path = append_packets(
+        [source],
+        folder / name,
+        options=fragments if "fragments" in name else {},
+        call_all_keys=True,
+    )
+    source.unlink()
+    return path, list(range(60))
 
 
 def times_of_decoding(folder: Path, suffix: str) -> Shown:
@@ -233,6 +317,20 @@ STREAMS: dict[str, Callable[[Path], Shown]] = {
     "joined_other_clock": lambda folder: joined(folder, "libx264", REPEATED, ".ts", 0.013),
     "joined_later_clock": lambda folder: joined(folder, "libx264", REPEATED, ".ts", 3600.0),
     "joined_program_streams": lambda folder: joined(folder, "mpeg2video", MPEG2, ".mpg", 0.0),
+    "joined_program_streams_later": lambda folder: joined(
+        folder, "mpeg2video", MPEG2, ".mpg", 13.0
+    ),
+    "joined_overlapping_mp4": lambda folder: concatenated(folder, "libx264", CLOSED, ".mp4"),
+    "joined_overlapping_ts": lambda folder: concatenated(folder, "libx264", CLOSED, ".ts"),
+    "joined_overlapping_mkv": lambda folder: concatenated(folder, "libx264", CLOSED, ".mkv"),
+    "joined_overlapping_mpeg2": lambda folder: concatenated(folder, "mpeg2video", MPEG2, ".ts"),
+    "joined_overlapping_mpeg4": lambda folder: concatenated(folder, "mpeg4", MPEG2, ".mp4"),
+    "late_times_mpeg2_ts": lambda folder: cut_with_late_times(folder, "mpeg2video", ".ts"),
+    "late_times_mpeg4_mp4": lambda folder: cut_with_late_times(folder, "mpeg4", ".mp4"),
+    "called_keys_h264": lambda folder: called_keys(folder, "libx264", CLOSED, "fragments.mp4"),
+    "called_keys_hevc_mp4": lambda folder: called_keys(folder, "libx265", HEVC_OPEN, "a.mp4"),
+    "called_keys_hevc_mkv": lambda folder: called_keys(folder, "libx265", HEVC_OPEN, "a.mkv"),
+    "called_keys_mpeg4": lambda folder: called_keys(folder, "mpeg4", {"g": "12"}, "fragments.mp4"),
     "b_frames_asf": lambda folder: times_of_decoding(folder, ".asf"),
     "b_frames_avi": lambda folder: times_of_decoding(folder, ".avi"),
     "intra_refresh": refreshed,

@@ -2,15 +2,20 @@ import os
 import random
 import subprocess
 import sys
+from fractions import Fraction
 
 import av
 import fsspec
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from backend import backend_or_skip
 from numbered_video import VARIANTS, Variant, read_numbers, stored_picture, write_numbered_video
+from odd_streams import decoded_in_order, encode
 
+from videossl.catalog.cuts_and_bars import full_luma_of, luma_of
+from videossl.data.entry import sound_entry
 from videossl.decode import torchcodec_reader
 from videossl.decode.backends import READERS, available_backends, open_video, resolve_backend
 from videossl.decode.index import (
@@ -21,7 +26,7 @@ from videossl.decode.index import (
     read_index,
     tick_deltas,
 )
-from videossl.decode.pyav_reader import PyavReader
+from videossl.decode.pyav_reader import PyavReader, filter_graph
 from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
 from videossl.decode.source import VideoSource
 from videossl.errors import UserError, VideoDecodeError
@@ -534,3 +539,122 @@ def test_another_file_of_the_same_size_and_time_is_noticed(tmp_path):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     with pytest.raises(VideoDecodeError, match="it has changed since the scan, though not in size"):
         PyavReader(path, index=index)
+
+
+# --- streams without a container, several streams, what torchcodec says ---
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [
+        (".obu", "libsvtav1", {"preset": "12", "g": "20"}),
+        (".obu", "libaom-av1", {"cpu-used": "8", "g": "20"}),
+        (".h264", "libx264", {"g": "20", "bf": "2"}),
+    ],
+)
+def test_bare_streams_are_read_with_the_index_of_a_scan(tmp_path, suffix, codec, options):
+    """Opened by a known format alone, FFmpeg 8.1 gives the frames of AV1 times of a 48000th of what they are."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV cannot write {codec}")
+    variant = Variant(codec=codec, suffix=suffix, options=options)
+    path = write_numbered_video(tmp_path / f"a{suffix}", variant)
+    index = sound_entry(read_index(path), VideoSource(str(path)), group="g").index()
+    assert index.info.num_frames == variant.num_frames
+    with open_video(path, index=index) as reader:
+        assert read_numbers(reader.frames_at(range(60)).data) == list(range(60))
+        assert read_numbers(reader.frames_at([41, 7, 59]).data) == [41, 7, 59]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_pictures_in_a_row_are_a_video_and_one_is_none(tmp_path, count):
+    """FFmpeg takes a stream of large pictures for one picture, by what it looks at, and decodes them all."""
+    path, draw = tmp_path / "a.mjpeg", np.random.default_rng(0)
+    with av.open(str(path), "w") as out:
+        options = {"qmin": "1", "qmax": "1"}
+        stream = out.add_stream("mjpeg", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuvj420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(1)
+        for _ in range(count):
+            noise = draw.integers(0, 256, (96, 128, 3), dtype=np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        out.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert container.format.name == "jpeg_pipe"
+    if count == 1:
+        with pytest.raises(VideoDecodeError, match="still picture"):
+            read_index(path)
+        return
+    expected = decoded_in_order(path)
+    index = sound_entry(read_index(path), VideoSource(str(path)), group="g").index()
+    assert index.info.num_frames == len(expected) == count
+    with open_video(path, index=index) as reader:
+        for at in (17, 3, 19):
+            (got,) = reader.frames_at([at]).data.permute(0, 2, 3, 1).numpy()
+            assert np.abs(got.astype(int) - expected[at]).mean() < 2
+
+
+@pytest.mark.parametrize("is_larger", [False, True])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_the_better_of_two_streams_is_read_or_the_file_refused(
+    tmp_path, numbered_video, backend, suffix, is_larger
+):
+    """decord reads the first of two streams where the second is the one that players show."""
+    other = tmp_path / "other.mp4"
+    if is_larger:
+        write_numbered_video(other, Variant(width=256, options={"g": "10", "bf": "0"}))
+    else:
+        encode(other, range(100, 160))
+    path = tmp_path / f"two{suffix}"
+    with (
+        av.open(str(other)) as one,
+        av.open(str(numbered_video("h264_b_frames"))) as two,
+        av.open(str(path), "w") as out,
+    ):
+        parts = [(part, out.add_stream_from_template(part.streams.video[0])) for part in (one, two)]
+        parts[0][1].disposition, parts[1][1].disposition = Disposition(0), Disposition.default
+        for part, stream in parts:
+            for packet in part.demux(part.streams.video[0]):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+    index = read_index(path)
+    with av.open(str(path)) as container:
+        expected = [
+            frame.to_ndarray(format="rgb24")
+            for frame in container.decode(container.streams.best("video"))
+        ]
+    try:
+        reader = READERS[backend](path, index=index)
+    except VideoDecodeError:
+        assert backend == "decord"
+        return
+    with reader:
+        for at in (0, 17, 59):
+            (got,) = reader.frames_at([at]).data.permute(0, 2, 3, 1).numpy()
+            assert np.abs(got.astype(int) - expected[at]).mean() < 3
+
+
+def test_what_torchcodec_cannot_read_comes_with_the_remedy(tmp_path):
+    """Of flv files of a frame it says "Requested next frame while there are no more frames left to decode."."""
+    backend_or_skip("torchcodec")
+    path, said = tmp_path / "a.flv", ""
+    write_numbered_video(path, Variant(suffix=".flv", num_frames=1))
+    try:
+        with READERS["torchcodec"](path) as reader:
+            assert read_numbers(reader.frames_at([0]).data) == [0]
+    except VideoDecodeError as error:
+        said = str(error)
+    assert not said or said.endswith("; use backend=pyav or auto")
+
+
+def test_rows_stored_bottom_up_are_read_from_the_top():
+    picture = stored_picture(5, Variant())
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+    frame.pts = 0
+    source = f"video_size={frame.width}x{frame.height}:pix_fmt=yuv420p:time_base=1/25"
+    graph = filter_graph(source, ["vflip"])
+    graph.push(frame)
+    flipped = graph.pull()
+    assert flipped.planes[0].line_size < 0
+    assert np.array_equal(luma_of(flipped), luma_of(frame)[::-1])
+    assert np.array_equal(full_luma_of(flipped), full_luma_of(frame)[::-1])

@@ -195,7 +195,7 @@ def test_paths_of_labels_are_relative_to_the_list_or_to_a_source(folder, tmp_pat
         ),
         ("l.json", '{"run/a.mp4": "run"}', r"l\.json is no list"),
         ("l.csv", 'path,label\nrun/a.mp4,"run\ne.mp4,x\n', r"l\.csv, line 3: the label goes over"),
-        ("l.csv", "name,label\nrun/b.xyz,run\n", r"needs the columns path .*it has name, label"),
+        ("l.csv", "title,label\nrun/b.xyz,run\n", r"needs the columns path .*it has title, label"),
     ],
 )
 @pytest.mark.parametrize("as_labels", [False, True])
@@ -251,3 +251,71 @@ def test_a_member_of_an_archive_may_have_blanks_in_its_name(tmp_path):
     assert [(video.path, video.label) for video in plain.videos] == [(url, "") for url in urls]
     labelled = find_videos([written(tmp_path, "labelled.txt", "".join(f"{u} 3\n" for u in urls))])
     assert [(video.path, video.label) for video in labelled.videos] == [(url, "3") for url in urls]
+
+
+# --- other names of columns, Kinetics and the answers of Something-Something v2 ---
+
+
+@pytest.mark.parametrize("as_labels", [False, True], ids=["source", "labels"])
+@pytest.mark.parametrize(
+    "column", ["file", "filename", "file_name", "video_path", "video", "Video", "name"]
+)
+def test_usual_names_of_the_column_of_paths_are_known(folder, column, as_labels):
+    content = f"{column},label\nrun/a.mp4,run\nrun/b c 7.mp4,walk fast\n"
+    path = written(folder, "l.csv", content)
+    found = find_videos([folder], labels=path) if as_labels else find_videos([path])
+    labels = {name: label for name, label in labels_of(found).items() if label}
+    assert labels == {"a.mp4": "run", "b c 7.mp4": "walk fast"}
+
+
+def test_a_path_is_preferred_to_other_names(folder):
+    path = written(folder, "l.csv", "name,path,label\nRun A,run/a.mp4,run\n")
+    assert labels_of(find_videos([path])) == {"a.mp4": "run"}
+
+
+KINETICS = (
+    "label,youtube_id,time_start,time_end,split,is_cc\n"
+    "playing guitar,abcDEF12345,10,20,train,0\n"
+    "yoga,-xyz_456789,5,15,train,0\n"
+    "yoga,_gone______,1,11,train,0\n"
+)
+
+
+def test_list_of_kinetics_labels_clips_in_any_folder(tmp_path):
+    root = with_files(
+        tmp_path / "clips",
+        "train/playing guitar/abcDEF12345_000010_000020.mp4",
+        "-xyz_456789.mkv",
+        "abcDEF12345_000030_000040.mp4",
+    )
+    path = written(tmp_path, "train.csv", KINETICS)
+    found = find_videos([root], labels=path)
+    assert labels_of(found) == {
+        "abcDEF12345_000010_000020.mp4": "playing guitar",
+        "-xyz_456789.mkv": "yoga",
+        "abcDEF12345_000030_000040.mp4": "",
+    }
+    assert any("names 1 files not found" in note for note in found.notes)
+
+
+def test_list_of_kinetics_is_a_source_beside_its_clips(tmp_path):
+    root = with_files(tmp_path, "abcDEF12345_000010_000020.mp4", "-xyz_456789_000005_000015.mp4")
+    labels = labels_of(find_videos([written(root, "train.csv", KINETICS)]))
+    assert labels["abcDEF12345_000010_000020.mp4"] == "playing guitar"
+    assert labels["-xyz_456789_000005_000015.mp4"] == "yoga"
+
+
+def test_answers_of_something_something_v2_are_a_list_of_labels(tmp_path):
+    root = with_files(tmp_path / "20bn", "78687.webm", "part/42326.mp4")
+    content = "78687;Holding something; and more\n42326;Showing [something]\n"
+    path = written(tmp_path, "test-answers.csv", content)
+    assert labels_of(find_videos([root], labels=path)) == {
+        "78687.webm": "Holding something; and more",
+        "42326.mp4": "Showing something",
+    }
+
+
+def test_numbers_that_are_names_of_files_are_no_answers(tmp_path):
+    root = with_files(tmp_path, "78687", "42326")
+    path = written(root, "l.csv", "78687;run\n42326;sit\n")
+    assert labels_of(find_videos([path])) == {"78687": "run", "42326": "sit"}

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import random
 import re
 import tarfile
 import threading
@@ -209,6 +210,24 @@ def test_archives_are_scanned(archives, tmp_path, source, labels, numbered_video
     assert len({entry.group for entry in entries}) == len(entries)
 
 
+@pytest.mark.parametrize("ending", ["tgz", "tbz2", "txz"])
+def test_packed_tar_archives_are_read_by_their_short_endings(tmp_path, numbered_video, ending):
+    path, out = tmp_path / f"all.{ending}", tmp_path / "m.parquet"
+    with tarfile.open(path, f"w:{ {'tgz': 'gz', 'tbz2': 'bz2', 'txz': 'xz'}[ending] }") as archive:
+        archive.add(numbered_video("h264"), "run/a.mp4")
+    assert main(["scan", f"tar://::file://{path}", "-o", str(out), "--workers", "1"]) == 0
+    assert facts(read_manifest(out)[0]) == local_facts(tmp_path, numbered_video("h264"))
+
+
+@pytest.mark.parametrize("name", ["all.zip", "all.tar", "ALL.TGZ", "all.tar.xz"])
+def test_archive_named_as_a_video_is_refused_with_the_remedy(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"anything")
+    kind = "zip" if "zip" in name else "tar"
+    with pytest.raises(UserError, match=re.escape(f"is an archive: write {kind}://::{path}")):
+        find_videos([path])
+
+
 def test_members_of_two_archives_are_of_two_sources(archives):
     videos = find_videos([f"zip://::{archives['zip']}", f"tar://::{archives['tar']}"]).videos
     assert [video.group for video in videos] == [
@@ -273,6 +292,9 @@ def plain_web(tmp_path, numbered_video):
     moov = content.rindex(b"moov") - 4
     (folder / "a.mp4").write_bytes(content[:moov] + box + content[moov:])
     (folder / "list.csv").write_text("path,label\na.mp4,run\n")
+    with zipfile.ZipFile(folder / "all.zip", "w") as archive:
+        archive.write(numbered_video("h264"), "a.mp4")
+        archive.writestr("rest", random.Random(1).randbytes(12 * 2**20))
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -293,6 +315,23 @@ def test_server_without_ranges_is_named_with_the_remedy(plain_web, tmp_path, cap
     assert "simplecache::" in entry.reason
     with pytest.raises(VideoDecodeError, match="does not serve parts of files"):
         VideoSource(f"{plain_web}/a.mp4", offset=100, num_bytes=50).read()
+
+
+def test_server_without_ranges_is_one_line(plain_web, capfd):
+    """PyAV prints each error that it cannot raise: a file that has failed must not fail again."""
+    with pytest.raises(VideoDecodeError, match="does not serve parts of files"):
+        read_index(f"{plain_web}/a.mp4")
+    assert "PyAV library exception" not in capfd.readouterr().err
+
+
+def test_archive_on_a_server_without_ranges_has_the_remedy(plain_web, tmp_path):
+    url = f"zip://::{plain_web}/all.zip"
+    with pytest.raises(UserError, match="does not serve parts of files") as caught:
+        find_videos([url])
+    remedy = str(caught.value).rpartition(" ")[2]
+    assert "\n" not in str(caught.value)
+    (video,) = find_videos([remedy]).videos
+    assert read_index(video.path).info.num_frames == 60
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "list.csv"])

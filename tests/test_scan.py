@@ -466,7 +466,7 @@ def test_list_is_a_source_relative_to_its_folder(classes, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("name,label\nrun/a.mp4,r\n", "needs the columns path and label .*it has name, label"),
+        ("title,label\nrun/a.mp4,r\n", "needs the columns path and label .*it has title, label"),
         ("path,group\nrun/a.mp4,r\n", "needs the columns path and label"),
         ("path,label\nother.mp4,r\n", "names none of the 4 videos found"),
         ("path,label\n,r\n", "line 2: the column path is empty"),

@@ -1,5 +1,6 @@
 """Sound files that are not one packet, one frame: what FFmpeg shows in order, by every backend that accepts them."""
 
+import itertools
 import random
 from fractions import Fraction
 from importlib import metadata
@@ -14,13 +15,16 @@ from odd_streams import (
     CLOSED,
     FPS,
     JOINED,
+    MPEG2,
     STREAMS,
     decoded_in_order,
     encode,
+    joined,
     set_matrix,
 )
 
 from videossl.__main__ import main
+from videossl.catalog.inspect import inspect_video
 from videossl.config import SamplingRules
 from videossl.data.entry import sound_entry
 from videossl.data.manifest import read_manifest
@@ -159,6 +163,33 @@ def test_joined_recordings_follow_each_other_with_a_cut_between(scanned, name):
         assert all(end < at or begin >= at for begin, end in shots)
 
 
+@pytest.mark.parametrize(
+    ("begin", "delay"), [(0.0, 2.0), (0.0, 5.0), (95_440.0, 0.2)], ids=["on", "pause", "wrap"]
+)
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {**CLOSED, "x264-params": "repeat-headers=1"}), ("mpeg2video", MPEG2)],
+    ids=["h264", "mpeg2"],
+)
+def test_joined_recordings_are_sound_where_the_clock_does_not_tell(
+    tmp_path, codec, options, begin, delay
+):
+    """Their counters of packets start anew: FFmpeg calls the packets corrupt, and each of them decodes."""
+    path, expected = joined(tmp_path, codec, options, ".ts", delay, begin=begin)
+    found = inspect_video(path)
+    assert (found.num_frames, found.decode_errors) == (len(expected), 0)
+
+
+def test_a_broadcast_stream_that_lost_packets_is_damaged(tmp_path):
+    path = encode(tmp_path / "whole.ts", range(100), options=CLOSED)
+    data = path.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    kept = [packet for at, packet in enumerate(packets) if at % 40 not in (20, 21)]
+    assert len(kept) < len(packets)
+    path.write_bytes(b"".join(kept))
+    assert inspect_video(path).damage
+
+
 def usable_shots_of(entry):
     from videossl.data.dataset import video_times
 
@@ -193,7 +224,9 @@ def test_packed_files_show_the_same_numbers(scanned, odd_stream, tmp_path, kind)
             packed[by_group[entry.group]] += numbers
     if by_group:
         for name in STREAMS:
-            assert packed[name] == odd_stream(name)[1], name
+            # A clock that is not regular repeats frames at a constant rate.
+            numbers = [number for number, _ in itertools.groupby(packed[name])]
+            assert numbers == odd_stream(name)[1], name
 
 
 # Of the picture as stored: (a, b, c, d) of the matrix, and what a player shows.

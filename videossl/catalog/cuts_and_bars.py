@@ -7,7 +7,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange
 
-from videossl.decode.container import filter_graph
+from videossl.decode.container import filter_graph, plane_rows
 from videossl.decode.index import Orientation
 
 WINDOW = 8  # transitions on each side that a cut is compared with; chosen
@@ -221,10 +221,7 @@ class FilterChain:
 
 def luma_of(frame: "av.VideoFrame") -> np.ndarray:
     """(H, W) uint8 view of the first plane of an 8-bit frame."""
-    plane = frame.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[
-        : frame.height, : frame.width
-    ]
+    return plane_rows(frame.planes[0])[: frame.height, : frame.width]
 
 
 def full_luma_of(frame: "av.VideoFrame") -> np.ndarray:

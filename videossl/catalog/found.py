@@ -10,7 +10,7 @@ from typing import Any
 
 from videossl.catalog.list_file import VIDEO_EXTENSIONS, ListRow
 from videossl.data.entry import source_group
-from videossl.decode.source import path_of, protocol_of, split_url
+from videossl.decode.source import file_system, path_of, protocol_of, remote_cause, split_url
 from videossl.errors import UserError
 from videossl.io.input_files import is_system_leftover
 
@@ -126,10 +126,8 @@ def _place(url: str) -> str:
 
 def _list_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
     """The file system, the folder in it and the files below; of a pattern (`zip://*.mp4::...`), those that match."""
-    import fsspec
-
     try:
-        system, root = fsspec.core.url_to_fs(url)
+        system, root = file_system(url)
         if "*" not in root or system.exists(root):
             return system, root, system.find(root, detail=True)
         infos: dict[str, dict[str, Any]] = {}
@@ -139,8 +137,7 @@ def _list_remote(url: str) -> tuple[Any, str, dict[str, dict[str, Any]]]:
     except FileNotFoundError:
         raise UserError(f"no such file or folder: {url}") from None
     except Exception as error:  # each kind of storage raises its own: no login, no host, no driver
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot list {url}: {cause}") from error
+        raise UserError(f"cannot list {url}: {remote_cause(error, url)}") from error
 
 
 def _modified(info: Mapping[str, Any]) -> int:

@@ -135,10 +135,8 @@ class DecodedFrames(Iterator["av.VideoFrame"]):
         # Warnings are of odd but sound files: none of 302 such says more, all of 53 with 20 flipped bits do.
         with logged_errors() as said:
             for packet, frames, error in decode_packets(container.demux(stream)):
-                is_marked = any(frame.is_corrupt for frame in frames)
-                if packet is not None and packet.size:
-                    is_marked |= packet.is_corrupt
-                is_marked |= error is not None
+                # Packets are marked too, wherever the counters of a broadcast stream start anew: that is no damage.
+                is_marked = error is not None or any(frame.is_corrupt for frame in frames)
                 self._complaints.note(
                     packet, has_said=bool(said), is_marked=is_marked, has_frames=bool(frames)
                 )
@@ -160,9 +158,12 @@ class Complaints:
         self._max_gap = max_gap
         self._number = 0
         self._bad: list[int] = []
-        self._joins: list[int] = []
+        self._joins: list[range] = []
         self._last_dts: int | None = None
         self._first_pts: int | None = None
+        self._latest: int | None = None  # time shown so far, of this recording
+        # The last key packet: its number, its time, and the latest time before it.
+        self._key: tuple[int, int, int | None] | None = None
         self._num_keys = 0
         self._begins_amid = begins_amid
 
@@ -184,7 +185,10 @@ class Complaints:
     def num_damaged(self) -> int:
         """How many packets had something wrong, those at a join left out."""
         return sum(
-            all(abs(bad - join) > PACKETS_AROUND_A_JOIN for join in self._joins)
+            not any(
+                join[0] - PACKETS_AROUND_A_JOIN <= bad <= join[-1] + PACKETS_AROUND_A_JOIN
+                for join in self._joins
+            )
             for bad in self._bad
         )
 
@@ -199,8 +203,29 @@ class Complaints:
         if packet.dts is not None:
             step = 0 if self._last_dts is None else packet.dts - self._last_dts
             if not 0 <= step <= self._max_gap:
-                self._joins.append(self._number)
+                self._join(self._number)
             self._last_dts = packet.dts
+        if packet.pts is not None and not packet.is_discard:
+            self._follow_pts(packet.pts, is_key=packet.is_keyframe)
+
+    def _follow_pts(self, pts: int, *, is_key: bool) -> None:
+        """Finds where times go back over a key frame; what leads it may lack what it refers to."""
+        if is_key:
+            self._key = self._number, pts, self._latest
+        if self._key is not None:
+            number, key_pts, before = self._key
+            if before is not None and pts < before:
+                self._key = number, key_pts, None
+                self._join(number)
+                self._latest = pts
+            is_leading = pts < key_pts and bool(self._joins)
+            if is_leading and self._joins[-1].start == number:
+                self._joins[-1] = range(number, self._number + 1)
+        self._latest = pts if self._latest is None else max(self._latest, pts)
+
+    def _join(self, number: int) -> None:
+        self._joins.append(range(number, self._number + 1))
+        self._latest = None
 
 
 class Shrinker:

@@ -2,7 +2,7 @@
 
 Tables (comma, semicolon or tab) with the columns path[,label][,group] or without a line of names; texts with a path a
 line, and after it a label (SlowFast, VideoMAE) or the number of frames and a label (MMAction); the official lists of
-UCF101, HMDB51 and Something-Something v2.
+Kinetics, UCF101, HMDB51 and Something-Something v2.
 """
 
 import csv
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from videossl.decode.source import as_text, beside, is_url, path_of
+from videossl.decode.source import as_text, beside, file_system, is_url, path_of, remote_cause
 from videossl.errors import UserError
 from videossl.io.input_files import DELIMITERS, decoded_text, delimiter_of, table_rows, text_lines
 
@@ -91,7 +91,9 @@ VIDEO_EXTENSIONS = frozenset(
 LIST_EXTENSIONS = (".csv", ".tsv", ".txt", ".json")
 
 
-PATH_COLUMNS = ("path", "file")
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "video_path", "video", "name")
+_PATH_KEYS = PATH_COLUMNS[:-1]  # an item's name may be anything
+KINETICS_ID = "youtube_id"  # in place of a path: with time_start and time_end, the name of a clip
 CLASS_INDEX = "classInd.txt"  # of UCF101, beside its lists: "1 ApplyEyeMakeup"
 _KNOWN_COLUMNS = (*PATH_COLUMNS, "label", "group")
 _ENDING = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))
@@ -109,6 +111,8 @@ _UCF = re.compile(r"(?:.*/)?(?P<folder>[^/]+)/v_(?P<name>[^/]+)_g\d+_c\d+\.\w+")
 _HMDB_LIST = re.compile(r"(?P<label>.+)_test_split\d+\.txt", re.IGNORECASE)
 _HMDB_UNUSED = "0"  # 1 is train, 2 is test
 _SSV2_ENDINGS = (".webm", ".mp4")
+_SSV2_ANSWER = re.compile(r"(?P<id>\d+);(?P<label>.+)")  # a line of its test-answers.csv
+_KINETICS_ENDINGS = (".mp4", ".mkv", ".webm")
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,8 @@ def _table_rows(
     source: str, text: str, is_there: Callable[[str], bool], wanted: str
 ) -> list[ListRow]:
     text, delimiter = _without_delimiter_line(text)
+    if answers := _answer_rows(text, is_there):
+        return answers
     first = next((line for line in text_lines(text) if line.strip()), "")
     delimiter = delimiter or _delimiter_of_names(first)
     if delimiter == " ":  # names of columns over a text list
@@ -203,7 +209,8 @@ def _without_delimiter_line(text: str) -> tuple[str, str]:
 
 def _delimiter_of_names(line: str) -> str:
     """The delimiter of a line of names of columns, with one of PATH_COLUMNS; empty if it is none."""
-    if delimiter := delimiter_of(line, _KNOWN_COLUMNS, needed=PATH_COLUMNS):
+    known, needed = (*_KNOWN_COLUMNS, KINETICS_ID), (*PATH_COLUMNS, KINETICS_ID)
+    if delimiter := delimiter_of(line, known, needed=needed):
         return delimiter
     names = line.casefold().split()
     return " " if len(names) > 1 and set(names) <= {*_KNOWN_COLUMNS, "num_frames"} else ""
@@ -215,15 +222,49 @@ def _rows_by_column(
     rows: list[ListRow] = []
     try:
         for line, values in table_rows(text, delimiter):
-            name = next(name for name in PATH_COLUMNS if name in values or name == PATH_COLUMNS[-1])
+            columns = (*PATH_COLUMNS, KINETICS_ID)
+            name = next(name for name in columns if name in values or name == columns[-1])
             path = _stripped(values.get(name, ""), is_there)
             if not path:
                 raise ValueError(f"line {line}: the column {name} is empty")
             label, group = (values.get(column, "").strip() for column in ("label", "group"))
-            rows.append(ListRow(line, _spelt(path), label, group))
+            is_id = name == KINETICS_ID
+            paths = _kinetics_names(path, values) if is_id else _spelt(path)
+            rows.append(ListRow(line, paths, label, group, by_name=is_id))
     except ValueError as error:
         raise UserError(f"{source}, {error}") from None
     return rows
+
+
+def _kinetics_names(video: str, values: dict[str, str]) -> tuple[str, ...]:
+    """What the usual programs call the clip that they cut from a video, and the video."""
+    stems = [video]
+    try:
+        begin, end = (round(float(values[name])) for name in ("time_start", "time_end"))
+    except (KeyError, ValueError):
+        pass
+    else:
+        stems.insert(0, f"{video}_{begin:06d}_{end:06d}")
+    return tuple(stem + ending for stem in stems for ending in _KINETICS_ENDINGS)
+
+
+def _answer_rows(text: str, is_there: Callable[[str], bool]) -> list[ListRow]:
+    """The rows of Something-Something v2's answers, a number and a label a line; none if it is another list."""
+    rows: list[ListRow] = []
+    for number, line in enumerate(text_lines(text), start=1):
+        if not line.strip():
+            continue
+        found = _SSV2_ANSWER.fullmatch(line.strip())
+        if found is None or is_there(found["id"]):
+            return []
+        paths = tuple(found["id"] + ending for ending in _SSV2_ENDINGS)
+        rows.append(ListRow(number, paths, _ssv2_class(found["label"]), by_name=True))
+    return rows
+
+
+def _ssv2_class(label: str) -> str:
+    """What the official list of labels calls the class."""
+    return label.strip().replace("[", "").replace("]", "")
 
 
 def _text_rows(
@@ -358,7 +399,7 @@ def _json_rows(source: str, text: str) -> list[ListRow]:
 def _json_row(source: str, line: int, item: Any) -> ListRow:
     flat = item if _is_flat(item) else {}
     values = {key: str(value).strip() for key, value in flat.items() if value is not None}
-    path = next((values[key] for key in PATH_COLUMNS if values.get(key)), "")
+    path = next((values[key] for key in _PATH_KEYS if values.get(key)), "")
     label, group = values.get("label", ""), values.get("group", "")
     if path:
         return ListRow(line, (path,), label, group)
@@ -366,14 +407,13 @@ def _json_row(source: str, line: int, item: Any) -> ListRow:
         raise UserError(
             f"{source}, line {line}: an item needs a path (or the id of Something-Something v2), got {str(item)[:80]}"
         )
-    # What the official list of labels calls the class.
-    label = values.get("template", label).replace("[", "").replace("]", "")
+    label = _ssv2_class(values.get("template", label))
     paths = tuple(values["id"] + ending for ending in _SSV2_ENDINGS)
     return ListRow(line, paths, label, group, by_name=True)
 
 
 def _is_flat(item: object) -> bool:
-    keys = (*PATH_COLUMNS, "id", "label", "group", "template")
+    keys = (*_PATH_KEYS, "id", "label", "group", "template")
     return isinstance(item, dict) and not any(
         isinstance(item.get(key), dict | list) for key in keys
     )
@@ -411,15 +451,13 @@ def _read_text(source: str) -> str:
 def _read_bytes(source: str) -> bytes:
     if not is_url(source):
         return Path(source).read_bytes()
-    import fsspec
-
     try:
-        system, name = fsspec.core.url_to_fs(source)
+        system, name = file_system(source)
         return system.cat_file(name)
     except FileNotFoundError:
         raise
     except Exception as error:  # each kind of storage raises its own
-        raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise OSError(remote_cause(error, source)) from error
 
 
 def _check_text(source: str, row: ListRow) -> None:

@@ -27,10 +27,17 @@ from videossl.catalog.list_file import (
     require_one_label,
 )
 from videossl.data.entry import compile_group_pattern, source_group
-from videossl.decode.source import as_text, is_url, local_path, stored_path
+from videossl.decode.source import as_text, is_url, local_path, path_of, stored_path
 from videossl.errors import UserError
 from videossl.io.input_files import is_system_leftover
 
+# Endings of archives, and how fsspec calls them.
+ARCHIVES = {
+    ".zip": "zip",
+    **dict.fromkeys(
+        (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz", ".tbz2", ".tar.xz", ".txz"), "tar"
+    ),
+}
 FOLDER_LABELS = "folder"  # `labels`: the first folder below the source
 
 
@@ -141,12 +148,24 @@ def _videos_of(
         raise UserError(
             f"{source}: a manifest is what scan writes; name the folders, files or lists of the videos themselves"
         )
+    _refuse_archive(source)
     if list_ending(source) and not (not is_url(source) and Path(source).is_dir()):
         yield from _listed_videos(source, roots)
     elif is_url(source):
         yield from remote_videos(source, found, roots, by_folder=by_folder)
     else:
         yield from _local_videos(Path(source), found, visited, roots, by_folder=by_folder)
+
+
+def _refuse_archive(source: str) -> None:
+    """Raises UserError for an archive that is named as if it were a video."""
+    path = path_of(source) if is_url(source) else source
+    kind = next((k for ending, k in ARCHIVES.items() if path.lower().endswith(ending)), "")
+    if not kind or (not is_url(source) and not Path(source).is_file()):
+        return
+    raise UserError(
+        f"{as_text(source)} is an archive: write {kind}://::{as_text(source)} for the videos in it"
+    )
 
 
 def _local_videos(

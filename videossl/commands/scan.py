@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels",
         metavar="folder|LIST",
         help="'folder': the first folder below the source names the class; or a list with labels: .csv with the "
-        "columns path, label and, if you have it, group, or a list of UCF101, HMDB51, SSv2, MMAction",
+        "columns path, label and, if you have it, group, or a list of Kinetics, UCF101, HMDB51, SSv2, MMAction",
     )
     parser.add_argument(
         "--group-regex",

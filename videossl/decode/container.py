@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 import av
 import av.logging
+import numpy as np
 from av.stream import Disposition
 
 from videossl.decode.source import VideoSource
@@ -36,7 +37,19 @@ _FORMATS = (
     "ppm_pipe,pcx_pipe,psd_pipe,qoi_pipe,sgi_pipe,sunrast_pipe,svg_pipe,xbm_pipe,xpm_pipe,xwd_pipe,ico,"
     "aac,ac3,aiff,amr,ape,au,caf,dsf,dts,eac3,flac,mp3,mpc,tta,w64,wav,wv,srt,ass,webvtt"
 )
+# Streams without a container state no times: only looking at their pictures tells how long these are shown.
+_BARE = frozenset(
+    (
+        *("h261", "h263", "h264", "hevc", "vvc", "evc", "obu", "m4v", "mpegvideo", "vc1"),
+        *("cavsvideo", "avs2", "avs3", "dirac", "dnxhd", "mjpeg", "jpeg_pipe"),
+    )
+)
+# What `_pipe` formats read as a single picture may be a bare stream of them; two are a picture and its preview.
+MIN_PICTURES = 3
 _PICTURE_SIZE = re.compile(r"Picture size ([1-9]\d*x[1-9]\d*)")
+
+
+STILL = "it is a still picture, not a video"
 
 
 def open_container(
@@ -50,7 +63,7 @@ def open_container(
     Raises VideoDecodeError if its bytes cannot be had, PyAV's errors if they are no video.
     """
     options = {"format_whitelist": _FORMATS}
-    if known_format:
+    if known_format and known_format not in _BARE:
         options |= {"analyzeduration": "0", "fpsprobesize": "0"}
     place = source.ffmpeg_url() or source.open()
     try:
@@ -69,10 +82,17 @@ def open_container(
     return container
 
 
-def check_format(source: VideoSource) -> None:
-    """Raises VideoDecodeError for a file that other decoders must not open: they would open what it names."""
-    with as_decode_error(source, "pyav"):
-        open_container(source).close()
+def check_format(source: VideoSource) -> list[tuple[int, int]]:
+    """The (height, width) as stored of every video stream, pictures that are attached left out.
+
+    Raises VideoDecodeError for a file that other decoders must not open: they would open what it names.
+    """
+    with as_decode_error(source, "pyav"), open_container(source) as container:
+        return [
+            (stream.codec_context.height, stream.codec_context.width)
+            for stream in container.streams.video
+            if stream.codec_context and not stream.disposition & Disposition.attached_pic
+        ]
 
 
 def _is_unlisted(source: VideoSource, known_format: str | None) -> bool:
@@ -112,8 +132,8 @@ def video_stream(container: "av.container.InputContainer", source: VideoSource) 
         kinds = sorted({stream.type for stream in container.streams} - {"video"})
         raise fail(f"no video stream (it holds {', '.join(kinds) or 'a still picture'})")
     # A picture named .mp4 would be a video of one frame.
-    if container.format.name.endswith("_pipe") or container.format.name == "image2":
-        raise fail("it is a still picture, not a video")
+    if container.format.name == "image2":
+        raise fail(STILL)
     if stream.codec_context is None:
         raise fail("FFmpeg has no decoder for its video stream (damaged, or of an unknown codec)")
     width, height = stream.codec_context.width, stream.codec_context.height
@@ -217,6 +237,12 @@ def _graph(
         return filter_graph(source, ["format=rgb24"])
     # Scaling before the conversion is 3 times quicker than after it, and 1 of 255 away on average.
     return filter_graph(source, [f"scale={size[1]}:{size[0]}:flags=bilinear", "format=gbrp"])
+
+
+def plane_rows(plane: "av.video.plane.VideoPlane") -> np.ndarray:
+    """(H, bytes) uint8 view of a plane from the top, with the padding of its rows; some are stored bottom up."""
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, abs(plane.line_size))
+    return rows if plane.line_size > 0 else rows[::-1]
 
 
 def filter_graph(source: str, filters: Sequence[str]) -> "av.filter.Graph":

@@ -88,16 +88,22 @@ class DecordReader:
         self._source = as_source(source)
         self.path = str(self._source)
         self._index = current_index(self._source, index, self.backend)
-        if index is not None:  # else it has been opened as what it is
-            check_format(self._source)
+        sizes = check_format(self._source)
         info = self._index.info
+        if sizes.count((info.stored_height, info.stored_width)) > 1:
+            self._fail(
+                "the file has several video streams, and it may read another; use backend=pyav or auto"
+            )
         if reason := refusal(self._index):
             self._fail(f"{reason}; use backend=pyav or auto")
         self.num_frames = info.num_frames
         self.height, self.width = resized_shape(info.height, info.width, short_side)
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
         self._reader = self._open()
+        if len(sizes) > 1:
+            self._check_size()
         self._check_times()
+        self._check_keys()
         # At sizes whose padded rows it cannot copy (48x48) this fails here, not in mid-training.
         self._decode([0])
 
@@ -128,20 +134,34 @@ class DecordReader:
     ) -> None:
         self.close()
 
-    def _open(self) -> Any:
+    def _open(self, *, is_native: bool = False) -> Any:
         import decord
 
         decord.logging.set_level(decord.logging.QUIET)  # FFmpeg's notes on each file
         info = self._index.info
-        is_native = info.has_square_pixels and (self.height, self.width) == (
-            info.height,
-            info.width,
-        )
-        size = {} if is_native else {"width": self.width, "height": self.height}
+        size = (self.height, self.width)
+        is_native |= info.has_square_pixels and size == (info.height, info.width)
+        scaled = {} if is_native else {"width": self.width, "height": self.height}
         try:
-            return decord.VideoReader(self._source.open(), num_threads=1, **size)
+            return decord.VideoReader(self._source.open(), num_threads=1, **scaled)
         except (decord.DECORDError, RuntimeError) as error:
             self._fail(f"{_cause(error)}; use backend=pyav or auto")
+
+    def _check_size(self) -> None:
+        """It cannot be told which stream to read."""
+        shape = self._open(is_native=True).next().shape[:2]
+        if tuple(shape) != self._index.info.upright_stored_shape:
+            self._fail("it reads another video stream of the file; use backend=pyav or auto")
+
+    def _check_keys(self) -> None:
+        """Its container's list of key frames is what its seeks go by."""
+        false = set(map(int, self._reader.get_key_indices())) - set(
+            np.flatnonzero(self._index.is_key).tolist()
+        )
+        if false and self._seeks_are_exact():
+            self._fail(
+                f"the file calls {len(false)} frames key frames that are not; use backend=pyav or auto"
+            )
 
     def _check_times(self) -> None:
         """decord counts its seconds from the first frame; more may not differ."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videossl.decode.container import as_decode_error, open_container, to_rgb
+from videossl.decode.container import as_decode_error, open_container, plane_rows, to_rgb
 from videossl.decode.index import VideoIndex, current_index
 from videossl.decode.reader import (
     FrameBatch,
@@ -289,7 +289,7 @@ class PyavReader:
         planes = to_rgb(frame, scaled).planes
         height, width = self._scaled_shape
         for channel, plane in zip(GBR, planes, strict=False):
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            rows = plane_rows(plane)
             if self._is_planar:
                 picture[channel] = rows[:height, :width]
             else:

@@ -5,6 +5,8 @@ not: an edit list hides some, a stream that begins between two key frames has so
 back. FFmpeg's own decoding in order is the truth there, and costs as long as playing the file through.
 """
 
+import bisect
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,8 +16,15 @@ from typing import TYPE_CHECKING
 import av
 import numpy as np
 from av.codec.context import Flags
+from av.video.frame import PictureType
 
-from videossl.decode.container import MAX_FRAMES, open_container, video_stream
+from videossl.decode.container import (
+    MAX_FRAMES,
+    MIN_PICTURES,
+    STILL,
+    open_container,
+    video_stream,
+)
 from videossl.decode.source import VideoSource
 from videossl.errors import VideoDecodeError
 
@@ -78,6 +87,22 @@ def _recovery_point(unit: bytes) -> bytes:
     return b""
 
 
+# The start code of a picture, and where behind it the two or three bits of its type are: byte, shift, mask, a B.
+PICTURE_STARTS = {
+    "mpeg1video": (b"\x00\x00\x01\x00", 5, 3, 7, 3),
+    "mpeg2video": (b"\x00\x00\x01\x00", 5, 3, 7, 3),
+    "mpeg4": (b"\x00\x00\x01\xb6", 4, 6, 3, 2),
+}
+
+
+def is_b_picture(packet: "av.Packet", codec: str) -> bool:
+    """Whether the first picture of an MPEG packet is predicted from both sides; `codec` is one of PICTURE_STARTS."""
+    start_code, byte, shift, mask, kind = PICTURE_STARTS[codec]
+    data = bytes(memoryview(packet)[:LARGEST_PREFIX])
+    at = data.find(start_code)
+    return 0 <= at < len(data) - byte and (data[at + byte] >> shift) & mask == kind
+
+
 log = logging.getLogger("videossl")
 
 VP8_SHOW_FRAME_BIT = 0x10  # RFC 6386, section 9.1: bit 4 of the first byte of a frame
@@ -86,6 +111,11 @@ MAX_CLOCK_GAP_SECONDS = 10.0
 # Beyond this (3,000 years) double precision tells microseconds apart no more, and no clock says so but by mistake.
 MAX_CLOCK_SECONDS = 1e11
 BROADCAST_CONTAINERS = frozenset({"mpegts", "mpeg"})
+# Packets by which a jump of the clock may come before the key frame of the recording that it belongs to; chosen.
+PACKETS_BEFORE_A_KEY = 2
+FRAMES_ABOUT_A_JOIN = 3  # by which the jump of their times may be away from it; chosen
+# Frames of which the type is looked at where most packets are said to be key frames; chosen.
+NUM_KEYS_LOOKED_AT = 8
 # Their two fields may be packets of their own, of which one frame is made.
 FIELD_CODECS = frozenset({"h264", "hevc"})
 # A coded picture of MPEG-4 part 2 that says "as before" (N-VOP) is smaller than any other, and gives no frame.
@@ -123,6 +153,7 @@ class _Packets:
     is_key: Sequence[bool]
     is_hidden: Sequence[bool]
     has_refreshes: bool  # some were called key frames that are not
+    has_late_leading: bool  # some that show before a key frame are stamped behind it
 
     def __len__(self) -> int:
         return len(self.pts)
@@ -180,7 +211,11 @@ def list_shown_frames(
     more than MAX_FRAMES.
     """
     packets, first = _list_packets(container, stream, source)
+    if container.format.name.endswith("_pipe") and len(packets) < MIN_PICTURES:
+        raise VideoDecodeError(str(source), "pyav", STILL)
     doubt = _doubt(packets, container, stream, first)
+    if not doubt and _says_all_are_keys(packets, stream) and not _are_keys(source):
+        doubt = "packets are said to be key frames that are not"
     if doubt:
         if not may_decode:
             raise FramesNotTold(doubt)
@@ -216,6 +251,7 @@ def _list_packets(
     rows: list[tuple[int | None, int | None, int | None, int, bool, bool]] = []
     codec, has_refreshes = stream.codec_context.codec.canonical_name, False
     is_h264, is_vp8, extradata = codec == "h264", codec == "vp8", stream.codec_context.extradata
+    may_lead, key_pts, has_late_leading = codec in PICTURE_STARTS, None, False
     for packet in container.demux(stream):
         if first is None:  # the last packet is empty and flushes the decoder
             try:
@@ -228,6 +264,9 @@ def _list_packets(
         is_key = packet.is_keyframe
         if is_key and is_h264 and begins_refresh(packet, extradata):
             is_key, has_refreshes = False, True
+        if may_lead and key_pts is not None and packet.pts is not None:
+            has_late_leading |= packet.pts > key_pts and is_b_picture(packet, codec)
+        key_pts = packet.pts if is_key else None  # of the packet just before
         is_hidden = packet.is_discard or (is_vp8 and _is_hidden_vp8(packet))
         rows.append((packet.pts, packet.dts, packet.duration, size, is_key, is_hidden))
         if len(rows) > MAX_FRAMES:
@@ -236,7 +275,8 @@ def _list_packets(
     if first is None and error is not None:
         raise error
     pts, dts, durations, sizes, keys, hidden = zip(*rows, strict=True) if rows else ((),) * 6
-    return _Packets(pts, dts, durations, sizes, keys, hidden, has_refreshes), first
+    packets = _Packets(pts, dts, durations, sizes, keys, hidden, has_refreshes, has_late_leading)
+    return packets, first
 
 
 def _doubt(
@@ -268,6 +308,10 @@ def _doubt(
         return ""
     if np.abs(pts).max() * float(stream.time_base) > MAX_CLOCK_SECONDS:
         return "its clock is no time"
+    if packets.has_late_leading:
+        return "frames shown before a key frame have times behind it"
+    if _overlaps(packets, packets.is_key):
+        return "times go back over a key frame"
     if len(np.unique(pts)) < len(pts) - _num_unseen(packets, codec):
         return "packets have the same time"
     if stream.codec_context.has_b_frames and len(pts) > 2 and (np.diff(pts) > 0).all():
@@ -290,6 +334,58 @@ def _num_unseen(packets: _Packets, codec: str) -> int:
 def _clock_jumps(packets: _Packets, max_gap: float) -> bool:
     steps = np.diff(packets.known_dts)
     return bool((steps < 0).any() or (steps > max_gap).any())
+
+
+def _overlaps(packets: _Packets, is_key: Sequence[bool]) -> list[int]:
+    """The key packets that are shown, or frames after them up to the next one, before what comes before them in the file.
+
+    In one recording a key frame is shown after all that comes before it, and so are the frames that lead it.
+    """
+    at, pts = _timed(packets)
+    if not len(at):
+        return []
+    starts = np.flatnonzero(np.array(is_key, dtype=bool)[at])
+    starts = starts if len(starts) and starts[0] == 0 else np.concatenate([[0], starts])
+    found, latest = [], None
+    first, last = np.minimum.reduceat(pts, starts), np.maximum.reduceat(pts, starts)
+    for start, begin, end in zip(starts.tolist(), first.tolist(), last.tolist(), strict=True):
+        if latest is not None and begin < latest:
+            found.append(int(at[start]))
+            latest = end
+        latest = end if latest is None else max(latest, end)
+    return found
+
+
+def _timed(packets: _Packets) -> "tuple[NDArray[np.int64], NDArray[np.int64]]":
+    """The numbers and the times of the packets that are shown and have one."""
+    known = [
+        (at, tick)
+        for at, (tick, hidden) in enumerate(zip(packets.pts, packets.is_hidden, strict=True))
+        if tick is not None and not hidden
+    ]
+    numbers, ticks = zip(*known, strict=True) if known else ((), ())
+    return np.array(numbers, dtype=np.int64), np.array(ticks, dtype=np.int64)
+
+
+def _says_all_are_keys(packets: _Packets, stream: "av.VideoStream") -> bool:
+    """Whether most packets are said to be key frames, though the codec has others."""
+    return (
+        len(packets) > 2
+        and 2 * sum(packets.is_key) > len(packets)
+        and not stream.codec_context.codec.intra_only
+    )
+
+
+def _are_keys(source: VideoSource) -> bool:
+    """Whether the first frames are coded as key frames."""
+    with open_container(source) as container:
+        decoded = decode_packets(container.demux(video_stream(container, source)))
+        frames = (frame for _, frames, _ in decoded for frame in frames)
+        return all(map(_is_key_frame, itertools.islice(frames, NUM_KEYS_LOOKED_AT)))
+
+
+def _is_key_frame(frame: "av.VideoFrame") -> bool:
+    return bool(frame.key_frame) or frame.pict_type == PictureType.I
 
 
 def max_clock_gap(container: "av.container.InputContainer", stream: "av.VideoStream") -> float:
@@ -335,12 +431,14 @@ def _by_decoding(
         tick_seconds = float(stream.time_base)
     if first is None:
         raise VideoDecodeError(str(source), "pyav", "not one of its frames can be decoded")
-    pts, joins = _ascending(decoded.pts, gap, max_gap if _clock_jumps(packets, max_gap) else None)
+    is_key = _coded_as_keys(packets, decoded)
+    joins = _find_joins(packets, is_key, decoded, max_gap)
+    pts = _ascending(decoded.pts, gap, max_gap if _clock_jumps(packets, max_gap) else None, joins)
     if np.abs(pts).max() * tick_seconds > MAX_CLOCK_SECONDS:
         pts = pts - pts[0]
     num_bytes = [0 if at is None else packets.num_bytes[at] for at in decoded.packet]
-    is_key = [
-        key if at is None else packets.is_key[at]
+    frames_are_keys = [
+        key if at is None else is_key[at]
         for key, at in zip(decoded.is_key, decoded.packet, strict=True)
     ]
     known_ticks = [tick for tick in packets.pts if tick is not None]
@@ -349,10 +447,12 @@ def _by_decoding(
         and not joins
         and decoded.pts == pts.tolist()
         and len(np.unique(known_ticks)) == len(known_ticks)
+        # A seek goes to what is said to be a key frame.
+        and 2 * sum(is_key) >= sum(packets.is_key)
     )
     return ShownFrames(
         pts=pts,
-        is_key=np.array(is_key, dtype=bool),
+        is_key=np.array(frames_are_keys, dtype=bool),
         num_bytes=np.array(num_bytes, dtype=np.int64),
         last_duration=decoded.last_duration,
         first=first,
@@ -382,7 +482,7 @@ def _decode_all(
             first = frame if first is None else first
             decoded.pts.append(frame.pts)
             decoded.packet.append(frame.opaque if isinstance(frame.opaque, int) else None)
-            decoded.is_key.append(bool(frame.key_frame))
+            decoded.is_key.append(_is_key_frame(frame))
             decoded.last_duration = frame.duration or 0
     return decoded, first
 
@@ -396,24 +496,76 @@ def _usual_gap(pts: list[int | None], stream: "av.VideoStream") -> int:
     return max(1, round(1 / (rate * stream.time_base))) if rate else 1
 
 
-def _ascending(
-    raw: list[int | None], gap: int, max_gap: float | None
-) -> "tuple[NDArray[np.int64], list[int]]":
-    """Times that never go back, and the frames at which a clock that was set anew goes on from the one before.
+def _coded_as_keys(packets: _Packets, decoded: _Decoded) -> list[bool]:
+    """Which packets are said to be key frames, and gave one."""
+    gave = dict(zip(decoded.packet, decoded.is_key, strict=True))
+    return [is_said and gave.get(at, False) for at, is_said in enumerate(packets.is_key)]
 
-    Frames without a time follow the one before at the usual gap. Without `max_gap` the clock is known not to jump; times
-    out of order are then those of decoding, and the frames have them in order.
+
+def _find_joins(
+    packets: _Packets, is_key: Sequence[bool], decoded: _Decoded, max_gap: float
+) -> list[int]:
+    """The frames with which another recording begins, as the clock tells; several in a row where one is not certain."""
+    overlaps = _overlaps(packets, is_key)
+    joins = [_frames_between(at, at, decoded) for at in overlaps]
+    keys = [at for at, key in enumerate(is_key) if key]
+    for at in _jumps(packets, max_gap):
+        key = bisect.bisect_left(keys, at)
+        near = keys[key : key + 1]
+        is_near = bool(near) and near[0] - at <= PACKETS_BEFORE_A_KEY
+        group = near[0] if is_near else keys[key - 1] if key else 0
+        if group in overlaps:  # the times of decoding go astray with those that are shown
+            continue
+        # FFmpeg may give the last packet of a program stream the time of the one after it.
+        first, last = (near[0], near[0]) if is_near else (at, at + 1)
+        found = _frames_between(first, last, decoded)
+        if found and _jumps_about(found, decoded.pts, max_gap):
+            joins.append(found)
+    return sorted(set(itertools.chain(*joins)))
+
+
+def _jumps(packets: _Packets, max_gap: float) -> list[int]:
+    """The packets before which the clock of decoding was set anew."""
+    known = [(at, tick) for at, tick in enumerate(packets.dts) if tick is not None]
+    return [
+        at
+        for (_, before), (at, tick) in itertools.pairwise(known)
+        if not 0 <= tick - before <= max_gap
+    ]
+
+
+def _frames_between(first: int, last: int, decoded: _Decoded) -> range:
+    """The frames that begin a recording which begins with one of these packets; all that do where they come out mixed."""
+    numbers = [-1 if number is None else number for number in decoded.packet]
+    after = next((at for at, number in enumerate(numbers) if number >= first), 0)
+    before = max((at for at, number in enumerate(numbers) if 0 <= number < last), default=-1)
+    return range(after, max(after, before + 1) + 1) if after else range(0)
+
+
+def _jumps_about(frames: range, pts: Sequence[int | None], max_gap: float) -> bool:
+    """Whether the times of the frames thereabouts jump as well."""
+    begin, end = frames[0] - FRAMES_ABOUT_A_JOIN, frames[-1] + FRAMES_ABOUT_A_JOIN
+    near = [tick for tick in pts[max(begin, 0) : end + 1] if tick is not None]
+    return any(not 0 <= tick - before <= max_gap for before, tick in itertools.pairwise(near))
+
+
+def _ascending(
+    raw: list[int | None], gap: int, max_gap: float | None, joins: Sequence[int]
+) -> "NDArray[np.int64]":
+    """Times that never go back; a clock that was set anew goes on from the one before.
+
+    Frames without a time follow the one before at the usual gap. Without `max_gap` the clock is known not to jump but at
+    `joins`; other times out of order are then those of decoding, and the frames have them in order.
     """
     begin = next((tick - gap * at for at, tick in enumerate(raw) if tick is not None), 0)
     ticks: list[int] = []
-    joins: list[int] = []
-    offset = 0
+    offset, is_join = 0, set(joins)
     for at, tick in enumerate(raw):
         before = ticks[-1] if ticks else begin - gap
         now = before + gap if tick is None else tick + offset
-        if max_gap is not None and ticks and not 0 <= now - before <= max_gap:
+        jumps = max_gap is not None and not 0 <= now - before <= max_gap
+        if ticks and (jumps or (at in is_join and now <= before)):
             offset += before + gap - now
             now = before + gap
-            joins.append(at)
         ticks.append(now)
-    return np.sort(np.array(ticks, dtype=np.int64)), joins
+    return np.sort(np.array(ticks, dtype=np.int64))

@@ -73,6 +73,10 @@ NO_RANGES = (
 )
 
 
+# Short endings of packed tar archives, which fsspec does not know: its name of the packing.
+_TAR_ENDINGS = {".tgz": "gzip", ".tbz": "bz2", ".tbz2": "bz2", ".txz": "xz"}
+
+
 @dataclass(frozen=True)
 class VideoSource:
     """A local file or an fsspec URL, whole or the `num_bytes` bytes from `offset` on.
@@ -188,39 +192,34 @@ class VideoSource:
             raise self._error(error.strerror or str(error)) from None
 
     def _read_remote(self) -> bytes:
-        import fsspec
-
         try:
-            system, name = fsspec.core.url_to_fs(self.path)
+            system, name = file_system(self.path)
             if self.offset == WHOLE_FILE:
                 return system.cat_file(name)
             return system.cat_file(name, start=self.offset, end=self.offset + self.num_bytes)
         except Exception as error:  # each kind of storage raises its own
-            raise self._error(_remote_cause(error)) from error
+            raise self._error(remote_cause(error, self.path)) from error
 
     def _open_remote(self) -> BinaryIO:
-        import fsspec
         from fsspec.archive import AbstractArchiveFileSystem
 
         try:
-            system, name = fsspec.core.url_to_fs(self.path)
+            system, name = file_system(self.path)
             opened = system.open(name, "rb")
             if isinstance(system, AbstractArchiveFileSystem):
                 opened = _unpacked(opened)
         except Exception as error:  # each kind of storage raises its own
-            raise self._error(_remote_cause(error)) from error
+            raise self._error(remote_cause(error, self.path)) from error
         if getattr(opened, "size", 0) is None:  # a stream, which only goes forward
             raise self._error(NO_RANGES)
         return _RemoteFile(self, opened, system)  # type: ignore[return-value]
 
     def _remote_size(self) -> int:
-        import fsspec
-
         try:
-            system, name = fsspec.core.url_to_fs(self.path)
+            system, name = file_system(self.path)
             size = system.size(name)
         except Exception as error:  # each kind of storage raises its own
-            raise self._error(_remote_cause(error)) from error
+            raise self._error(remote_cause(error, self.path)) from error
         if size == 0:
             raise self._error("the file is empty (0 bytes)")
         return int(size or 0)
@@ -234,6 +233,9 @@ class _RemoteFile(io.RawIOBase):
 
     def __init__(self, source: VideoSource, opened: BinaryIO, system: Any) -> None:
         self._source, self._opened, self._system = source, opened, system
+        self._has_failed = (
+            False  # said once: decoders go on asking, and print what they cannot raise
+        )
 
     def readable(self) -> bool:
         return True
@@ -242,10 +244,12 @@ class _RemoteFile(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
+        if self._has_failed:
+            return b""
         try:
             return self._opened.read(size)
         except Exception as error:  # each kind of storage raises its own
-            raise self._source._error(_remote_cause(error)) from error
+            raise self._failure(error) from error
 
     def readinto(self, buffer: Any) -> int:
         data = self.read(len(buffer))
@@ -253,10 +257,12 @@ class _RemoteFile(io.RawIOBase):
         return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if self._has_failed:
+            return self._opened.tell()
         try:
             return self._opened.seek(offset, whence)
         except Exception as error:  # each kind of storage raises its own
-            raise self._source._error(_remote_cause(error)) from error
+            raise self._failure(error) from error
 
     def tell(self) -> int:
         return self._opened.tell()
@@ -265,6 +271,10 @@ class _RemoteFile(io.RawIOBase):
         if not self.closed:
             self._opened.close()
         super().close()
+
+    def _failure(self, error: Exception) -> VideoDecodeError:
+        self._has_failed = True
+        return self._source._error(remote_cause(error, self._source.path))
 
 
 def as_source(source: "str | Path | VideoSource") -> VideoSource:
@@ -321,10 +331,22 @@ def _unpacked(member: BinaryIO) -> BinaryIO:
     return unpacked  # type: ignore[return-value]
 
 
-def _remote_cause(error: Exception) -> str:
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, chained ones too, and the path in it. Raises whatever the storage raises."""
+    import fsspec
+
+    kind = _TAR_ENDINGS.get(posixpath.splitext(url)[1].lower()) if "::" in url else None
+    return fsspec.core.url_to_fs(url, **({"tar": {"compression": kind}} if kind else {}))
+
+
+def remote_cause(error: Exception, url: str) -> str:
+    """Why a storage failed, in one line, and what to do where a server sends whole files only."""
     if isinstance(error, FileNotFoundError):
         return "no such file"
     cause = " ".join(str(error).split())
-    if "range requests" in cause or "Cannot seek streaming" in cause:
-        return NO_RANGES
-    return cause or type(error).__name__
+    if "range requests" not in cause and "Cannot seek streaming" not in cause:
+        return cause or type(error).__name__
+    before, archive, rest = url.partition("::")
+    if archive and "simplecache" not in url:
+        return f"{NO_RANGES}: {before}::simplecache::{rest}"
+    return NO_RANGES

@@ -35,6 +35,9 @@ EXACT_CONTAINERS = frozenset({"mov", "matroska", "flv", "gif"})
 PTS_TOLERANCE_SECONDS = 1e-4  # ten times finer than the coarsest clock in use, a millisecond
 
 
+REMEDY = "use backend=pyav or auto"
+
+
 def load_error() -> str:
     """Why torchcodec does not load, or an empty string."""
     try:
@@ -112,7 +115,7 @@ class TorchcodecReader:
             check_format(self._source)
         info = self._index.info
         if reason := refusal(self._index):
-            self._fail(f"{reason}; use backend=pyav or auto")
+            self._fail(f"{reason}; {REMEDY}")
         self.num_frames = info.num_frames
         self.height, self.width = resized_shape(info.height, info.width, short_side)
         self.pts_seconds = torch.from_numpy(self._index.pts_seconds)
@@ -166,12 +169,11 @@ class TorchcodecReader:
             decoder = self._build(device, seek_mode="exact")
         except (RuntimeError, ValueError) as error:
             if "No valid stream found" in str(error):
-                self._fail(f"the FFmpeg that it found has no decoder for {self._index.info.codec}")
-            self._fail(_first_line(error))
+                codec = self._index.info.codec
+                self._fail(f"the FFmpeg that it found has no decoder for {codec}; {REMEDY}")
+            self._fail(f"{_first_line(error)}; {REMEDY}")
         if len(decoder) != self.num_frames:
-            self._fail(
-                f"it counts {len(decoder)} frames, {self.num_frames} are shown; use backend=pyav or auto"
-            )
+            self._fail(f"it counts {len(decoder)} frames, {self.num_frames} are shown; {REMEDY}")
         return decoder
 
     def _build(self, device: str, **frames: str) -> Any:
@@ -204,7 +206,7 @@ class TorchcodecReader:
         try:
             return read_from_start(self._read, indices)
         except (RuntimeError, IndexError, ValueError) as error:
-            self._fail(_first_line(error))
+            self._fail(f"{_first_line(error)}; {REMEDY}")
 
     def _read(self, indices: list[int]) -> Tensor:
         """(n, 3, H, W). Raises torchcodec's errors, and ValueError for frames of other times than those asked for."""
@@ -236,4 +238,5 @@ def _frame_mappings(index: VideoIndex) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
