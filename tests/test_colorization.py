@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 from videossl.config import validate
 from videossl.models.encoder import Encoder, EncoderSpec
-from videossl.pretext._views import CellTruth, cell_tallies
+from videossl.pretext._views import CellTruth, cell_metrics
 from videossl.pretext.colorization import ColorizationConfig as Config
 from videossl.pretext.colorization import Task
 from videossl.rng import row_random
@@ -128,7 +128,7 @@ def test_chance_is_the_majority_class():
     classes = torch.tensor([0, 0, 0, 1]).view(1, 2, 2)
     still, table = torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, dtype=torch.int64)
     truth = CellTruth(classes, classes, still, table, num_classes=4)
-    metric_sums = cell_tallies(torch.zeros_like(classes), truth)
+    metric_sums = cell_metrics(torch.zeros_like(classes), truth)
     assert metric_mean(metric_sums["chance"]) == 0.75
     assert metric_mean(metric_sums["accuracy"]) == 0.75
     assert metric_mean(metric_sums["balanced_accuracy"]) == 0.5
@@ -150,7 +150,7 @@ def test_a_crop_that_is_no_multiple_of_the_stride_fails():
 
 @pytest.mark.parametrize("hide", ["both", "one"])
 @pytest.mark.parametrize("predict", ["classes", "values"])
-def test_answers_are_the_tallies_cell_by_cell(hide, predict):
+def test_answers_are_the_metrics_cell_by_cell(hide, predict):
     """What pretext-eval judges, summed up, is what training reports."""
     encoder, task = build(hide=hide, predict=predict, num_references=1)
     batch = batch_of(task, random_clips(task, 3))

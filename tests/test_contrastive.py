@@ -174,7 +174,7 @@ def test_the_bound_on_information_is_log_n_less_the_loss():
     assert found == pytest.approx(ceiling - float(loss.detach()), abs=1e-5)
 
 
-def test_answers_are_the_tallies_row_by_row():
+def test_answers_are_the_metrics_row_by_row():
     for settings in ({}, {"mode": "moco", "queue_size": 6}):
         model = build(**settings)
         task = model.tasks["contrastive"]

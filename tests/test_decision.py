@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from videossl.tracking.propagation import greatest_expected_j, propagate
+from videossl.tracking.propagation import greatest_expected_iou, propagate
 from videossl.tracking.protocol import preset
 
 
@@ -27,7 +27,7 @@ def test_the_mask_is_the_best_of_all_thresholds(seed, power):
     rng = np.random.default_rng(seed)
     part = rng.random((20, 30)) ** (1 + seed)  # from even to mostly small shares
     shares = torch.from_numpy(np.stack([1 - part, part]))
-    found = greatest_expected_j(shares, power=power).numpy()
+    found = greatest_expected_iou(shares, power=power).numpy()
     np.testing.assert_array_equal(found == 1, slow_mask(part, power))
 
 
@@ -37,14 +37,14 @@ def test_an_object_of_small_shares_is_found_whole():
     part[2:6, 3:9] = 0.3
     shares = torch.stack([1 - part, part])
     assert shares.argmax(0).sum() == 0
-    assert torch.equal(greatest_expected_j(shares), (part > 0).long())
+    assert torch.equal(greatest_expected_iou(shares), (part > 0).long())
 
 
 def test_sure_shares_are_decided_as_by_the_largest():
     generator = torch.Generator().manual_seed(0)
     part = torch.where(torch.rand(16, 16, generator=generator) < 0.4, 0.97, 0.02)
     shares = torch.stack([1 - part, part])
-    assert torch.equal(greatest_expected_j(shares), shares.argmax(0))
+    assert torch.equal(greatest_expected_iou(shares), shares.argmax(0))
 
 
 def test_two_objects_share_no_pixel_and_each_has_its_own_threshold():
@@ -52,7 +52,7 @@ def test_two_objects_share_no_pixel_and_each_has_its_own_threshold():
     clear[:4], faint[5:] = 0.95, 0.2
     clear[5:] = 0.1  # leaks into the other one, far below its own threshold
     shares = torch.stack([1 - clear - faint, clear, faint])
-    found = greatest_expected_j(shares)
+    found = greatest_expected_iou(shares)
     assert (found[:4] == 1).all()
     assert (found[4] == 0).all()
     assert (found[5:] == 2).all()
@@ -62,20 +62,20 @@ def test_two_objects_share_no_pixel_and_each_has_its_own_threshold():
     "shares", [torch.ones(1, 4, 4), torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])]
 )
 def test_nothing_is_found_where_nothing_is(shares):
-    assert greatest_expected_j(shares).sum() == 0
+    assert greatest_expected_iou(shares).sum() == 0
 
 
 def test_what_is_left_of_far_shares_is_no_object():
     part = torch.full((6, 6), 0.04)
-    assert greatest_expected_j(torch.stack([1 - part, part])).sum() == 0
+    assert greatest_expected_iou(torch.stack([1 - part, part])).sum() == 0
 
 
 def test_shares_need_not_sum_to_one_and_may_be_just_below_zero():
     part = torch.tensor([[0.9, -0.01, 0.2], [1.02, 0.0, 0.7]])
     shares = torch.stack([1 - part, part])
     expected = torch.tensor([[1, 0, 0], [1, 0, 1]])
-    assert torch.equal(greatest_expected_j(shares, power=2), expected)
-    assert torch.equal(greatest_expected_j(shares * 0.25, power=2), expected)
+    assert torch.equal(greatest_expected_iou(shares, power=2), expected)
+    assert torch.equal(greatest_expected_iou(shares * 0.25, power=2), expected)
 
 
 @pytest.mark.parametrize("refined", [False, True])

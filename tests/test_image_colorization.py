@@ -147,7 +147,7 @@ def test_preparing_counts_the_colours_of_cells():
     assert torch.equal(answers.baselines["lightness"], answers.labels)
 
 
-def test_loss_and_tallies_equal_a_slow_loop():
+def test_loss_and_metrics_equal_a_slow_loop():
     task = build().eval()
     random = torch.Generator().manual_seed(0)
     chroma = torch.randn(2, 2, 4, 4, generator=random) * 15

@@ -69,7 +69,7 @@ def test_the_sdist_holds_what_the_wheel_is_made_of(built):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "LICENSE", "README.md", "videossl/py.typed"} <= names
-    assert {f"videossl/eval/page.{kind}" for kind in ("html", "css", "js")} <= names
+    assert {f"videossl/io/page.{kind}" for kind in ("html", "css", "js")} <= names
 
 
 def test_the_wheel_names_its_version_and_its_licence(built):

@@ -1,7 +1,6 @@
 """`videossl pretext-eval`: the pretext tasks of a run on videos that it never trained on, with intervals over videos."""
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -73,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from videossl.distributed import choose_device
     from videossl.engine.build import clip_dataset
     from videossl.io.input_files import file_digest
+    from videossl.io.output_files import write_json
     from videossl.models.encoder_sources import find_checkpoint
     from videossl.version import __version__
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         "clips_per_video": args.clips_per_video,
         "tasks": tasks,
     }
-    (args.out / "result.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(args.out / "result.json", record)
     table = format_table(tasks)
     (args.out / "table.md").write_text(table + "\n")
     for name, task in tasks.items():

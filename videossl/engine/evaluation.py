@@ -1,6 +1,6 @@
 """What is measured on the model while it trains: objects handed to the trainer, run when due, the best value kept.
 
-The trainer knows no benchmark: held-out clips (`heldout.py`), kNN and tracking are all given to it.
+The trainer knows no benchmark: held-out clips, kNN and tracking are all given to it.
 """
 
 import contextlib

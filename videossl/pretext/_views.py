@@ -263,7 +263,7 @@ class CellTruth(NamedTuple):
         return classes + self.num_classes * self.table[:, None, None]
 
 
-def cell_tallies(predicted: Tensor, truth: CellTruth) -> dict[str, Tensor]:
+def cell_metrics(predicted: Tensor, truth: CellTruth) -> dict[str, Tensor]:
     """Accuracy beside the most frequent class (`chance`) and a copy of the same cell, and the same on moving cells alone."""
     right = (predicted == truth.classes).float()
     copied = (truth.same_cell == truth.classes).float()

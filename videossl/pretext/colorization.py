@@ -36,7 +36,7 @@ from videossl.models.encoder import StageInfo
 from videossl.pretext._views import (
     CellTruth,
     cell_answers,
-    cell_tallies,
+    cell_metrics,
     classify,
     copied_loss,
     cut_frames,
@@ -132,7 +132,7 @@ class Task(PretextTask):
         else:
             loss = F.smooth_l1_loss(copied, values[:, -1])
             predicted = classify(copied.unsqueeze(2), self.centroids[targets["table"]])[:, 0]
-        return TaskResult(loss, cell_tallies(predicted.detach(), self._truth(targets)))
+        return TaskResult(loss, cell_metrics(predicted.detach(), self._truth(targets)))
 
     @torch.no_grad()
     def predictions(

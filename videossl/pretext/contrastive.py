@@ -4,7 +4,7 @@
 cropped and jittered on their own, negatives of both clips of every other video on every rank. `mode: moco` (He et al., CVPR
 2020; on video rho-MoCo, Feichtenhofer et al., CVPR 2021): the second clip goes through a slowly following copy of encoder
 and projection, and the negatives are a queue of such keys. `loss: info_nce`, or another of the metric-learning family
-(`losses/metric.py`) on the clips of the global batch with videos as labels (simclr only).
+(`_losses.py`) on the clips of the global batch with videos as labels (simclr only).
 
 Departures: Lab clips; the two clips share the crop of their video but for a shift (data/transforms.py); batch statistics are
 each rank's own unless `train.sync_batchnorm`; MoCo's shuffling of batches is left out: where they tell the pair, loss falls

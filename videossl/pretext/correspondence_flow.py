@@ -27,7 +27,7 @@ from videossl.models.encoder import StageInfo
 from videossl.pretext._views import (
     CellTruth,
     cell_answers,
-    cell_tallies,
+    cell_metrics,
     classify,
     copied_loss,
     cut_frames,
@@ -108,7 +108,7 @@ class Task(PretextTask):
         loss = torch.stack(losses).mean() + self.config.cycle_weight * copied_loss(
             back, classes[:, 0]
         )
-        return TaskResult(loss, cell_tallies(third.detach().argmax(1), self._truth(targets)))
+        return TaskResult(loss, cell_metrics(third.detach().argmax(1), self._truth(targets)))
 
     @torch.no_grad()
     def predictions(

@@ -20,7 +20,7 @@ LEVELS = 256
 FAINT = 0.05  # shares below are no pixel's: what is left by filters and far cells; chosen, docs/results.md
 
 
-def greatest_expected_j(shares: Tensor, *, power: float = 1.0) -> Tensor:
+def greatest_expected_iou(shares: Tensor, *, power: float = 1.0) -> Tensor:
     """The winner of each pixel, (H, W) int64, of `shares` (V, H, W) >= 0, the background's first.
 
     An object's probability is p = s^power / (s^power + (1 - s)^power) of its part s of the pixel's shares. Its threshold
@@ -300,7 +300,7 @@ def _winners(
 
 def _winner(shares: Tensor, protocol: Protocol) -> Tensor:
     if protocol.decision == "expected_iou":
-        return greatest_expected_j(shares, power=protocol.decision_power)
+        return greatest_expected_iou(shares, power=protocol.decision_power)
     return shares.argmax(0)
 
 
