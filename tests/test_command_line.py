@@ -19,8 +19,7 @@ import pytest
 from videossl import __main__
 from videossl.__main__ import COMMANDS, main
 from videossl.commands.arguments import build_parser, parse, subparsers_of
-from videossl.commands.output import setting_lines
-from videossl.config import Config
+from videossl.config import Config, setting_lines
 from videossl.pretext import available, load
 
 SCRIPT = Path(sys.executable).with_name("videossl")

@@ -4,12 +4,13 @@ Unknown keys are errors that name the path and the nearest key; a task's own set
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from videossl.errors import UserError
 
@@ -392,3 +393,46 @@ def _section_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseMod
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
     return model
+
+
+def setting_lines(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """A line for each key: how it is written on the command line, its default, its meaning and what it may be."""
+    rows = list(_rows(model, prefix))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    return [
+        f"{key:{widths[0]}}  {default:{widths[1]}}  {meaning}".rstrip()
+        for key, default, meaning in rows
+    ]
+
+
+def _rows(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from _rows(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _default(field), _meaning(field)
+
+
+def _default(field: FieldInfo) -> str:
+    """As YAML writes it."""
+    if field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True)
+    plain: Any = list(value) if isinstance(value, tuple) else value
+    if isinstance(plain, BaseModel):
+        plain = plain.model_dump(mode="json")
+    text = yaml.safe_dump(plain, default_flow_style=True, width=1000)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _meaning(field: FieldInfo) -> str:
+    choices = _choices(field.annotation)
+    shown = f"one of {', '.join(map(str, choices))}" if choices else ""
+    return "; ".join(part for part in (field.description, shown) if part)
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for part in get_args(annotation) for choice in _choices(part))

@@ -1,24 +1,31 @@
-"""A config is right, and what it names is there: told before torch is loaded, which takes seconds."""
+"""Configs and files that a command is given: told what is wrong before torch is loaded, which takes seconds.
+
+Each check imports what it needs, so that --help works where no library is installed.
+"""
 
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from videossl.config import Config, load_config, validate
-from videossl.data.manifest_path import check_is_there
-from videossl.decode.source import is_url
 from videossl.errors import UserError
-from videossl.models.encoder_sources import CHECKPOINTS, checkpoints, find_checkpoint
-from videossl.pretext import check_known
-from videossl.pretext.settings import CONFIGS
+
+if TYPE_CHECKING:
+    from videossl.config import Config
 
 
-def check_config(given: str | Path, overrides: Sequence[str]) -> Config:
+def check_config(given: str | Path, overrides: Sequence[str]) -> "Config":
     """Raises UserError as `load_config` does, and for wrong settings of tasks, and manifests and weights that are not there.
 
     A task from outside of videossl is checked where it is imported.
     """
+    from videossl.config import load_config, validate
+    from videossl.data.manifest_path import check_is_there
+    from videossl.decode.source import is_url
+    from videossl.models.encoder_sources import CHECKPOINTS, checkpoints, find_checkpoint
+    from videossl.pretext import check_known
+    from videossl.pretext.settings import CONFIGS
+
     config = load_config(given, overrides)
     for name, settings in config.tasks.items():
         check_known(name)

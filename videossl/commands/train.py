@@ -108,8 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 def print_settings(task: str) -> int:
     """Prints the settings of a run, or of the task of this name."""
-    from videossl.commands.output import setting_lines
-    from videossl.config import Config
+    from videossl.config import Config, setting_lines
 
     if not task:
         print("\n".join(setting_lines(Config)))
