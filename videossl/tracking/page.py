@@ -400,10 +400,11 @@ def _score_tables(
     objects = scored[main_row]["per_object"]
     has_intervals = any("intervals" in row for row in scored.values())
     note = " Under each score its bootstrap interval over sequences." if has_intervals else ""
+    count = "1 object" if len(objects) == 1 else f"{len(objects)} objects"
     return [
         "<h2>Scores</h2>",
         rows_table(scored, main_row),
-        f'<p class="muted">In percent, means over {len(objects)} objects.{note}</p>',
+        f'<p class="muted">In percent, means over {count}.{note}</p>',
         *(_differences(differences, main_row) if differences else []),
         "<h2>Objects, worst first</h2>",
         objects_table(objects, links),
