@@ -18,6 +18,7 @@ from videossl.catalog.cuts_and_bars import full_luma_of, luma_of
 from videossl.data.entry import sound_entry
 from videossl.decode import torchcodec_reader
 from videossl.decode.backends import READERS, available_backends, open_video, resolve_backend
+from videossl.decode.container import filter_graph
 from videossl.decode.index import (
     frame_ticks,
     is_constant_rate,
@@ -26,7 +27,7 @@ from videossl.decode.index import (
     read_index,
     tick_deltas,
 )
-from videossl.decode.pyav_reader import PyavReader, filter_graph
+from videossl.decode.pyav_reader import PyavReader
 from videossl.decode.reader import FrameBatch, gather_frames, indices_shown_at, resized_shape
 from videossl.decode.source import VideoSource
 from videossl.errors import UserError, VideoDecodeError

@@ -87,7 +87,7 @@ def test_both_questions_equal_slow_loops(videos, training):
     assert metric_sums["mutual_information"] == pytest.approx(
         ceiling - sum(match_losses) / 12, rel=1e-4
     )
-    answers = task.eval().answers(features, targets)
+    answers = task.eval().predictions(features, targets)
     assert (answers.baselines["thumbnails"] == answers.labels).tolist() == shortcut_baseline
     assert answers.scores.isfinite().sum(1).tolist() == terms
     assert answers.videos.tolist() == [video for video, _ in rows]

@@ -9,19 +9,19 @@ import pytest
 
 LOOPS = {
     "where nobody asks": "time.sleep(30)",
-    "in a loop that asks": "while True: interrupts.check(); time.sleep(.01)",
+    "in a loop that asks": "while True: signals.check(); time.sleep(.01)",
     "where a KeyboardInterrupt would be lost": (
         "class Lost:\n    def __del__(self): time.sleep(30)\ndel [Lost()][0]\ntime.sleep(30)"
     ),
-    "when the command is done": "interrupts.finish(0); time.sleep(30)",
+    "when the command is done": "signals.finish(0); time.sleep(30)",
 }
 
 
 def start(code: str, handler=signal.SIG_DFL, **environment: str) -> subprocess.Popen:
-    head = "import time\nfrom videossl import interrupts\ninterrupts.take('scan')\nprint('up', flush=True)\n"
-    tail = "\ninterrupts.finish(0)"
+    head = "import time\nfrom videossl.workers import signals\nsignals.take('scan')\nprint('up', flush=True)\n"
+    tail = "\nsignals.finish(0)"
     body = "\n".join(f"    {line}" for line in code.splitlines())
-    code = f"{head}try:\n{body}\nexcept KeyboardInterrupt: interrupts.end(){tail}"
+    code = f"{head}try:\n{body}\nexcept KeyboardInterrupt: signals.end(){tail}"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -44,7 +44,7 @@ def test_it_ends_a_command(where):
 
 def test_what_cleans_up_has_its_time_and_a_second_one_ends_it():
     slow = (
-        "try:\n    while True: interrupts.check(); time.sleep(.01)\n"
+        "try:\n    while True: signals.check(); time.sleep(.01)\n"
         "finally:\n    time.sleep(1.5); print('clean', flush=True)"
     )
     process = start(slow)

@@ -158,7 +158,7 @@ def test_fingerprints_have_the_sizes_they_say():
 
 
 def test_tasks_are_told_by_what_their_views_hold():
-    task = SimpleNamespace(questions=lambda views: None)
+    task = SimpleNamespace(shortcut_inputs=lambda views: None)
     subject = SimpleNamespace(config=SimpleNamespace(seed=0))
     for views, expected in (
         (colour_views(0.5, 0), ColorBaselines),

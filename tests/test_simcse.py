@@ -102,7 +102,7 @@ def test_loss_and_answers_equal_a_slow_loop(settings, videos, training):
     assert metric_sums["shortcut_baseline"] == sum(shortcut_baseline) / 4
     assert metric_sums["mutual_information_ceiling"] == pytest.approx(ceiling)
     assert metric_sums["mutual_information"] == pytest.approx(ceiling - sum(losses) / 4, abs=1e-4)
-    answers = task.eval().answers(features, views.targets)
+    answers = task.eval().predictions(features, views.targets)
     assert (answers.baselines["thumbnails"] == answers.labels).tolist() == shortcut_baseline
     assert answers.scores.isfinite().sum(1).tolist() == terms
     if not training:
