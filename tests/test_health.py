@@ -111,7 +111,7 @@ def test_a_task_that_is_too_good_is_suspected(caplog):
     alarms.check_tasks(tasks(0.98), "held-out")
     assert alarms.said == 1
     assert (
-        "arrow_of_time answers 0.970 of the held-out questions (chance 0.50, shortcut_baseline 0.60): suspicious"
+        "arrow_of_time answers 0.970 of the held-out questions (chance 0.50, shortcut baseline 0.60): suspicious"
         in caplog.text
     )
     alarms.check_tasks(tasks(0.97), "training")

@@ -56,7 +56,7 @@ class DecodeSection(Section):
 
 
 class SamplingRules(Section):
-    """Which parts of a video no clip is taken from, because codecs and editors leave their marks there."""
+    """Which seconds clips are taken from: clear of the traces of codecs and editors, more often where it moves."""
 
     skip_ends: bool = Field(True, description="never the first frame, nor the last second or tenth")
     avoid_key_frames: bool = Field(True, description="no clip starts on a key frame")

@@ -169,10 +169,10 @@ class TaskResult:
         for name, value in self.metric_sums.items():
             if value.requires_grad or value.ndim != 2 or len(value) != 2:
                 raise ValueError(
-                    f"metric_sum {name!r} must be detached and (2, G), got {tuple(value.shape)}"
+                    f"the sums of metric {name!r} must be detached and (2, G), got {tuple(value.shape)}"
                 )
         if missing := {"accuracy", "chance"} - self.metric_sums.keys():
-            raise ValueError(f"a task must metric_sum {sorted(missing)}")
+            raise ValueError(f"a task must give the metrics {sorted(missing)}")
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ class VideoEntry:
     duration_seconds: float = 0.0
     begin_seconds: float = 0.0
     end_seconds: float = 0.0
-    # What the codec does not mark, see `videossl.data.sampling.usable_span`.
+    # What the codec does not mark, see `videossl.decode.index.usable_seconds`.
     usable_begin_seconds: float = 0.0
     usable_end_seconds: float = 0.0
     is_constant_rate: bool = False

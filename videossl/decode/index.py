@@ -226,9 +226,8 @@ class VideoIndex:
     times_by_order: bool
     num_bytes: int  # of the file, when it was read: another size is another file
     by_decoding: bool = False  # the packets did not tell which frames are shown: all were decoded
-    has_closed_groups: bool = (
-        False  # a key frame is followed by frames shown before it (open groups of pictures)
-    )
+    # No frame that follows a key frame in the file is shown before it (closed groups of pictures).
+    has_closed_groups: bool = False
     joins: tuple[int, ...] = ()  # frames with which another recording begins
     digest: str = ""  # as `VideoSource.ends_digest`; "" where unknown
 

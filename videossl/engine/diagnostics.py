@@ -91,7 +91,7 @@ class FeatureProbe:
 
 log = logging.getLogger("videossl")
 
-SUSPICIOUS_ACCURACY = 0.95  # of a self-made question: a shortcut_baseline until shown otherwise
+SUSPICIOUS_ACCURACY = 0.95  # of a self-made question: presumed a shortcut until shown otherwise
 MIN_ANSWERS = 100  # before an accuracy is believed: chosen
 MIN_SPREAD = 0.02  # of features: every untrained encoder here has .3 to .8 on real clips (measured)
 MIN_RANK_SHARE = 0.02  # of the effective rank that so many rows could have; chosen

@@ -292,7 +292,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, floa
 
 
 def describe_tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
-    """`order_verification loss 0.693 acc 0.51 (chance 0.50, shortcut_baseline 0.54)  arrow_of_time ...`."""
+    """`order_verification loss 0.693 acc 0.51 (chance 0.50, shortcut baseline 0.54)  arrow_of_time ...`."""
     return "  ".join(
         f"{name} loss {m['loss']:.3f} acc {m['accuracy']:.3f} ({describe_bars(m)})"
         for name, m in tasks.items()
@@ -302,7 +302,7 @@ def describe_tasks(tasks: Mapping[str, Mapping[str, float]]) -> str:
 def describe_bars(metrics: Mapping[str, float]) -> str:
     """What an accuracy must be above: chance, and the shortcut baseline where one is known."""
     shortcut_baseline = (
-        f", shortcut_baseline {metrics['shortcut_baseline']:.2f}"
+        f", shortcut baseline {metrics['shortcut_baseline']:.2f}"
         if "shortcut_baseline" in metrics
         else ""
     )

@@ -30,7 +30,7 @@ _S3D_FIRST_LAYERS = (
     7,
     13,
     16,
-)  # of `features`: where res2..res5 begin and end, as in zoo.s3d
+)  # of `features`: where res2..res5 begin and end, as in architectures.s3d
 
 
 @dataclass(frozen=True)

@@ -422,7 +422,7 @@ def _curves(runs: Sequence[RunRecord]) -> Iterator[str]:
     )
     yield (
         f'<p class="legend muted">{runs_named}<span>solid: held-out videos</span><span>faint: training</span>'
-        "<span>dashed: chance</span><span>dotted: the cheapest known shortcut_baseline</span></p>"
+        "<span>dashed: chance</span><span>dotted: shortcut baseline</span></p>"
     )
 
 

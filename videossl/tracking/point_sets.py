@@ -1,7 +1,7 @@
-"""Videos with queries and true places: the record of one, and the readers of two trees of joints, checked as a whole.
+"""Videos with queries and true places, and the readers of BADJA, JHMDB and TAP-Vid, checked as a whole.
 
 BADJA: Biggs et al., ACCV 2018, arXiv:1811.05804 (joints of animals in DAVIS). JHMDB: Jhuang et al., ICCV 2013. Places
-are as in `videossl.tracking.points`: the centre of a pixel is at halves. TAP-Vid is read in `videossl.tracking.point_sets`.
+are as in `videossl.tracking.points`: the centre of a pixel is at halves.
 """
 
 import json
