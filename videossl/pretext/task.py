@@ -95,7 +95,7 @@ class PretextTask(nn.Module, ABC):
         return None
 
     def shortcut_inputs(self, views: Views) -> ShortcutInputs | None:
-        """The frames that each question shows: what the shortcut baselines of `videossl audit` are fitted to. Default: none."""
+        """The frames that each question shows, which `videossl audit` fits shortcut baselines to. Default: none."""
         return None
 
     def draw(self, views: Views, features: dict[str, FeatureMaps]) -> dict[str, Tensor]:
